@@ -1,0 +1,1 @@
+"""Text and losses to numbers and pictures."""

@@ -1,0 +1,11 @@
+"""The words a choice is made with, apart from the code that acts on them, so that command lines need not load JAX."""
+
+from typing import Literal
+
+GateActivation = Literal["sigmoid", "hard_sigmoid"]
+Initializer = Literal["keras", "flax"]
+OptimizerName = Literal["rmsprop-keras-2", "rmsprop-keras-3", "adam"]
+Schedule = Literal["constant", "cosine"]
+Sampler = Literal["windowed", "stateful"]
+Continuation = Literal["restart", "roll-on"]
+Precision = Literal["float32", "tf32", "bfloat16"]

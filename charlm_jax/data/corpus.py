@@ -1,0 +1,193 @@
+"""Where text comes from: the embedded corpus, the named downloads, any file, any folder of text files."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from charlm_jax.errors import InputError
+
+DATA_FOLDER_VARIABLE = "CHARLM_JAX_DATA"
+PYTHON_DOCS = "python-docs"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and what is known of it.
+
+    Attributes:
+        name: the corpus's name, or the path that it was read from.
+        text: its characters, after decoding and lower-casing.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the text in UTF-8, in hexadecimal digits."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Download:
+    """A public corpus.
+
+    Attributes:
+        url: where it is served.
+        sha256: of the file as served.
+        file: the text's file name, in the cache, in the data folder and inside an archive.
+        text_sha256: of the text file's bytes.
+        encoding: how its bytes become characters.
+    """
+
+    url: str
+    sha256: str
+    file: str
+    text_sha256: str
+    encoding: str = "utf-8"
+
+
+# Hashes: nietzsche from a copy of the file, tinyshakespeare, text8 and enwik8 as published by those who pin them.
+# enwik8 is read one byte a character, as every published "bits per character" on it is.
+DOWNLOADS = {
+    "nietzsche": Download(
+        url="https://s3.amazonaws.com/text-datasets/nietzsche.txt",
+        sha256="23cf69874ab69d3d256099ab530ea4be24d47d9675b673bcc67cbcd6298ec647",
+        file="nietzsche.txt",
+        text_sha256="23cf69874ab69d3d256099ab530ea4be24d47d9675b673bcc67cbcd6298ec647",
+    ),
+    "tinyshakespeare": Download(
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        file="tinyshakespeare.txt",
+        text_sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "text8": Download(
+        url="http://mattmahoney.net/dc/text8.zip",
+        sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+        file="text8",
+        text_sha256="6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+    ),
+    "enwik8": Download(
+        url="http://mattmahoney.net/dc/enwik8.zip",
+        sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        file="enwik8",
+        text_sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        encoding="latin-1",
+    ),
+}
+NAMES = (PYTHON_DOCS, *DOWNLOADS)
+
+
+def load_corpus(name: str, *, encoding: str | None = None, lowercase: bool = False) -> Corpus:
+    """Read a corpus.
+
+    Line ends CR LF and CR become LF, one byte-order mark at the start of a file is dropped, and nothing else changes:
+    a missing final newline stays missing, a character beyond the basic plane is one character. Lower-casing is
+    Python's, which turns a few characters (such as U+0130) into two.
+
+    Args:
+        name: `python-docs`, a name in `DOWNLOADS`, a text file, or a folder, all of whose files (hidden ones aside)
+            are read in the order of their paths and joined by blank lines.
+        encoding: of the bytes; None is the corpus's own: UTF-8, or what its `Download` says.
+        lowercase: whether to lower-case the text.
+
+    Raises:
+        InputError: no such corpus, bytes that do not decode, a file that cannot be read, or a download that failed.
+    """
+    if name == PYTHON_DOCS:
+        text = _python_docs()
+    elif name in DOWNLOADS:
+        source = DOWNLOADS[name]
+        text = _decode(_bytes_of(name, source), encoding or source.encoding, name)
+    else:
+        text = _read(Path(name), encoding or "utf-8")
+    return Corpus(name=name, text=text.lower() if lowercase else text)
+
+
+def _python_docs() -> str:
+    """Return the language reference that this CPython carries, which differs between Python versions."""
+    from pydoc_data.topics import topics  # half a megabyte, wanted by this corpus alone
+
+    return "\n\n".join(topics[topic] for topic in sorted(topics))
+
+
+def _read(path: Path, encoding: str) -> str:
+    if not path.exists():
+        raise InputError(
+            f"there is no corpus, file or folder {str(path)!r}; name one of {', '.join(NAMES)}, or a path to text"
+        )
+    if path.is_dir():
+        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+        files = [path / file for file in sorted(inside) if not any(part.startswith(".") for part in file.parts)]
+        if not files:
+            raise InputError(f"the folder {str(path)!r} has no text files; name one that has")
+    else:
+        files = [path]
+    return "\n\n".join(_decode(_contents(file), encoding, str(file)) for file in files)
+
+
+def _contents(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+
+
+def _decode(content: bytes, encoding: str, source: str) -> str:
+    try:
+        text = content.decode(encoding)
+    except LookupError as error:
+        raise InputError(
+            f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
+        ) from error
+    except UnicodeError as error:
+        place = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = content.count(b"\n", 0, place) + 1
+        byte = f"byte 0x{content[place]:02x}" if content else "the end"
+        raise InputError(
+            f"{source!r} is not {encoding}: {byte} at offset {place} (line {line}) does not decode; "
+            "name its encoding, for example --encoding cp1252, latin-1 (any bytes at all) or utf-16"
+        ) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _bytes_of(name: str, source: Download) -> bytes:
+    """Return a public corpus's bytes: from the user's data folder, else the cache, else the network."""
+    folder = os.environ.get(DATA_FOLDER_VARIABLE)
+    local = Path(folder) / source.file if folder else None
+    content = _contents(local) if local and local.exists() else _contents(_downloaded(name, source))
+    found = hashlib.sha256(content).hexdigest()
+    if found != source.text_sha256:
+        raise InputError(
+            f"{str(local or name)!r} is not the published {name} (SHA-256 {found}, not {source.text_sha256}); "
+            "replace it, or name your own text with --corpus FILE"
+        )
+    return content
+
+
+def _downloaded(name: str, source: Download) -> Path:
+    import pooch  # only a corpus that is not here needs a downloader
+
+    cache = pooch.os_cache("charlm_jax")
+    pooch.get_logger().setLevel("WARNING")
+    archive = source.url.endswith(".zip")
+    unpack: Callable | None = pooch.Unzip(members=[source.file]) if archive else None
+    try:
+        found = pooch.retrieve(
+            source.url,
+            known_hash=f"sha256:{source.sha256}",
+            fname=f"{source.file}.zip" if archive else source.file,
+            path=cache,
+            processor=unpack,
+            progressbar=True,
+        )
+    except Exception as error:  # requests, urllib3, zipfile and the disk each fail in their own way
+        raise InputError(
+            f"the corpus {name} is neither in ${DATA_FOLDER_VARIABLE} nor in {str(cache)!r}, and {source.url} could "
+            f"not be fetched ({type(error).__name__}); connect and run again, or put {source.file} into a folder that "
+            f"${DATA_FOLDER_VARIABLE} names, or train on another text with --corpus FILE or --corpus {PYTHON_DOCS}"
+        ) from error
+    return Path(found[0] if archive else found)

@@ -1,0 +1,133 @@
+"""Windows by arithmetic: which characters a batch holds is a function of the text's length, a key and a step.
+
+Window `w` of a text starts at character `stride * w` and holds `window` characters; its target is the character after
+them. No window is ever stored: a batch is gathered from the one array of ids, and the order in which an epoch visits
+the windows is a keyed bijection that is evaluated at the places asked for. Memory does not grow with the windows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, Integer, UInt32
+from numpy import ndarray
+
+from charlm_jax.errors import InputError
+from charlm_jax.keys import Key
+
+_ROUNDS = 8  # an even number, so that the two halves of the Feistel network end where they began
+
+
+class Batch(NamedTuple):
+    """A batch of windows.
+
+    Attributes:
+        inputs: ids of the windows' characters.
+        targets: ids of the characters after them.
+        weights: 1 for a window, 0 for the padding of a last, smaller batch.
+    """
+
+    inputs: Int32[Array, "batch time"]
+    targets: Int32[Array, " batch"]
+    weights: Float[Array, " batch"]
+
+
+def count_windows(length: int, *, window: int, stride: int) -> int:
+    """Return how many windows with a target a text of `length` characters has."""
+    return len(range(0, length - window, stride))
+
+
+def split_held_out(
+    ids: Integer[ndarray, " character"], *, held_out_fraction: float, window: int
+) -> tuple[Integer[ndarray, " training"], Integer[ndarray, " held_out"]]:
+    """Split a text into its beginning, to train on, and its end, held out: no training window reaches into the end.
+
+    Args:
+        ids: the whole text.
+        held_out_fraction: the share of the characters to hold out, rounded down; 0 holds out none.
+        window: characters in a window.
+
+    Raises:
+        InputError: a part would not hold one window and its target; says how long the text must be.
+    """
+    held_out = int(len(ids) * held_out_fraction)
+    parts = ids[: len(ids) - held_out], ids[len(ids) - held_out :]
+    shortest = min(len(part) for part in (parts if held_out_fraction else parts[:1]))
+    if shortest <= window:
+        least = _least_length(held_out_fraction, window)
+        raise InputError(
+            f"the text has {len(ids)} characters, but --window {window} with --held-out-fraction {held_out_fraction:g} "
+            f"needs at least {least}; name a longer text or a smaller window"
+        )
+    return parts
+
+
+def _least_length(held_out_fraction: float, window: int) -> int:
+    """Return the shortest text both of whose parts hold a window and its target, in characters."""
+    smaller = min(held_out_fraction, 1 - held_out_fraction) or 1
+    length = int(window / smaller) - 1  # no text shorter than this will do
+    while True:
+        held_out = int(length * held_out_fraction)
+        if length - held_out > window and (held_out > window or not held_out_fraction):
+            return length
+        length += 1
+
+
+def gather_batch(
+    ids: Integer[Array, " character"], indices: Integer[Array, " batch"], *, window: int, stride: int, count: int
+) -> Batch:
+    """Gather windows by their indices; an index of `count` or more becomes padding of weight 0."""
+    weights = (indices < count).astype(jnp.float32)
+    starts = stride * jnp.minimum(indices, count - 1).astype(jnp.int32)
+    characters = ids[starts[:, None] + jnp.arange(window + 1)[None, :]].astype(jnp.int32)
+    return Batch(characters[:, :-1], characters[:, -1], weights)
+
+
+def draw_batch(
+    ids: Integer[Array, " character"], key: Key, step: Int32[Array, ""], *, window: int, stride: int, batch_size: int
+) -> Batch:
+    """Draw one of an epoch's batches: every window comes once an epoch, in an order that the key gives.
+
+    Args:
+        ids: the training text.
+        key: the epoch's own key.
+        step: the batch's number within the epoch, from 0; the last batch may be smaller, its rest padding.
+        window: characters in a window.
+        stride: characters from one window's start to the next one's.
+        batch_size: windows in a batch.
+    """
+    count = count_windows(len(ids), window=window, stride=stride)
+    positions = step * batch_size + jnp.arange(batch_size)
+    indices = jnp.where(positions < count, shuffled(key, positions % count, count), count)
+    return gather_batch(ids, indices, window=window, stride=stride, count=count)
+
+
+def shuffled(key: Key, positions: Int32[Array, " batch"], count: int) -> Int32[Array, " batch"]:
+    """Map positions in 0..count-1 to indices in 0..count-1 by a pseudo-random bijection that the key chooses.
+
+    A Feistel network permutes the next power of two, and an index beyond `count` is permuted again until it falls
+    inside ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+    bits = max((count - 1).bit_length(), 2)
+    widths = bits // 2, bits - bits // 2
+    round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+
+    def permute(index: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
+        (left_width, right_width), left, right = (widths, index >> widths[1], index & (2 ** widths[1] - 1))
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & (2**left_width - 1))
+            left_width, right_width = right_width, left_width
+        return left << right_width | right
+
+    def walk(index: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
+        return jnp.where(index < count, index, permute(index))
+
+    first = permute(positions.astype(jnp.uint32))
+    return jax.lax.while_loop(lambda index: jnp.any(index >= count), walk, first).astype(jnp.int32)
+
+
+def _mix(word: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
+    """Scramble 32 bits (the finaliser of MurmurHash3; Appleby, 2008)."""
+    word = (word ^ word >> 16) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ word >> 13) * jnp.uint32(0xC2B2AE35)
+    return word ^ word >> 16

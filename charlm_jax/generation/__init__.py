@@ -1,0 +1,1 @@
+"""Logits and a key to text."""

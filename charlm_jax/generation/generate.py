@@ -1,0 +1,232 @@
+"""Text from a model: many streams at once, windowed or stateful, a piece at a time.
+
+*Stateful* generation carries the state on for ever. *Windowed* generation is the notebooks': every character is
+predicted from the last `window` characters, read from the zero state. Re-reading them costs `window` steps in a row
+for each character; the same numbers come from keeping the states of all `window` open windows, one for each start,
+and advancing them together with each new character. When a window is full it predicts, closes, and its place in the
+ring goes to the window that opens: one batched step a character, and exact.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, Integer
+
+from charlm_jax.choices import Sampler
+from charlm_jax.generation.temperature import draw_character
+from charlm_jax.keys import Key, StreamKeys, fold_float, fold_text
+from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import Carry, CharacterLSTM
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplingState:
+    """What generation carries from one character to the next.
+
+    Attributes:
+        carry: the network's state for each stream and slot of the ring; one slot when stateful.
+        position: characters read, the padding before short prompts included.
+        sampler: whether windows close (`windowed`) or the one state goes on (`stateful`).
+    """
+
+    carry: Carry
+    position: Int32[Array, ""]
+    sampler: Sampler = field(metadata={"static": True})
+
+    @property
+    def slots(self) -> int:
+        """Open windows a stream."""
+        return self.carry[0].hidden.shape[1]
+
+    @property
+    def oldest(self) -> Int32[Array, ""]:
+        """The slot of the window that has been open the longest: it predicts, then closes."""
+        return self.position % self.slots
+
+
+def read_character(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    state: SamplingState,
+    ids: Int32[Array, " stream"],
+    present: Bool[Array, " stream"] | None = None,
+) -> SamplingState:
+    """Read one character a stream; a stream where `present` is false stays in the zero state, as before its prompt."""
+    carry = state.carry
+    if state.sampler == "windowed":
+        opening = (jnp.arange(state.slots) == state.oldest)[None, :, None]
+        carry = jax.tree.map(lambda value: jnp.where(opening, 0.0, value), carry)
+    rows = jnp.broadcast_to(ids[:, None], (len(ids), state.slots))
+    carry = network.bind({"params": parameters}).step(rows, carry)
+    if present is not None:
+        carry = jax.tree.map(lambda value: jnp.where(present[:, None, None], value, 0.0), carry)
+    return SamplingState(carry, state.position + 1, state.sampler)
+
+
+def next_logits(network: CharacterLSTM, parameters: Parameters, state: SamplingState) -> Float[Array, "stream vocab"]:
+    """Return the logits of each stream's next character."""
+    hidden = jax.lax.dynamic_index_in_dim(state.carry[-1].hidden, state.oldest, axis=1, keepdims=False)
+    return network.bind({"params": parameters}).predict(hidden)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("sampler", "window"))
+def read_prompts(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    prompts: Int32[Array, "stream time"],
+    lengths: Int32[Array, " stream"],
+    *,
+    sampler: Sampler,
+    window: int,
+) -> SamplingState:
+    """Read the prompts, one a stream.
+
+    Args:
+        network: the model.
+        parameters: its parameters.
+        prompts: ids, aligned to the right; what stands left of a prompt is padding. Windowed generation reads no more
+            than the last `window` of them.
+        lengths: characters in each prompt, from 0.
+        sampler: windowed or stateful.
+        window: characters in a window; stateful generation has none.
+    """
+    streams, time = prompts.shape
+    if sampler == "windowed":
+        # Exactly `window` characters, so that the first prediction comes from slot 0, which has read them all.
+        prompts = jnp.pad(prompts, ((0, 0), (max(window - time, 0), 0)))[:, -window:]
+        time = window
+    present = jnp.arange(time)[None, :] >= time - lengths[:, None]
+    carry = network.zero_carry((streams, window if sampler == "windowed" else 1))
+    start = SamplingState(carry, jnp.int32(0), sampler)
+
+    def read(state: SamplingState, character: tuple[Array, Array]) -> tuple[SamplingState, None]:
+        return read_character(network, parameters, state, *character), None
+
+    state, _ = jax.lax.scan(read, start, (prompts.T, present.T))
+    return state
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "top_k", "top_p"))
+def generate_piece(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    state: SamplingState,
+    temperatures: Float[Array, " stream"],
+    keys: StreamKeys,
+    *,
+    first: int | Int32[Array, ""] = 0,
+    length: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[SamplingState, Int32[Array, "stream length"]]:
+    """Go on by `length` characters a stream.
+
+    Character n of a stream is drawn with the stream's key and n, so a text does not depend on the pieces that it is
+    generated in, nor on the streams beside it.
+
+    Args:
+        network: the model.
+        parameters: its parameters.
+        state: after the prompts, or after the piece before.
+        temperatures: of each stream, at least 0.
+        keys: of each stream.
+        first: characters generated before this piece.
+        length: characters to generate.
+        top_k: see `draw_character`.
+        top_p: see `draw_character`.
+    """
+
+    def step(state: SamplingState, number: Int32[Array, ""]) -> tuple[SamplingState, Int32[Array, " stream"]]:
+        logits = next_logits(network, parameters, state)
+        character_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        draw = functools.partial(draw_character, top_k=top_k, top_p=top_p)
+        ids = jax.vmap(lambda logits, temperature, key: draw(logits, temperature, key=key))(
+            logits, temperatures, character_keys
+        )
+        return read_character(network, parameters, state, ids), ids
+
+    state, ids = jax.lax.scan(step, state, first + jnp.arange(length))
+    return state, ids.T
+
+
+def generate_pieces(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    prompts: Sequence[Integer[np.ndarray, " _"]],
+    temperatures: Sequence[float],
+    keys: StreamKeys,
+    *,
+    sampler: Sampler,
+    window: int,
+    length: int,
+    piece: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Iterator[Integer[np.ndarray, "stream piece"]]:
+    """Generate texts, all streams at once, `piece` characters at a time.
+
+    Args:
+        network: the model.
+        parameters: its parameters.
+        prompts: encoded prompts, one a stream, of any lengths, empty ones included.
+        temperatures: one a stream, at least 0.
+        keys: an array of keys, one a stream; see `stream_key`.
+        sampler: windowed or stateful.
+        window: characters that windowed generation predicts from.
+        length: characters to generate after each prompt.
+        piece: characters in each array but the last.
+        top_k: see `draw_character`.
+        top_p: see `draw_character`.
+    """
+    padded, lengths = _pad(prompts)
+    state = read_prompts(network, parameters, padded, lengths, sampler=sampler, window=window)
+    for first in range(0, length, piece):
+        state, ids = generate_piece(
+            network,
+            parameters,
+            state,
+            jnp.asarray(temperatures, jnp.float32),
+            keys,
+            first=first,
+            length=piece,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        yield np.asarray(ids)[:, : length - first]
+
+
+def generate(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    prompts: Sequence[Integer[np.ndarray, " _"]],
+    temperatures: Sequence[float],
+    keys: StreamKeys,
+    *,
+    sampler: Sampler,
+    window: int,
+    length: int,
+) -> Integer[np.ndarray, "stream length"]:
+    """Generate texts in one piece; see `generate_pieces`."""
+    (ids,) = generate_pieces(
+        network, parameters, prompts, temperatures, keys, sampler=sampler, window=window, length=length, piece=length
+    )
+    return ids
+
+
+def _pad(prompts: Sequence[Integer[np.ndarray, " _"]]) -> tuple[Int32[Array, "stream time"], Int32[Array, " stream"]]:
+    """Align encoded prompts to the right in one array; return it and their lengths."""
+    lengths = [len(prompt) for prompt in prompts]
+    padded = np.zeros((len(prompts), max(lengths)), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[len(row) - len(prompt) :] = prompt
+    return jnp.asarray(padded), jnp.asarray(lengths, jnp.int32)
+
+
+def stream_key(key: Key, *, prompt: str, temperature: float, number: int = 0) -> Key:
+    """Return the key of one stream: a function of what it generates from, not of the streams beside it."""
+    return jax.random.fold_in(fold_float(fold_text(key, prompt), temperature), number)

@@ -1,0 +1,1 @@
+"""Logits to loss to new state: objective, optimizer, training steps, evaluation."""

@@ -1,0 +1,95 @@
+"""The training state and the one compiled program that advances it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int32, Integer
+
+from charlm_jax.data.windows import count_windows, draw_batch
+from charlm_jax.keys import Key, fold_text
+from charlm_jax.learning.objective import last_character_loss
+from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import CharacterLSTM
+
+
+class TrainingState(NamedTuple):
+    """All that training carries from one step to the next; the rest is a function of (text, key, step).
+
+    Attributes:
+        step: updates done since the start of the run.
+        parameters: the network's.
+        optimizer_state: the optimizer's.
+        loss_sum: nats over the current epoch's windows so far; an epoch's loss is this over its windows.
+    """
+
+    step: Int32[Array, ""]
+    parameters: Parameters
+    optimizer_state: optax.OptState
+    loss_sum: Float[Array, ""]
+
+
+def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainingState:
+    """Return the state before the first step."""
+    return TrainingState(jnp.int32(0), parameters, optimizer.init(parameters), jnp.float32(0))
+
+
+def steps_per_epoch(length: int, *, window: int, stride: int, batch_size: int) -> int:
+    """Return the batches in an epoch over a text of `length` characters, the last, smaller one included."""
+    return -(-count_windows(length, window=window, stride=stride) // batch_size)
+
+
+TrainSteps = Callable[[TrainingState, Integer[Array, " character"], Key, int], tuple[TrainingState, Bool[Array, ""]]]
+
+
+def make_train_steps(
+    network: CharacterLSTM, optimizer: optax.GradientTransformation, *, window: int, stride: int, batch_size: int
+) -> TrainSteps:
+    """Return `train_steps(state, ids, key, stop) -> (state, finite)`, compiled.
+
+    It takes steps until `state.step` is `stop`, all in one dispatch and with any number of them in the same program.
+    `state` is donated. A step that would make the loss, a parameter or the optimizer's state non-finite is not taken:
+    `state` is then the last finite one, its `step` counts the steps before the bad one, and `finite` is false.
+
+    `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone.
+    """
+
+    def train_step(
+        state: TrainingState, ids: Integer[Array, " character"], key: Key
+    ) -> tuple[TrainingState, Bool[Array, ""]]:
+        steps = steps_per_epoch(len(ids), window=window, stride=stride, batch_size=batch_size)
+        epoch, step = state.step // steps, state.step % steps
+        epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
+        batch = draw_batch(ids, epoch_key, step, window=window, stride=stride, batch_size=batch_size)
+        dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step) if network.dropout else None
+
+        loss, gradient = jax.value_and_grad(last_character_loss, argnums=1)(
+            network, state.parameters, batch, dropout_key
+        )
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.parameters)
+        after = TrainingState(
+            step=state.step + 1,
+            parameters=optax.apply_updates(state.parameters, updates),
+            optimizer_state=optimizer_state,
+            loss_sum=jnp.where(step == 0, 0.0, state.loss_sum) + loss * jnp.sum(batch.weights),
+        )
+        finite = _all_finite(after)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite
+
+    def train_steps(
+        state: TrainingState, ids: Integer[Array, " character"], key: Key, stop: int | Int32[Array, ""]
+    ) -> tuple[TrainingState, Bool[Array, ""]]:
+        return jax.lax.while_loop(
+            lambda loop: loop[1] & (loop[0].step < stop),
+            lambda loop: train_step(loop[0], ids, key),
+            (state, jnp.bool(True)),
+        )
+
+    return jax.jit(train_steps, donate_argnums=0)
+
+
+def _all_finite(state: TrainingState) -> Bool[Array, ""]:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]).all()

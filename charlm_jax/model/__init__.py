@@ -1,0 +1,1 @@
+"""Ids to logits: the recurrence, the network around it, its initial parameters."""

@@ -1,0 +1,61 @@
+"""Initial parameters."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import glorot_uniform, orthogonal
+from jaxtyping import Array, PyTree
+
+from charlm_jax.choices import Initializer
+from charlm_jax.keys import Key, fold_text
+from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.recurrence import GATES
+
+Parameters = PyTree[Array]  # a dictionary by layer name, as `CharacterLSTM` describes it
+
+
+def initial_parameters(network: CharacterLSTM, initializer: Initializer, key: Key) -> Parameters:
+    """Return the parameters before the first step, as Keras or as Flax draws them."""
+    return keras_parameters(network, key) if initializer == "keras" else flax_parameters(network, key)
+
+
+def flax_parameters(network: CharacterLSTM, key: Key) -> Parameters:
+    """Return Flax's own: LeCun-normal input kernels and orthogonal recurrent kernels a gate, all biases zero."""
+    return network.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def keras_parameters(network: CharacterLSTM, key: Key) -> Parameters:
+    """Return what Keras draws for `LSTM` and `Dense`, in distribution.
+
+    Input kernels are Glorot-uniform and recurrent kernels orthogonal over the four gates jointly, as (in, 4H) and
+    (H, 4H) matrices; the head is Glorot-uniform; biases are zero but for the forget gate's, which is one
+    (`unit_forget_bias`; Jozefowicz, Zaremba and Sutskever, 2015).
+    """
+    shapes = jax.eval_shape(lambda key: flax_parameters(network, key), key)
+    parameters = {}
+    for name, layer in shapes.items():
+        layer_key = fold_text(key, name)
+        parameters[name] = _dense(layer, layer_key) if name == "head" else _cell(layer, layer_key)
+    return parameters
+
+
+def _cell(shapes: Mapping, key: Key) -> Mapping:
+    inputs, hidden = shapes["ii"]["kernel"].shape
+    input_kernel = _split(glorot_uniform()(fold_text(key, "input"), (inputs, 4 * hidden)))
+    recurrent_kernel = _split(orthogonal()(fold_text(key, "recurrent"), (hidden, 4 * hidden)))
+    return {
+        **{f"i{gate}": {"kernel": input_kernel[gate]} for gate in GATES},
+        **{
+            f"h{gate}": {"kernel": recurrent_kernel[gate], "bias": jnp.full(hidden, float(gate == "f"), jnp.float32)}
+            for gate in GATES
+        },
+    }
+
+
+def _dense(shapes: Mapping, key: Key) -> Mapping:
+    return {"kernel": glorot_uniform()(key, shapes["kernel"].shape), "bias": jnp.zeros(shapes["bias"].shape)}
+
+
+def _split(kernel: Array) -> dict[str, Array]:
+    return dict(zip(GATES, jnp.split(kernel, len(GATES), axis=-1), strict=True))

@@ -1,0 +1,1 @@
+"""The only shell: command lines, configurations, disk, clock, signals, devices."""

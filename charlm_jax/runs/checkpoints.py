@@ -1,0 +1,39 @@
+"""Resumable training states on disk, through Orbax."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import jax
+import orbax.checkpoint as ocp
+
+from charlm_jax.learning.training import TrainingState
+
+_KEPT = 2  # the newest, and the one before it should the newest be unreadable
+
+
+@contextmanager
+def open_checkpoints(path: Path) -> Iterator[ocp.CheckpointManager]:
+    """Open a run's folder of checkpoints; a state that was saved is on the disk when `save_state` returns."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT), enable_async_checkpointing=False
+    )
+    with ocp.CheckpointManager(path.absolute(), options=options) as manager:
+        yield manager
+
+
+def save_state(manager: ocp.CheckpointManager, state: TrainingState) -> None:
+    """Save a state under its step, unless that step is there already."""
+    if manager.latest_step() != int(state.step):
+        manager.save(int(state.step), args=ocp.args.StandardSave(state))
+
+
+def restore_state(manager: ocp.CheckpointManager, like: TrainingState) -> TrainingState | None:
+    """Return the newest state, or None where there is none; `like` gives its structure and shapes."""
+    if manager.latest_step() is None:
+        return None
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    return cast(TrainingState, manager.restore(None, args=ocp.args.StandardRestore(shapes)))

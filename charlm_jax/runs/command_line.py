@@ -1,0 +1,79 @@
+"""Command lines: training flags, the line to the person who watches, errors to exit codes."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.runs.configuration import PRESETS, Configuration
+
+BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 2, 3, 75, 130
+
+
+def tell(message: str) -> None:
+    """Write a line for the person who watches: to stderr, where progress and warnings go."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """The flags of a command that trains."""
+
+    configuration: Annotated[Configuration, tyro.conf.arg(name="")]
+    run_dir: Path = Path("runs", "PRESET-TIME")
+    """Directory of the run: a new one by default, or one to go on with."""
+
+
+def parse_training(experiment: str, description: str | None, flags: Sequence[str], *, preset: str) -> TrainingArguments:
+    """Read the command line of a command that trains: a preset, which may be left out, and flags that override it.
+
+    Args:
+        experiment: the command's name.
+        description: the text of its help.
+        flags: the command line.
+        preset: the one that is meant if none is named.
+
+    Raises:
+        InputError: the command line begins with a word that is no preset, or a flag's value cannot be used.
+    """
+    if flags and not flags[0].startswith("-"):
+        preset, *flags = flags
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; name one of {', '.join(PRESETS)}")
+    defaults = TrainingArguments(PRESETS[preset])
+    program = f"scripts/run {experiment} {preset}"
+    arguments = tyro.cli(TrainingArguments, prog=program, description=description, args=flags, default=defaults)
+    if arguments.run_dir == defaults.run_dir:
+        run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+        return dataclasses.replace(arguments, run_dir=run_dir)
+    return arguments
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn the errors that users can mend into one sentence and an exit code; a defect of ours keeps its traceback."""
+    try:
+        yield
+    except InputError as error:
+        tell(f"error: {error}")
+        sys.exit(BAD_INPUT)
+    except DivergedError as error:
+        tell(f"error: {error}")
+        sys.exit(DIVERGED)
+    except Preempted as stop:
+        tell(str(stop))
+        sys.exit(PREEMPTED)
+    except KeyboardInterrupt:
+        tell("interrupted")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,201 @@
+"""A run directory: what was chosen, where it ran, what was measured, what was generated.
+
+config.json       the configuration
+provenance.json   command, commit, versions, devices, corpus, vocabulary
+metrics.jsonl     one object a line: epochs and evaluations
+samples.jsonl     one object a line: generated texts
+checkpoints/      resumable states
+figures/          pictures
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs.configuration import Configuration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run, and the reading and writing of its records.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The losses, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """The generated texts, one JSON object a line."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of resumable states."""
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of pictures."""
+        return self.path / "figures"
+
+    def configuration(self) -> Configuration:
+        """Return the configuration that the run was started with."""
+        record = _read_json(self.path / "config.json")
+        try:
+            return Configuration.from_json(record)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{str(self.path / 'config.json')!r} is not the configuration of a run of this version ({error}); "
+                "use the version that wrote it, or start again in another --run-dir"
+            ) from error
+
+    def provenance(self) -> dict:
+        """Return what was recorded of where the run comes from."""
+        return _read_json(self.path / "provenance.json")
+
+    def write_provenance(self, record: dict) -> None:
+        """Replace provenance.json."""
+        _write_json(self.path / "provenance.json", record)
+
+    def write_configuration(self, configuration: Configuration) -> None:
+        """Replace config.json."""
+        _write_json(self.path / "config.json", configuration.to_json())
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Open a run that exists.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{str(path)!r} is not a run directory (it has no config.json); name one that a run has written"
+        )
+    return RunDirectory(path)
+
+
+def create_run(path: Path, configuration: Configuration, provenance: dict) -> RunDirectory:
+    """Create a run's directory, or return the one that is there if it holds the same run.
+
+    A larger number of epochs extends a run whose learning rate is constant.
+
+    Raises:
+        InputError: the directory cannot be written, holds something else, or holds another run; nothing is changed.
+    """
+    run = RunDirectory(path)
+    if (path / "config.json").is_file():
+        _check_same(run, configuration, provenance)
+        if configuration.epochs > run.configuration().epochs:
+            run.write_configuration(configuration)
+        return run
+    try:
+        if path.exists() and any(path.iterdir()):
+            raise InputError(f"--run-dir {str(path)!r} holds files but no run; name an empty or a new directory")
+        path.mkdir(parents=True, exist_ok=True)
+        run.write_provenance(provenance)
+        run.write_configuration(configuration)  # last: with it, the directory is a run's
+    except OSError as error:
+        raise InputError(
+            f"--run-dir {str(path)!r} cannot be written ({error.strerror}); name a directory that can"
+        ) from error
+    return run
+
+
+def _check_same(run: RunDirectory, configuration: Configuration, provenance: dict) -> None:
+    there = run.configuration()
+    extends = configuration.epochs > there.epochs and there.schedule == "constant"
+    compared = dataclasses.replace(configuration, epochs=there.epochs) if extends else configuration
+    differences = there.differences(compared)
+    if differences and configuration.epochs > there.epochs and not extends:
+        differences.append("(a cosine schedule spans all epochs, so it cannot be extended)")
+    recorded = run.provenance()["corpus"]
+    for name, value in provenance["corpus"].items():
+        if recorded.get(name) != value:
+            differences.append(f"the corpus's {name} {recorded.get(name)!r} there, {value!r} here")
+    if differences:
+        raise InputError(
+            f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
+            "Use its configuration to go on with it, or name another directory"
+        )
+
+
+def save_figure(run: RunDirectory, name: str, figure: "Figure") -> list[Path]:
+    """Write a picture into a run's figures, as SVG and PNG; return the files."""
+    run.figures.mkdir(exist_ok=True)
+    paths = [run.figures / f"{name}.{suffix}" for suffix in ("svg", "png")]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def append_record(path: Path, record: dict) -> None:
+    """Append one JSON object as one line, in one write that is on the disk when this returns."""
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with path.open("ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> list[dict]:
+    """Return a file's JSON objects; a last line that was not written to its end is left out."""
+    return list(_complete_records(path))
+
+
+def keep_records(path: Path, step: int) -> None:
+    """Drop a half-written last line and all records of later steps: they will be made again."""
+    if path.exists():
+        kept = [record for record in _complete_records(path) if record["step"] <= step]
+        _write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _complete_records(path: Path) -> Iterator[dict]:
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error}; restore it from a copy, or train again") from error
+
+
+def _write_json(path: Path, record: dict) -> None:
+    _write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, whatever happens in between."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise

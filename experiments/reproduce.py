@@ -1,0 +1,64 @@
+"""Run a published notebook's job and lay its loss curve over the published ones.
+
+    scripts/run reproduce [PRESET] [flags]
+
+Trains as `text_generation PRESET` does (tf-keras-2.5 if none is named), then prints a row an epoch: the training loss,
+the published losses with the same gates, the distance from the band that they span, and whether that is within 0.01
+nats; seeds alone move a curve by about half of that. The figure goes into the run's folder. A run that has been
+trained already is only compared: reproduce PRESET --run-dir RUN.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs.command_line import exit_codes, parse_training, tell
+
+_PUBLISHED = Path(__file__).with_name("published_loss_curves.csv")
+_TOLERANCE = 0.01  # nats
+
+
+def main(flags: Sequence[str]) -> None:
+    """Train, compare, print and draw."""
+    arguments = parse_training("reproduce", __doc__, flags, preset="tf-keras-2.5")
+    configuration, run_dir = arguments.configuration, arguments.run_dir
+
+    from charlm_jax.analysis.loss_curves import compare, family, plot_comparison, read_published
+    from charlm_jax.runs.assembly import prepare
+    from charlm_jax.runs.directory import RunDirectory, read_records, save_figure
+    from charlm_jax.runs.loop import train
+
+    job = prepare(configuration)
+    tell(job.describe(run_dir))
+    for epoch in train(job, run_dir):
+        tell(f"epoch {epoch.epoch}: training loss {epoch.training_loss:.4f} nats, {epoch.seconds:.0f} s")
+
+    run = RunDirectory(run_dir)
+    ours = {
+        record["epoch"]: record["training_loss"] for record in read_records(run.metrics) if record["event"] == "epoch"
+    }
+    published = family(read_published(_PUBLISHED.read_text()), configuration.gate_activation)
+    comparisons = compare(ours, published)
+    if not comparisons:
+        raise InputError(
+            f"the run {str(run_dir)!r} has no epoch that a published run has too; train one with --epochs 1"
+        )
+
+    print("epoch    ours  " + "".join(f"{run:>8}" for run in published) + "  distance  verdict")
+    for comparison in comparisons:
+        losses = "".join(f"{curve.get(comparison.epoch, float('nan')):8.4f}" for curve in published.values())
+        verdict = "reproduced" if abs(comparison.distance) <= _TOLERANCE else "differs"
+        print(f"{comparison.epoch:5}  {comparison.loss:.4f}  {losses}  {comparison.distance:+8.4f}  {verdict}")
+    reproduced = sum(abs(comparison.distance) <= _TOLERANCE for comparison in comparisons)
+    print(f"{reproduced} of {len(comparisons)} epochs within {_TOLERANCE} nats of the published band")
+
+    title = f"{job.corpus.name}, {configuration.gate_activation} gates, {configuration.optimizer}"
+    figure = plot_comparison(ours, published, comparisons, title=title, tolerance=_TOLERANCE)
+    for path in save_figure(run, "loss_curves", figure):
+        tell(f"figure: {path}")
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])

@@ -1,0 +1,133 @@
+"""Write text with a trained model.
+
+    scripts/run sample RUN [flags]
+
+Every combination of prompt, temperature and number gives one text; all are generated at once. Standard output holds
+the prompts with their continuations and nothing else, or JSON, an object a line, with --json.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import tyro
+
+from charlm_jax.choices import Sampler
+from charlm_jax.errors import InputError, require, require_seed
+from charlm_jax.runs.command_line import exit_codes, tell
+
+_PIECE = 25  # characters that appear together on a terminal
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    prompt: tuple[str, ...] | None = None
+    """Texts to continue, of any length, "" included; the run's last prompt if not given."""
+    temperature: tuple[float, ...] = (0.5,)
+    """Softmax temperatures: 0 always takes the likeliest character, 1 draws from the model as it is."""
+    length: int = 400
+    """Characters to generate."""
+    count: int = 1
+    """Texts for each prompt and temperature."""
+    sampler: Sampler | None = None
+    """Predict from the last window alone (windowed) or carry the state on (stateful); as in the run if not given."""
+    greedy: bool = False
+    """Always take the likeliest character; the same as --temperature 0."""
+    top_k: int | None = None
+    """Draw from the K likeliest characters only."""
+    top_p: float | None = None
+    """Draw from the smallest set of characters that holds this share of the mass."""
+    seed: int = 0
+    """Seed of the draws."""
+    json: bool = False
+    """Print JSON objects with prompt, temperature, number and text."""
+
+    def __post_init__(self) -> None:
+        require("--length", self.length, self.length >= 1, "a whole number of at least 1")
+        require("--count", self.count, self.count >= 1, "a whole number of at least 1")
+        require("--top-k", self.top_k, self.top_k is None or self.top_k >= 1, "a whole number of at least 1")
+        require("--top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
+        require_seed(self.seed)
+        for value in self.temperature:
+            require("--temperature", value, value >= 0, "0 (always the likeliest character) or more")
+
+
+def main(flags: Sequence[str]) -> None:
+    """Generate, and print."""
+    arguments = tyro.cli(Arguments, prog="scripts/run sample", description=__doc__, args=flags)
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from charlm_jax.generation.generate import generate_pieces, stream_key
+    from charlm_jax.runs.assembly import load_model
+    from charlm_jax.runs.directory import open_run, read_records
+
+    run = open_run(arguments.run)
+    prompts = arguments.prompt
+    if prompts is None:
+        samples = read_records(run.samples)
+        if not samples:
+            raise InputError(
+                f"the run {str(run.path)!r} has no text to take a prompt from; give one with --prompt TEXT"
+            )
+        prompts = (samples[-1]["prompt"],)
+    model = load_model(run)
+    encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
+
+    temperatures = (0.0,) if arguments.greedy else arguments.temperature
+    streams = list(product(prompts, temperatures, range(arguments.count)))
+    key = jax.random.key(arguments.seed)
+    keys = [stream_key(key, prompt=prompt, temperature=value, number=number) for prompt, value, number in streams]
+    live = sys.stdout.isatty() and not arguments.json
+    pieces = generate_pieces(
+        model.network,
+        model.parameters,
+        [encoded[prompt] for prompt, _, _ in streams],
+        [temperature for _, temperature, _ in streams],
+        jnp.stack(keys),
+        sampler=arguments.sampler or model.configuration.sampler,
+        window=model.configuration.window,
+        length=arguments.length,
+        piece=min(_PIECE, arguments.length) if live else arguments.length,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+    )
+
+    def head(stream: tuple[str, float, int]) -> None:
+        prompt, temperature, number = stream
+        if len(streams) > 1:
+            tell(f"------ temperature {temperature:g}, number {number}")
+        print(prompt, end="", flush=True)
+
+    # On a terminal the first text appears as it is generated; the others, generated beside it, follow.
+    done = []
+    for ids in pieces:
+        if live:
+            if not done:
+                head(streams[0])
+            print(model.vocabulary.decode(ids[0]), end="", flush=True)
+        done.append(ids)
+    texts = [model.vocabulary.decode(row) for row in np.concatenate(done, axis=1)]
+    for place, (stream, text) in enumerate(zip(streams, texts, strict=True)):
+        prompt, temperature, number = stream
+        if arguments.json:
+            print(json.dumps({"prompt": prompt, "temperature": temperature, "number": number, "text": text}))
+        elif live and place == 0:
+            print()
+        else:
+            head(stream)
+            print(text)
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""Train a character-level LSTM on a text, and see after every epoch what it writes at several temperatures.
+
+    scripts/run text_generation [PRESET] [flags]
+
+A preset is a full configuration, each of whose fields a flag overrides:
+
+    quick               (default) the language reference that Python carries: about a minute on two cores
+    tf-keras-2.5        the published notebooks' job on Nietzsche: text rolls on from one temperature to the next
+    keras-fixed-prompt  the same prompt after every epoch, each of five temperatures starting from it
+    keras-2.4           the text read in a one-byte encoding
+    keras-2.2           hard-sigmoid gates, three epochs
+    tf-keras            as tf-keras-2.5
+
+The same --run-dir again goes on where the run stopped, and a larger --epochs extends it.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from charlm_jax.runs.command_line import exit_codes, parse_training, tell
+
+
+def main(flags: Sequence[str]) -> None:
+    """Train, and print each epoch as it ends."""
+    arguments = parse_training("text_generation", __doc__, flags, preset="quick")
+
+    # JAX is loaded from here on: --help and mistakes in the flags have been answered without it.
+    from charlm_jax.runs.assembly import prepare
+    from charlm_jax.runs.loop import Epoch, train
+
+    def show(epoch: Epoch) -> None:
+        seconds = f"{epoch.seconds:.0f} s"
+        print(f"epoch {epoch.epoch} ({seconds}): training loss {epoch.training_loss:.4f} nats per character", end="")
+        if epoch.held_out:
+            bits = epoch.held_out.bits_per_character
+            print(f", held-out loss {epoch.held_out.loss_nats:.4f} nats = {bits:.4f} bits", end="")
+        print()
+        shown = None
+        for sample in epoch.samples:
+            if shown is None:
+                print(f'--- prompt: "{sample.prompt}"')
+            shown = sample
+            print(f"------ temperature: {sample.temperature:g}")
+            print(sample.prompt + sample.text)
+        print(flush=True)
+
+    job, run_dir = prepare(arguments.configuration), arguments.run_dir
+    tell(job.describe(run_dir))
+    for epoch in train(job, run_dir):
+        show(epoch)
+    tell(f"finished; {run_dir} holds the losses, the texts and the model. Next, for example:")
+    tell(f"  scripts/run sample {run_dir} --temperature 0.5 --length 1000")
+    tell(f"  scripts/run evaluate {run_dir}")
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])

@@ -1,0 +1,52 @@
+# Sourced by the commands beside it: `use_environment LOCK` makes .venv hold what LOCK pins, once, and sets `python`.
+# An interrupted set-up leaves no record of its end and is made again from nothing.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+python=$venv/bin/python
+record=$venv/installed
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+find_python() {
+    local candidate
+    for candidate in python3 python3.11 python3.12 python3.13; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python 3.11 or newer is on the path; install one and run again" >&2
+    exit 2
+}
+
+install_lock() {
+    local lock=$1 quiet=
+    [ -t 2 ] || quiet=--quiet
+    if command -v uv >/dev/null; then
+        [ -x "$python" ] || uv venv $quiet --python '>=3.11' "$venv"
+        uv pip install $quiet --python "$python" --require-hashes --no-deps -r "$lock"
+    else
+        [ -x "$python" ] || "$(find_python)" -m venv "$venv"
+        "$python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock"
+    fi >&2
+}
+
+use_environment() {
+    local lock=$root/scripts/$1 mark
+    mark="$1 $(cksum <"$lock")"
+    if ! grep -qxF "$mark" "$record" 2>/dev/null; then
+        (
+            # One set-up at a time, where the system can say so; whoever waited finds the work done.
+            if command -v flock >/dev/null; then flock 9; fi
+            if ! grep -qxF "$mark" "$record" 2>/dev/null; then
+                echo "setting up $venv, once: about 300 MB to download, about a minute" >&2
+                done_before=$(cat "$record" 2>/dev/null || true)
+                [ -n "$done_before" ] || rm -rf "$venv"
+                rm -f "$record"
+                install_lock "$lock"
+                printf '%s\n' "$done_before" "$mark" | grep . >"$record.new"
+                mv "$record.new" "$record"
+            fi
+        ) 9>"$root/.venv.lock"
+    fi
+}

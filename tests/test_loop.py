@@ -1,0 +1,268 @@
+"""Runs: what they record, how they stop, how they go on."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.runs import loop
+from charlm_jax.runs.assembly import load_model, prepare
+from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
+from charlm_jax.runs.configuration import Configuration
+from charlm_jax.runs.directory import RunDirectory, append_record, keep_records, open_run, read_records
+from charlm_jax.runs.loop import train
+
+TINY = Configuration(
+    lowercase=True, window=10, stride=2, batch_size=16, hidden_size=8, epochs=2, sample_length=20, seed=3
+)
+
+
+@pytest.fixture
+def tiny(tmp_path, small_text):
+    """A configuration whose runs take a second."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(small_text)
+    return dataclasses.replace(TINY, corpus=str(corpus))
+
+
+def finish(configuration, path):
+    """Train to the end; return what a run must reproduce: its final parameters and its records but for the clock."""
+    epochs = list(train(prepare(configuration), path))
+    run = RunDirectory(path)
+    model = load_model(run)
+    clock = ("seconds", "characters_per_second")
+    metrics = [
+        {key: value for key, value in record.items() if key not in clock} for record in read_records(run.metrics)
+    ]
+    return epochs, jax.tree.leaves(model.parameters), metrics, read_records(run.samples)
+
+
+def same(one, other):
+    return all(map(np.array_equal, one[1], other[1])) and one[2:] == other[2:]
+
+
+def stop_after(monkeypatch, dispatches, deed):
+    """Do a deed after a number of dispatches of the training program."""
+    make = loop.make_train_steps
+
+    def counting(*arguments, **options):
+        train_steps, done = make(*arguments, **options), [0]
+
+        def counted(state, ids, key, stop):
+            result = train_steps(state, ids, key, stop)
+            done[0] += 1
+            if done[0] == dispatches:
+                deed()
+            return result
+
+        return counted
+
+    monkeypatch.setattr(loop, "make_train_steps", counting)
+
+
+def test_what_a_run_records(tiny, tmp_path):
+    epochs, _, metrics, samples = finish(tiny, tmp_path / "run")
+    assert [epoch.epoch for epoch in epochs] == [1, 2]
+    assert [record["event"] for record in metrics] == ["epoch", "evaluation"] * 2
+    job = prepare(tiny)
+    assert metrics[2]["windows"] == job.windows
+    assert metrics[2]["step"] == 2 * job.steps_per_epoch
+    assert epochs[1].training_loss == metrics[2]["training_loss"] < epochs[0].training_loss
+    assert metrics[3]["bits_per_character"] == pytest.approx(metrics[3]["held_out_loss"] / np.log(2))
+    assert [record["temperature"] for record in samples] == [0.2, 0.5, 1.0, 1.2] * 2
+    assert all(len(record["prompt"]) == 10 and len(record["text"]) == 20 for record in samples)
+    assert samples[0]["prompt"] in job.corpus.text
+    assert samples[0]["prompt"] != samples[4]["prompt"]
+
+    run = open_run(tmp_path / "run")
+    assert run.configuration() == tiny
+    provenance = run.provenance()
+    assert provenance["corpus"]["sha256"] == job.corpus.sha256
+    assert provenance["versions"]["jax"] == jax.__version__
+    assert {"command", "commit", "device_kind", "device_count", "precision"} <= set(provenance)
+
+
+def test_nothing_held_out_is_nothing_evaluated(tiny, tmp_path):
+    everything = dataclasses.replace(tiny, held_out_fraction=0.0, epochs=1)
+    epochs, _, metrics, _ = finish(everything, tmp_path / "run")
+    assert epochs[0].held_out is None
+    assert [record["event"] for record in metrics] == ["epoch"]
+
+
+@pytest.mark.parametrize("dispatches", [1, 2, 3])
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, dispatches):
+    unbroken = finish(tiny, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stop_after(patch, dispatches, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted, match="run the same command to go on"):
+            finish(tiny, tmp_path / "broken")
+    step = load_model(open_run(tmp_path / "broken")).step
+    assert 0 < step < prepare(tiny).steps
+    assert same(finish(tiny, tmp_path / "broken"), unbroken)
+
+
+def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
+    """Die in the second epoch, after its records and before its checkpoint: both are made again."""
+    unbroken = finish(tiny, tmp_path / "unbroken")
+    saves = []
+
+    def dying(manager, state):
+        saves.append(int(state.step))
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+        save_state(manager, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", dying)
+        with pytest.raises(KeyboardInterrupt):
+            finish(tiny, tmp_path / "broken")
+    assert len(read_records(tmp_path / "broken" / "metrics.jsonl")) == 4
+    assert same(finish(tiny, tmp_path / "broken"), unbroken)
+
+
+def test_more_epochs_extend_a_run_to_what_it_would_have_been(tiny, tmp_path):
+    short = dataclasses.replace(tiny, epochs=1)
+    finish(short, tmp_path / "extended")
+    assert same(finish(tiny, tmp_path / "extended"), finish(tiny, tmp_path / "whole"))
+    assert open_run(tmp_path / "extended").configuration() == tiny
+    assert finish(tiny, tmp_path / "extended")[0] == [], "a finished run has nothing to do"
+
+
+def test_another_configuration_is_refused_with_its_differences(tiny, tmp_path):
+    finish(dataclasses.replace(tiny, epochs=1), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for changed, message in [
+        ({"hidden_size": 9, "seed": 4}, "--hidden-size 8 there, 9 here; --seed 3 there, 4 here"),
+        ({"epochs": 3, "window": 11}, "--window 10 there, 11 here"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            finish(dataclasses.replace(tiny, **{"epochs": 1, **changed}), tmp_path / "run")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_another_text_is_refused(tiny, tmp_path, small_text):
+    finish(tiny, tmp_path / "run")
+    (tmp_path / "corpus.txt").write_text(small_text.replace("power", "tower", 1))
+    with pytest.raises(InputError, match="the corpus's sha256"):
+        finish(tiny, tmp_path / "run")
+
+
+def test_fewer_epochs_and_a_longer_cosine_are_refused(tiny, tmp_path):
+    cosine = dataclasses.replace(tiny, schedule="cosine")
+    finish(cosine, tmp_path / "run")
+    with pytest.raises(InputError, match="--epochs 2 there, 1 here"):
+        finish(dataclasses.replace(cosine, epochs=1), tmp_path / "run")
+    with pytest.raises(InputError, match="a cosine schedule spans all epochs"):
+        finish(dataclasses.replace(cosine, epochs=3), tmp_path / "run")
+
+
+@pytest.mark.parametrize("use", ["a file", "in a file", "other files"])
+def test_a_directory_that_cannot_hold_a_run(tiny, tmp_path, use):
+    path = tmp_path / "taken"
+    if use == "other files":
+        path.mkdir()
+        (path / "thesis.tex").write_text("")
+    else:
+        path.write_text("")
+    with pytest.raises(InputError, match="--run-dir"):
+        finish(tiny, path / "run" if use == "in a file" else path)
+
+
+def test_training_that_diverges_keeps_the_last_finite_state(tiny, tmp_path):
+    wild = dataclasses.replace(tiny, learning_rate=1e38)
+    with pytest.raises(DivergedError, match=r"epoch 1 step \d+ would have made"):
+        finish(wild, tmp_path / "run")
+    model = load_model(open_run(tmp_path / "run"))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.parameters))
+
+
+def test_the_text_of_every_preset_style(tiny, tmp_path):
+    """Rolling on, each temperature's prompt is the end of the text before it; restarting, it is the same for all."""
+    rolling = dataclasses.replace(tiny, continuation="roll-on", epochs=1, sample_length=7)
+    samples = finish(rolling, tmp_path / "rolling")[3]
+    for before, after in itertools.pairwise(samples):
+        assert after["prompt"] == (before["prompt"] + before["text"])[-10:]
+
+    fixed = dataclasses.replace(tiny, prompt_start=4, temperatures=(0.5, 1.0, 1.0))
+    samples = finish(fixed, tmp_path / "fixed")[3]
+    assert {record["prompt"] for record in samples} == {prepare(tiny).corpus.text[4:14]}
+    assert samples[1]["text"] != samples[2]["text"], "a temperature that is named twice gives two texts"
+    assert samples[0]["text"] != samples[3]["text"], "epochs draw anew"
+
+
+def test_no_temperatures_is_no_texts(tiny, tmp_path):
+    assert finish(dataclasses.replace(tiny, temperatures=(), epochs=1), tmp_path / "run")[3] == []
+
+
+def test_half_a_line_is_dropped_and_so_are_later_steps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (5, 10, 15):
+        append_record(path, {"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 20, "los')
+    assert [record["step"] for record in read_records(path)] == [5, 10, 15]
+    keep_records(path, 10)
+    assert path.read_text() == '{"step": 5}\n{"step": 10}\n'
+
+
+def test_a_checkpoint_holds_every_bit(tiny, tmp_path):
+    job = prepare(tiny)
+    state = loop.first_state(tiny, job.network, job.optimizer, job.key)
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert restore_state(checkpoints, state) is None
+        save_state(checkpoints, state)
+        restored = restore_state(checkpoints, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(state)))
+
+
+def test_a_run_from_elsewhere_goes_on_with_a_warning(tiny, tmp_path, capsys):
+    finish(dataclasses.replace(tiny, epochs=1), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    run.write_provenance({**run.provenance(), "device_kind": "abacus"})
+    finish(tiny, tmp_path / "run")
+    assert "not bit-exact" in capsys.readouterr().err
+
+
+def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
+    finish(dataclasses.replace(tiny, epochs=1), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+
+    def broken(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(OSError, match="No space"):
+            run.write_configuration(tiny)
+    assert run.configuration().epochs == 1
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "checkpoints", "config.json", "metrics.jsonl", "provenance.json", "samples.jsonl"
+    ]  # fmt: skip
+    assert json.loads((run.path / "config.json").read_text())["epochs"] == 1
+
+
+def test_the_second_signal_stops_at_once(tmp_path, tiny, monkeypatch):
+    """The first is only noted; the second meets the handler that was there before."""
+    hits = []
+    monkeypatch.setattr(loop, "tell", lambda message: None)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: hits.append(number))
+    try:
+        with loop._stop_requests() as requested:
+            assert not requested()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert requested()
+            assert not hits
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert hits == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

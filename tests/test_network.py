@@ -1,0 +1,85 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GATES, numpy_logits
+
+from charlm_jax.choices import GateActivation
+from charlm_jax.model.initializers import initial_parameters
+from charlm_jax.model.network import CharacterLSTM
+
+IDS = jax.random.randint(jax.random.key(1), (3, 20), 0, 13)
+
+
+def network_and_parameters(layers=1, gate: GateActivation = "sigmoid"):
+    network = CharacterLSTM(13, hidden_size=8, layers=layers, gate_activation=gate)
+    parameters = initial_parameters(network, "keras", jax.random.key(0))
+    # Keras starts the biases at 0 and 1, which would hide a bias that is left out or misplaced.
+    return network, jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape), parameters)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("gate", GATES)
+def test_logits_equal_numpy(layers, gate):
+    network, parameters = network_and_parameters(layers, gate)
+    logits, _ = network.apply({"params": parameters}, IDS)
+    np.testing.assert_allclose(logits, numpy_logits(parameters, IDS, GATES[gate]), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_single_steps_with_a_carry_equal_the_whole_window(layers):
+    network, parameters = network_and_parameters(layers)
+    model = network.bind({"params": parameters})
+    logits, last = model(IDS)
+    carry = model.zero_carry(IDS.shape[:1])
+    for time in range(IDS.shape[1]):
+        carry = model.step(IDS[:, time], carry)
+        np.testing.assert_allclose(model.predict(carry[-1].hidden), logits[:, time], rtol=0, atol=1e-6)
+    for stepped, whole in zip(jax.tree.leaves(carry), jax.tree.leaves(last), strict=True):
+        np.testing.assert_allclose(stepped, whole, rtol=0, atol=1e-6)
+
+
+def test_two_halves_with_a_carry_equal_the_whole_window():
+    network, parameters = network_and_parameters(2)
+    model = network.bind({"params": parameters})
+    whole, _ = model(IDS)
+    first, carry = model(IDS[:, :7])
+    second, _ = model(IDS[:, 7:], carry)
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, rtol=0, atol=1e-6)
+
+
+def test_no_logit_depends_on_a_later_character():
+    """Change one character: the logits before it stay the same to the bit, those after it move."""
+    network, parameters = network_and_parameters()
+    changed = IDS.at[:, 10].set((IDS[:, 10] + 1) % 13)
+    before, after = (network.apply({"params": parameters}, ids)[0] for ids in (IDS, changed))
+    np.testing.assert_array_equal(before[:, :10], after[:, :10])
+    assert np.abs(before[:, 10:] - after[:, 10:]).min(axis=-1).max() > 0
+
+
+def test_the_notebooks_model_has_102_585_parameters():
+    parameters = initial_parameters(CharacterLSTM(57), "keras", jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(parameters)) == 102_585
+
+
+def test_dropout_falls_between_layers_and_only_under_a_key():
+    network, parameters = network_and_parameters(2)
+    dropping = dataclasses.replace(network, dropout=0.5)
+
+    def logits(network, key=None):
+        return network.bind({"params": parameters}, rngs=None if key is None else {"dropout": key})(IDS)[0]
+
+    np.testing.assert_array_equal(logits(network), logits(dropping))
+    key = jax.random.key(3)
+    assert not np.array_equal(logits(dropping, key), logits(dropping))
+    np.testing.assert_array_equal(logits(dropping, key), logits(dropping, key))
+    assert not np.array_equal(logits(dropping, key), logits(dropping, jax.random.key(4)))
+
+
+def test_one_layer_has_no_place_for_dropout():
+    network, parameters = network_and_parameters(1)
+    dropping = dataclasses.replace(network, dropout=0.9)
+    with_key = dropping.bind({"params": parameters}, rngs={"dropout": jax.random.key(0)})(IDS)[0]
+    np.testing.assert_array_equal(with_key, network.bind({"params": parameters})(IDS)[0])

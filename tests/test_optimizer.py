@@ -1,0 +1,99 @@
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from oracles import lenient_jax
+
+from charlm_jax.learning.optimizer import make_optimizer
+
+# Gradients from 1e-9 to 1: those near epsilon show where it stands.
+GRADIENTS = np.random.default_rng(0).normal(size=(20, 50)) * np.logspace(-9, 0, 50)
+
+
+def descend(optimizer):
+    """Follow the gradients from ones."""
+    parameters = jnp.ones(50)
+    state = optimizer.init(parameters)
+    with lenient_jax():
+        for gradient in GRADIENTS:
+            updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, parameters)
+            parameters = optax.apply_updates(parameters, updates)
+    return np.asarray(parameters)
+
+
+def make(name, **options):
+    return make_optimizer(name, **{"learning_rate": 0.01, "schedule": "constant", "steps": 20, "clip": None, **options})
+
+
+def numpy_rmsprop(root):
+    parameters, v = np.ones(50), np.zeros(50)
+    for gradient in GRADIENTS:
+        v = 0.9 * v + 0.1 * gradient**2
+        parameters = parameters - 0.01 * gradient / root(v)
+    return parameters
+
+
+def numpy_adam():
+    """Algorithm 1 of Kingma and Ba (2015)."""
+    parameters, m, v = np.ones(50), np.zeros(50), np.zeros(50)
+    for t, gradient in enumerate(GRADIENTS, start=1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        parameters = parameters - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return parameters
+
+
+ROOTS = {
+    "rmsprop-keras-2": lambda v: np.sqrt(v) + 1e-7,
+    "rmsprop-keras-3": lambda v: np.sqrt(v + 1e-7),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_rmsprop_puts_epsilon_where_its_keras_does(name):
+    """Float32 against float64 over 20 updates of 0.01 to 0.03: 2e-6; epsilon in the other place moves some by 0.09."""
+    np.testing.assert_allclose(descend(make(name)), numpy_rmsprop(ROOTS[name]), rtol=0, atol=2e-6)
+    (other,) = (root for key, root in ROOTS.items() if key != name)
+    assert np.abs(descend(make(name)) - numpy_rmsprop(other)).max() > 0.05
+
+
+def test_adam_is_its_papers():
+    np.testing.assert_allclose(descend(make("adam")), numpy_adam(), rtol=0, atol=2e-6)
+
+
+def test_rmsprop_keras_3_equals_keras_3():
+    with lenient_jax():
+        variable, optimizer = keras.Variable(np.ones(50, np.float32)), keras.optimizers.RMSprop(0.01)
+        for gradient in GRADIENTS:
+            optimizer.apply([gradient.astype(np.float32)], [variable])
+        expected = np.asarray(variable.value)
+    np.testing.assert_allclose(descend(make("rmsprop-keras-3")), expected, rtol=0, atol=2e-6)
+
+
+def test_clipping_bounds_the_global_norm():
+    clipped = make("adam", clip=0.5)
+    unclipped = make("adam")
+    assert np.abs(descend(clipped) - descend(unclipped)).max() > 1e-4
+
+    def first_moment(optimizer, gradient):
+        with lenient_jax():
+            state = optimizer.update(gradient, optimizer.init(gradient), gradient)[1]
+        return optax.tree.get(state, "mu") / 0.1
+
+    gradient = jnp.full(16, 2.0)  # of norm 8
+    np.testing.assert_allclose(first_moment(clipped, gradient), gradient / 16, rtol=1e-6)
+    np.testing.assert_allclose(first_moment(clipped, gradient / 100), gradient / 100, rtol=1e-6)
+
+
+def test_cosine_goes_from_the_rate_to_zero():
+    """Under a constant gradient each of Adam's updates is the learning rate itself."""
+    optimizer = make("adam", schedule="cosine", steps=10)
+    parameters = jnp.zeros(1)
+    state = optimizer.init(parameters)
+    rates: list[float] = []
+    for _ in range(11):
+        with lenient_jax():
+            update, state = optimizer.update(jnp.ones(1), state, parameters)
+        rates.append(-np.asarray(update).item())
+    expected = 0.01 * (1 + np.cos(np.pi * np.arange(11) / 10)) / 2
+    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-9)

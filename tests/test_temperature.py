@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import notebook_distribution
+
+from charlm_jax.generation.temperature import draw_character, reweight, truncate_top_k, truncate_top_p
+
+LOGITS = jnp.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.9, -8.0])
+
+
+def softmax(logits):
+    return np.asarray(jax.nn.softmax(logits))
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0, 1.2, 2.0, 10.0])
+def test_reweighting_is_the_notebooks(temperature):
+    ours = softmax(reweight(LOGITS, jnp.float32(temperature)))
+    np.testing.assert_allclose(ours, notebook_distribution(LOGITS, temperature), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-4])
+def test_towards_zero_it_is_greedy(temperature):
+    np.testing.assert_array_equal(softmax(reweight(LOGITS, jnp.float32(temperature))), np.arange(8) == 0)
+
+
+@pytest.mark.parametrize("temperature", [1e6, 1e30, np.inf])
+def test_towards_infinity_it_is_uniform(temperature):
+    np.testing.assert_allclose(softmax(reweight(LOGITS, jnp.float32(temperature))), 1 / 8, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1.0, 1e30])
+def test_extreme_logits_stay_finite_probabilities(temperature):
+    probabilities = softmax(reweight(jnp.array([3e38, -3e38, 0.0, 1e30]), jnp.float32(temperature)))
+    assert np.isfinite(probabilities).all()
+    assert probabilities.sum() == pytest.approx(1)
+
+
+def test_zero_shares_the_mass_among_equals_and_draws_the_first():
+    tied = jnp.array([1.0, 3.0, 3.0, 0.0])
+    np.testing.assert_array_equal(softmax(reweight(tied, jnp.float32(0))), [0, 0.5, 0.5, 0])
+    assert int(draw_character(tied, jnp.float32(0), key=jax.random.key(0))) == 1
+
+
+def brute_force_top_p(probabilities, p):
+    """Add characters, the likeliest first, until they hold p of the mass."""
+    kept, mass = set(), 0.0
+    for character in np.argsort(-probabilities):
+        kept.add(int(character))
+        mass += probabilities[character]
+        if mass >= p:
+            return kept
+    return kept
+
+
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.5, 0.72, 0.9, 0.999, 1.0])
+def test_top_p_keeps_the_smallest_set_that_holds_its_share(p):
+    kept = set(np.flatnonzero(np.isfinite(truncate_top_p(LOGITS, p))).tolist())
+    assert kept == brute_force_top_p(np.asarray(softmax(LOGITS), np.float64), p)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 8, 100])
+def test_top_k_keeps_the_k_likeliest(k):
+    kept = set(np.flatnonzero(np.isfinite(truncate_top_k(LOGITS, k))).tolist())
+    assert kept == set(np.argsort(-LOGITS)[:k].tolist())
+
+
+def draws(count, temperature, **options):
+    keys = jax.random.split(jax.random.key(3), count)
+    draw = jax.jit(jax.vmap(lambda key: draw_character(LOGITS, jnp.float32(temperature), key=key, **options)))
+    return np.bincount(np.asarray(draw(keys)), minlength=8)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0, 1.2, 2.0])
+def test_frequencies_are_those_of_the_notebooks_distribution(temperature):
+    """Chi-squared of 200,000 draws over the characters expected at least five times: at most 7 degrees of freedom.
+
+    It exceeds 45 with a probability below 2e-7 if the distributions are equal, and is beyond 450 at a temperature that
+    is a quarter off.
+    """
+    count = 200_000
+    seen, expected = draws(count, temperature), count * notebook_distribution(LOGITS, temperature)
+    common = expected >= 5
+    assert ((seen - expected) ** 2 / expected)[common].sum() < 45
+    assert seen[~common].sum() <= 40
+    other = count * notebook_distribution(LOGITS, temperature * 1.25)
+    assert ((seen - other) ** 2 / other)[common].sum() > 450
+
+
+def test_truncated_draws_stay_inside_and_keep_their_proportions():
+    seen = draws(100_000, 1.0, top_k=3)
+    kept = np.sort(np.argsort(-LOGITS)[:3])
+    assert set(np.flatnonzero(seen)) == set(kept.tolist())
+    expected = softmax(LOGITS)[kept] / softmax(LOGITS)[kept].sum()
+    np.testing.assert_allclose(seen[kept] / 100_000, expected, atol=0.01)
+    # The temperature comes first: at 0.2 the two likeliest hold nine tenths of the mass, at 1 they do not.
+    assert len(np.flatnonzero(draws(10_000, 0.2, top_p=0.9))) == 2
+    assert len(np.flatnonzero(draws(10_000, 1.0, top_p=0.9))) > 2
