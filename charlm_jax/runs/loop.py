@@ -3,7 +3,6 @@
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,37 +10,19 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from charlm_jax.errors import DivergedError, Preempted
-from charlm_jax.generation.generate import generate, stream_key
-from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.evaluation import Evaluation, evaluate
 from charlm_jax.learning.training import TrainingState, TrainSteps, make_train_steps
-from charlm_jax.model.initializers import Parameters
 from charlm_jax.runs.assembly import Job, first_state
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, append_record, create_run, keep_records
+from charlm_jax.runs.samples import Sample, sample_texts
 
 _DISPATCH_SECONDS = 0.5  # of work in one dispatch: long enough to cost nothing, short enough to show and to stop
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A generated text.
-
-    Attributes:
-        temperature: at which it was drawn.
-        prompt: what it continues.
-        text: the continuation.
-    """
-
-    temperature: float
-    prompt: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -168,51 +149,6 @@ def _train_epoch(
             # Any number of steps runs in the same program, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / (time.perf_counter() - started))))
     return state
-
-
-def sample_texts(job: Job, parameters: Parameters, epoch: int) -> tuple[Sample, ...]:
-    """Generate one text a temperature, as the configuration says, from the epoch's prompt."""
-    chosen = job.configuration
-    prompt = job.vocabulary.decode(_prompt_ids(job, epoch))
-    key = jax.random.fold_in(fold_text(job.key, "samples"), epoch)
-    seen: Counter[float] = Counter()  # a temperature that is listed twice gives two different texts
-    keys = []
-    for temperature in chosen.temperatures:
-        keys.append(stream_key(key, prompt=prompt, temperature=temperature, number=seen[temperature]))
-        seen[temperature] += 1
-
-    def texts(prompts: list[str], temperatures: list[float], keys: list[Key]) -> list[str]:
-        ids = generate(
-            job.network,
-            parameters,
-            [job.vocabulary.encode(prompt) for prompt in prompts],
-            temperatures,
-            jnp.stack(keys),
-            sampler=chosen.sampler,
-            window=chosen.window,
-            length=chosen.sample_length,
-        )
-        return [job.vocabulary.decode(row) for row in ids]
-
-    if chosen.continuation == "restart":
-        prompts = [prompt] * len(keys)
-        generated = texts(prompts, list(chosen.temperatures), keys) if keys else []
-        return tuple(map(Sample, chosen.temperatures, prompts, generated))
-    samples = []
-    for temperature, sample_key in zip(chosen.temperatures, keys, strict=True):
-        (text,) = texts([prompt], [temperature], [sample_key])
-        samples.append(Sample(temperature, prompt, text))
-        prompt = (prompt + text)[-chosen.window :]
-    return tuple(samples)
-
-
-def _prompt_ids(job: Job, epoch: int) -> np.ndarray:
-    """Return one window of the training text: the configured one, or one drawn for the epoch."""
-    start = job.configuration.prompt_start
-    if start is None:
-        key = jax.random.fold_in(fold_text(job.key, "prompts"), epoch)
-        start = int(jax.random.randint(key, (), 0, len(job.training_ids) - job.configuration.window + 1))
-    return job.training_ids[start : start + job.configuration.window]
 
 
 def _record(run: RunDirectory, job: Job, done: Epoch, windows: int) -> None:

@@ -1,0 +1,315 @@
+"""The commands as their users meet them: flags, output, errors, exit codes."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from charlm_jax.runs.assembly import load_model
+from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.configuration import PRESETS
+from charlm_jax.runs.directory import open_run, read_records
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+TINY = ["--window", "10", "--stride", "2", "--batch-size", "16", "--hidden-size", "8", "--sample-length", "20"]
+
+
+def command(experiment, *flags, **options):
+    """Run an experiment in a process of its own, as scripts/run does once .venv is there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
+    words = [sys.executable, str(ROOT / "experiments" / f"{experiment}.py"), *map(str, flags)]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def run(experiment, *flags, **options):
+    process = command(experiment, *flags, **options)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+def call(experiment, *flags):
+    """Run an experiment in this process; return its exit code."""
+    try:
+        with exit_codes():
+            importlib.import_module(f"experiments.{experiment}").main(list(map(str, flags)))
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("the will to power is the will to truth; what is good? the feeling of power.\n" * 14)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """A finished run, and what its command printed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    code, output, errors = run("text_generation", "--corpus", corpus, *TINY, "--epochs", 2, "--run-dir", path)
+    assert code == 0, errors
+    return path, output, errors
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_help_reads_like_documentation_and_loads_no_jax(experiment, tmp_path):
+    (tmp_path / "jax.py").write_text("raise SystemExit('JAX was imported')")
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "COLUMNS": "80"}
+    code, output, errors = run(experiment, "--help", environment=environment)
+    assert (code, errors) == (0, "")
+    documentation = importlib.import_module(f"experiments.{experiment}").__doc__
+    assert documentation is not None
+    assert output.startswith(f"usage: scripts/run {experiment}")
+    assert documentation.splitlines()[0] in " ".join(output.split())
+
+
+def test_every_flag_of_the_design_is_there():
+    code, output, _ = run("text_generation", "--help")
+    assert code == 0
+    text = ["corpus", "encoding", "lowercase", "held-out-fraction", "window", "stride", "batch-size"]
+    model = ["hidden-size", "layers", "dropout", "gate-activation", "precision", "seed"]
+    learning = ["optimizer", "learning-rate", "schedule", "clip", "epochs"]
+    for flag in [*text, *model, *learning, "temperatures", "sample-length", "sampler", "run-dir"]:
+        assert f"--{flag} " in output or f"--{flag}," in output
+
+
+def test_the_main_job_prints_results_to_stdout_and_the_rest_to_stderr(trained):
+    _, output, errors = trained
+    epochs = re.findall(r"^epoch (\d+) \(\d+ s\): training loss [\d.]+ nats per character, held-out loss", output, re.M)
+    assert epochs == ["1", "2"]
+    assert output.count("--- prompt: ") == 2
+    assert re.findall(r"^------ temperature: (\S+)$", output, re.M) == ["0.2", "0.5", "1", "1.2"] * 2
+    for word in ("1,064 characters", "21 distinct", "parameters", "cpu", "float32", "scripts/run sample"):
+        assert word in errors, errors
+    assert "epoch" not in output.split("epoch 1")[0]
+
+
+def test_sample_prints_only_text(trained, capsys):
+    path = trained[0]
+    flags = ["--prompt", "the will", "--temperature", 0.5, 1, "--count", 2, "--length", 30]
+    assert call("sample", path, *flags) == 0
+    texts = capsys.readouterr().out
+    assert texts.count("the will") >= 4
+    assert len(texts) == 4 * (8 + 30 + 1)
+    assert call("sample", path, *flags, "--json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["temperature"], record["number"]) for record in records] == [(0.5, 0), (0.5, 1), (1, 0), (1, 1)]
+    assert texts == "".join(f"{record['prompt']}{record['text']}\n" for record in records)
+    assert len({record["text"] for record in records}) == 4
+
+
+def test_sample_takes_what_the_run_has_for_what_is_not_said(trained, capsys):
+    path = trained[0]
+    assert call("sample", path, "--length", 5, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompt"] == read_records(path / "samples.jsonl")[-1]["prompt"]
+    assert call("sample", path, "--greedy", "--length", 30, "--seed", 1) == 0
+    greedy = capsys.readouterr().out
+    assert call("sample", path, "--temperature", 0, "--length", 30, "--seed", 2, "--top-k", 1) == 0
+    assert capsys.readouterr().out == greedy
+    assert call("sample", path, "--temperature", 2, "--length", 30, "--top-k", 1, "--sampler", "windowed") == 0
+    assert capsys.readouterr().out == greedy
+
+
+def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsys):
+    path = trained[0]
+    assert call("evaluate", path) == 0
+    result = json.loads(capsys.readouterr().out)
+    recorded = read_records(path / "metrics.jsonl")[-1]
+    assert result["loss_nats"] == recorded["held_out_loss"]
+    assert result["bits_per_character"] == recorded["bits_per_character"]
+    assert result["characters"] == recorded["characters"]
+    text = tmp_path / "text.txt"
+    text.write_text(corpus.read_text()[:100])
+    assert call("evaluate", path, "--text", text, "--stride", 1) == 0
+    assert json.loads(capsys.readouterr().out)["characters"] == 90
+
+
+def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys):
+    flags = ["--corpus", corpus, *TINY, "--epochs", 2, "--run-dir", tmp_path / "run"]
+    assert call("reproduce", "keras-2.2", *flags) == 0
+    output = capsys.readouterr().out
+    assert output.splitlines()[0].split() == ["epoch", "ours", "A", "B", "C", "D", "distance", "verdict"]
+    assert "1.9812" in output.splitlines()[1]
+    assert output.splitlines()[-1] == "0 of 2 epochs within 0.01 nats of the published band"
+    for suffix in ("svg", "png"):
+        assert (tmp_path / "run" / "figures" / f"loss_curves.{suffix}").stat().st_size > 10_000
+    assert call("reproduce", "keras-2.2", *flags) == 0, "a trained run is only compared"
+    assert capsys.readouterr().out == output
+
+
+BAD_TRAINING = {
+    "an unknown preset": (["qick"], "no preset 'qick'; name one of quick, tf-keras-2.5"),
+    "an unknown corpus": (["--corpus", "neitzsche"], "no corpus, file or folder 'neitzsche'; name one of python-docs"),
+    "an empty text": (["--corpus", "empty.txt"], "has 0 characters.*needs at least 330"),
+    "a text of one character": (["--corpus", "one.txt"], "has 1 characters"),
+    "a text too short": (["--corpus", "short.txt"], "has 300 characters.*needs at least 330"),
+    "one distinct character": (["--corpus", "same.txt"], "only one distinct character, 'a'"),
+    "bytes that do not decode": (["--corpus", "latin.txt"], r"byte 0xe9 at offset 3 \(line 2\).*--encoding cp1252"),
+    "an unknown encoding": (["--corpus", "short.txt", "--encoding", "utf8000"], "'utf8000' is not a text encoding"),
+    "a directory of files": (["--run-dir", "."], "holds files but no run"),
+    "a directory under a file": (["--corpus", "long.txt", "--run-dir", "one.txt/run"], "cannot be written"),
+    "a negative seed": (["--seed", "-1"], r"--seed -1.*0 to 4294967295"),
+    "a large seed": (["--seed", str(2**32)], r"--seed 4294967296.*0 to 4294967295"),
+    "a negative temperature": (["--temperatures", "0.5", "-0.1"], r"--temperatures -0.1.*0 \(always"),
+    "a temperature that is no number": (["--temperatures", "nan"], "--temperatures nan"),
+    "no window": (["--window", "0"], "--window 0.*at least 1"),
+    "no stride": (["--stride", "0"], "--stride 0.*at least 1"),
+    "no batch": (["--batch-size", "-3"], "--batch-size -3.*at least 1"),
+    "no units": (["--hidden-size", "0"], "--hidden-size 0.*at least 1"),
+    "no layers": (["--layers", "0"], "--layers 0.*at least 1"),
+    "no epochs": (["--epochs", "0"], "--epochs 0.*at least 1"),
+    "all dropped": (["--dropout", "1"], "--dropout 1.*below 1"),
+    "all held out": (["--held-out-fraction", "1"], "--held-out-fraction 1.*below 1"),
+    "a rate that is no number": (["--learning-rate", "nan"], "--learning-rate nan.*positive"),
+    "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "last possible start is 868"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    texts = {
+        "empty": b"",
+        "one": b"a",
+        "short": b"abc" * 100,
+        "same": b"a" * 1000,
+        "latin": b"ab\n\xe9",
+        "long": b"ab" * 500,
+    }
+    for name, content in texts.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    flags, message = BAD_TRAINING[case]
+    assert call("text_generation", *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    sentence = captured.err.splitlines()[-1]
+    assert re.match(f"error: .*{message}", sentence)
+    assert "Traceback" not in captured.err
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.txt" for name in texts}
+
+
+BAD_SAMPLING = {
+    "no run": (["nowhere"], "'nowhere' is not a run directory"),
+    "a negative temperature": (["RUN", "--temperature", "-1"], "--temperature -1.*0 "),
+    "an unknown character": (["RUN", "--prompt", "Ünder"], r"prompt has 'Ü' \(U\+00DC\) at character 0.*21 characters"),
+    "no length": (["RUN", "--length", "0"], "--length 0"),
+    "no share": (["RUN", "--top-p", "0"], "--top-p 0.*above 0"),
+    "no characters": (["RUN", "--top-k", "0"], "--top-k 0"),
+    "a large seed": (["RUN", "--seed", str(2**32 + 3)], "--seed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SAMPLING)
+def test_bad_sampling_is_one_sentence(case, trained, capsys):
+    flags, message = BAD_SAMPLING[case]
+    assert call("sample", *(str(trained[0]) if flag == "RUN" else flag for flag in flags)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.match(f"error: .*{message}", captured.err)
+    assert captured.err.count("\n") == 1
+
+
+def test_bad_evaluation_is_one_sentence(trained, corpus, tmp_path, capsys):
+    path = trained[0]
+    (tmp_path / "short.txt").write_text("the will")
+    (tmp_path / "other.txt").write_text("the will\n to pOwer")
+    for flags, message in [
+        (["--text", tmp_path / "short.txt"], "has 8 characters, but a window and its target need 11"),
+        (["--text", tmp_path / "other.txt"], r"'O' \(U\+004F\) at character 14"),
+        (["--stride", 0], "--stride 0"),
+    ]:
+        assert call("evaluate", path, *flags) == 2
+        assert re.search(message, capsys.readouterr().err)
+    whole = tmp_path / "whole"
+    assert (
+        call("text_generation", "--corpus", corpus, *TINY, "--held-out-fraction", 0, "--run-dir", whole, "--epochs", 1)
+        == 0
+    )
+    assert call("evaluate", whole) == 2
+    assert "held out no text; name one with --text FILE" in capsys.readouterr().err
+
+
+LONGER = [*TINY, "--epochs", 6, "--stride", 1, "--batch-size", 4]
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    """A run of six epochs that nothing interrupts."""
+    path = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert run("text_generation", "--corpus", corpus, *LONGER, "--run-dir", path)[0] == 0
+    return path
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
+def test_a_killed_command_run_again_ends_as_if_unbroken(corpus, tmp_path, unbroken, number, code):
+    """Stop the process as soon as it has printed its second epoch of six."""
+    flags = ["--corpus", corpus, *LONGER, "--run-dir", tmp_path]
+    process = command("text_generation", *flags)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2"):
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    step = load_model(open_run(tmp_path)).step
+    assert run("text_generation", *flags)[0] == 0
+    broken, whole = load_model(open_run(tmp_path)), load_model(open_run(unbroken))
+    assert step < broken.step == whole.step
+    assert all(map(np.array_equal, jax.tree.leaves(broken.parameters), jax.tree.leaves(whole.parameters)))
+    assert read_records(tmp_path / "samples.jsonl") == read_records(unbroken / "samples.jsonl")
+
+
+def test_the_presets_are_the_notebooks():
+    """Field by field, as the five notebooks have it; in all five one epoch is 1,565 steps of their windows."""
+    rolling = [0.2, 0.5, 1.0, 1.2]
+    facts = {
+        "tf-keras-2.5": (None, "sigmoid", 59, None, rolling, "roll-on"),
+        "keras-fixed-prompt": ("cp1252", "sigmoid", 59, 116739, [0.2, 0.5, 1.0, 1.0, 2.0], "restart"),
+        "keras-2.4": ("cp1252", "sigmoid", 59, None, rolling, "roll-on"),
+        "keras-2.2": (None, "hard_sigmoid", 3, None, rolling, "roll-on"),
+        "tf-keras": (None, "sigmoid", 59, None, rolling, "roll-on"),
+    }
+    assert set(PRESETS) == {"quick", *facts}
+    for name, (encoding, gate, epochs, prompt_start, temperatures, continuation) in facts.items():
+        preset = PRESETS[name]
+        assert (preset.encoding, preset.gate_activation, preset.epochs) == (encoding, gate, epochs)
+        assert (preset.prompt_start, list(preset.temperatures)) == (prompt_start, temperatures)
+        assert preset.continuation == continuation
+        assert (preset.corpus, preset.lowercase, preset.held_out_fraction) == ("nietzsche", True, 0)
+        assert (preset.window, preset.stride, preset.batch_size, preset.sample_length) == (60, 3, 128, 400)
+        assert (preset.hidden_size, preset.layers, preset.initializer, preset.sampler) == (128, 1, "keras", "windowed")
+        assert (preset.optimizer, preset.learning_rate, preset.schedule) == ("rmsprop-keras-2", 0.01, "constant")
+        assert preset.clip is None
+
+
+def test_the_presets_meet_the_notebooks_text(nietzsche):
+    from charlm_jax.runs.assembly import prepare
+
+    for name, vocabulary, windows in [("tf-keras-2.5", 57, 200_278), ("keras-fixed-prompt", 59, 200_281)]:
+        job = prepare(PRESETS[name])
+        assert (len(job.vocabulary), job.windows, job.steps_per_epoch) == (vocabulary, windows, 1565)
+        assert f"{vocabulary} distinct" in job.describe(Path("run"))
+    prompt = job.corpus.text[116739 : 116739 + 60]
+    assert prompt == "the slowly ascending ranks and classes, in which,\nthrough fo"
+
+
+def test_an_unknown_experiment_gets_the_list():
+    done = subprocess.run([ROOT / "scripts" / "run", "texts"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for experiment in EXPERIMENTS:
+        assert experiment in done.stderr
