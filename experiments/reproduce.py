@@ -4,8 +4,8 @@
 
 Trains as `text_generation PRESET` does (tf-keras-2.5 if none is named), then prints a row an epoch: the training loss,
 the published losses with the same gates, the distance from the band that they span, and whether that is within 0.01
-nats; seeds alone move a curve by about half of that. The figure goes into the run's folder. A run that has been
-trained already is only compared: reproduce PRESET --run-dir RUN.
+nats (0.02 with hard-sigmoid gates), about what another seed moves the first epoch's loss. The figure goes into the
+run's folder. A run that has been trained already is only compared: reproduce PRESET --run-dir RUN.
 """
 
 import sys
@@ -16,7 +16,8 @@ from charlm_jax.errors import InputError
 from charlm_jax.runs.command_line import exit_codes, parse_training, tell
 
 _PUBLISHED = Path(__file__).with_name("published_loss_curves.csv")
-_TOLERANCE = 0.01  # nats
+# Nats: one standard deviation of the first epoch's loss over four seeds was 0.009 and 0.023; later epochs vary less.
+_TOLERANCE = {"sigmoid": 0.01, "hard_sigmoid": 0.02}
 
 
 def main(flags: Sequence[str]) -> None:
@@ -38,6 +39,7 @@ def main(flags: Sequence[str]) -> None:
     ours = {
         record["epoch"]: record["training_loss"] for record in read_records(run.metrics) if record["event"] == "epoch"
     }
+    tolerance = _TOLERANCE[configuration.gate_activation]
     published = family(read_published(_PUBLISHED.read_text()), configuration.gate_activation)
     comparisons = compare(ours, published)
     if not comparisons:
@@ -48,13 +50,13 @@ def main(flags: Sequence[str]) -> None:
     print("epoch    ours  " + "".join(f"{run:>8}" for run in published) + "  distance  verdict")
     for comparison in comparisons:
         losses = "".join(f"{curve.get(comparison.epoch, float('nan')):8.4f}" for curve in published.values())
-        verdict = "reproduced" if abs(comparison.distance) <= _TOLERANCE else "differs"
+        verdict = "reproduced" if abs(comparison.distance) <= tolerance else "differs"
         print(f"{comparison.epoch:5}  {comparison.loss:.4f}  {losses}  {comparison.distance:+8.4f}  {verdict}")
-    reproduced = sum(abs(comparison.distance) <= _TOLERANCE for comparison in comparisons)
-    print(f"{reproduced} of {len(comparisons)} epochs within {_TOLERANCE} nats of the published band")
+    reproduced = sum(abs(comparison.distance) <= tolerance for comparison in comparisons)
+    print(f"{reproduced} of {len(comparisons)} epochs within {tolerance} nats of the published band")
 
     title = f"{job.corpus.name}, {configuration.gate_activation} gates, {configuration.optimizer}"
-    figure = plot_comparison(ours, published, comparisons, title=title, tolerance=_TOLERANCE)
+    figure = plot_comparison(ours, published, comparisons, title=title, tolerance=tolerance)
     for path in save_figure(run, "loss_curves", figure):
         tell(f"figure: {path}")
 

@@ -27,6 +27,7 @@ install_lock() {
         uv pip install $quiet --python "$python" --require-hashes --no-deps -r "$lock"
     else
         [ -x "$python" ] || "$(find_python)" -m venv "$venv"
+        "$python" -m ensurepip >/dev/null 2>&1 || true # a .venv that uv made has no pip
         "$python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock"
     fi >&2
 }

@@ -244,3 +244,15 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
     excess_bits = (result.loss_nats - true_loss.mean()) / np.log(2)
     assert excess_bits < 0.02
     assert excess_bits > -5 * true_loss.std() / np.log(2) / len(scored) ** 0.5
+
+
+def test_memory_does_not_grow_with_the_windows():
+    """What the program needs beside its arguments, for a million windows and for ten thousand of the same text."""
+    ids = jax.ShapeDtypeStruct((1_000_000,), np.uint8)
+
+    def temporary_bytes(stride):
+        train_steps, first = start(ids, 57, window=20, stride=stride)
+        compiled: Any = train_steps
+        return compiled.lower(first(), ids, KEY, 5).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(1) <= temporary_bytes(100) + 1000

@@ -78,7 +78,7 @@ def plot_comparison(
     curves.set_title(title)
     curves.legend(frameon=False)
 
-    distances.axhspan(-1000 * tolerance, 1000 * tolerance, color="0.92", zorder=0)
+    distances.axhspan(-1000 * tolerance, 1000 * tolerance, color="0.92", zorder=0, label=f"within {tolerance:g} nats")
     distances.axhline(0, color="0.6", lw=0.8)
     distances.plot(
         [comparison.epoch for comparison in comparisons],
@@ -88,10 +88,11 @@ def plot_comparison(
         ms=4,
         lw=1,
     )
-    widest = max(1.5 * tolerance, *(1.2 * abs(comparison.distance) for comparison in comparisons))
+    widest = max(2 * tolerance, *(1.2 * abs(comparison.distance) for comparison in comparisons))
     distances.set_ylim(-1000 * widest, 1000 * widest)
     distances.set_ylabel("distance from the\npublished band\n(0.001 nats)")
     distances.set_xlabel("epoch")
+    distances.legend(frameon=False, loc="upper right", borderpad=0)
     distances.xaxis.get_major_locator().set_params(integer=True)
     for axes in (curves, distances):
         axes.spines[["top", "right"]].set_visible(False)

@@ -78,12 +78,13 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
 
         while int(state.step) < job.steps:
             epoch = int(state.step) // job.steps_per_epoch + 1
-            started, first_step = time.perf_counter(), int(state.step)
-            try:
-                state = _train_epoch(train_steps, state, ids, job, epoch, stop_requested)
-            except _Interrupted as interrupted:
-                save_state(checkpoints, interrupted.state)
-                raise interrupted.reason from None
+            # Of these windows `seconds` tells: an epoch that was interrupted goes on in its middle.
+            windows = job.windows - int(state.step) % job.steps_per_epoch * chosen.batch_size
+            started = time.perf_counter()
+            state, unfinished = _train_epoch(train_steps, state, ids, job, epoch, stop_requested)
+            if unfinished is not None:
+                save_state(checkpoints, state)
+                raise unfinished
             seconds = time.perf_counter() - started
             held_out = None
             if len(held_out_ids):
@@ -98,19 +99,11 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
                 seconds=seconds,
                 samples=sample_texts(job, state.parameters, epoch),
             )
-            _record(run, job, done, windows=min(job.windows, (done.step - first_step) * chosen.batch_size))
+            _record(run, job, done, characters_per_second=windows * chosen.window / seconds)
             save_state(checkpoints, state)
             yield done
             if stop_requested() and done.step < job.steps:
                 raise Preempted(_stopped(done.step, job))
-
-
-class _Interrupted(Exception):
-    """Training stopped inside an epoch: `state` is worth saving, `reason` is what to tell."""
-
-    def __init__(self, state: TrainingState, reason: Exception) -> None:
-        super().__init__()
-        self.state, self.reason = state, reason
 
 
 def _train_epoch(
@@ -120,8 +113,8 @@ def _train_epoch(
     job: Job,
     epoch: int,
     stop_requested: Callable[[], bool],
-) -> TrainingState:
-    """Train to the end of an epoch with a progress bar; raise _Interrupted if that is not to be."""
+) -> tuple[TrainingState, DivergedError | Preempted | None]:
+    """Train to the end of an epoch with a progress bar; return the state, and why the end was not reached if so."""
     step, end, steps = int(state.step), epoch * job.steps_per_epoch, 1
     on_terminal = sys.stderr.isatty()
     with tqdm(
@@ -140,19 +133,19 @@ def _train_epoch(
             taken = int(state.step) - step
             step += taken
             if not finite:
-                raise _Interrupted(state, DivergedError(_diverged(step, epoch)))
+                return state, DivergedError(_diverged(step, epoch))
             windows = min((step - (epoch - 1) * job.steps_per_epoch) * job.configuration.batch_size, job.windows)
             bar.set_postfix(loss=f"{float(state.loss_sum) / windows:.4f}", refresh=False)
             bar.update(taken)
             if stop_requested() and step < end:
-                raise _Interrupted(state, Preempted(_stopped(step, job)))
+                return state, Preempted(_stopped(step, job))
             # Any number of steps runs in the same program, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / (time.perf_counter() - started))))
-    return state
+    return state, None
 
 
-def _record(run: RunDirectory, job: Job, done: Epoch, windows: int) -> None:
-    """Append an epoch's records; `windows` are those of this process, to which `seconds` belong."""
+def _record(run: RunDirectory, job: Job, done: Epoch, characters_per_second: float) -> None:
+    """Append an epoch's records."""
     place = {"epoch": done.epoch, "step": done.step}
     append_record(
         run.metrics,
@@ -162,7 +155,7 @@ def _record(run: RunDirectory, job: Job, done: Epoch, windows: int) -> None:
             "training_loss": done.training_loss,
             "windows": job.windows,
             "seconds": round(done.seconds, 3),
-            "characters_per_second": round(windows * job.configuration.window / done.seconds),
+            "characters_per_second": round(characters_per_second),
         },
     )
     if done.held_out is not None:
