@@ -1,5 +1,7 @@
 """The errors that end a command with one sentence instead of a traceback."""
 
+from collections.abc import Iterable
+
 
 class InputError(Exception):
     """Something the user gave cannot be used; the message names it, its place and the way out."""
@@ -11,9 +13,20 @@ def require(flag: str, value: object, holds: bool, wanted: str) -> None:
         raise InputError(f"{flag} {value} cannot be used: it must be {wanted}")
 
 
-def require_seed(seed: int) -> None:
+def require_count(flag: str, value: int | None) -> None:
+    """Raise an InputError unless a number counts something, in 32 bits; None passes."""
+    require(flag, value, value is None or 1 <= value < 2**31, "a whole number from 1 to 2147483647 (2^31 - 1)")
+
+
+def require_seed(value: int) -> None:
     """Raise an InputError for a seed that JAX would silently cut to 32 bits."""
-    require("--seed", seed, 0 <= seed < 2**32, "a whole number from 0 to 4294967295 (2^32 - 1)")
+    require("--seed", value, 0 <= value < 2**32, "a whole number from 0 to 4294967295 (2^32 - 1)")
+
+
+def require_temperatures(flag: str, values: Iterable[float]) -> None:
+    """Raise an InputError unless each value is a temperature that float32 holds."""
+    for value in values:
+        require(flag, value, 0 <= value <= 1e30, "from 0 (always the likeliest character) to 1e30 (all equally likely)")
 
 
 class DivergedError(ArithmeticError):

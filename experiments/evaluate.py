@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from charlm_jax.errors import InputError, require
+from charlm_jax.errors import InputError, require, require_count
 from charlm_jax.runs.command_line import exit_codes
 
 
@@ -33,7 +33,8 @@ class Arguments:
     """Characters from one window's start to the next one's: 1 scores every character; the run's if not given."""
 
     def __post_init__(self) -> None:
-        require("--stride", self.stride, self.stride is None or self.stride >= 1, "a whole number of at least 1")
+        require_count("--stride", self.stride)
+        require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
 
 
 def main(flags: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from charlm_jax.choices import Sampler
-from charlm_jax.errors import InputError, require, require_seed
+from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import exit_codes, tell
 
 _PIECE = 25  # characters that appear together on a terminal
@@ -50,13 +50,13 @@ class Arguments:
     """Print JSON objects with prompt, temperature, number and text."""
 
     def __post_init__(self) -> None:
-        require("--length", self.length, self.length >= 1, "a whole number of at least 1")
-        require("--count", self.count, self.count >= 1, "a whole number of at least 1")
-        require("--top-k", self.top_k, self.top_k is None or self.top_k >= 1, "a whole number of at least 1")
+        for flag, value in (("--length", self.length), ("--count", self.count), ("--top-k", self.top_k)):
+            require_count(flag, value)
         require("--top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         require_seed(self.seed)
-        for value in self.temperature:
-            require("--temperature", value, value >= 0, "0 (always the likeliest character) or more")
+        require("--prompt", "without a text", self.prompt != (), 'followed by one, which may be ""')
+        require("--temperature", "without a number", self.temperature != (), "followed by one")
+        require_temperatures("--temperature", self.temperature)
 
 
 def main(flags: Sequence[str]) -> None:
@@ -64,10 +64,9 @@ def main(flags: Sequence[str]) -> None:
     arguments = tyro.cli(Arguments, prog="scripts/run sample", description=__doc__, args=flags)
 
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
-    from charlm_jax.generation.generate import generate_pieces, stream_key
+    from charlm_jax.generation.generate import generate_pieces, stream_keys
     from charlm_jax.runs.assembly import load_model
     from charlm_jax.runs.directory import open_run, read_records
 
@@ -85,15 +84,15 @@ def main(flags: Sequence[str]) -> None:
 
     temperatures = (0.0,) if arguments.greedy else arguments.temperature
     streams = list(product(prompts, temperatures, range(arguments.count)))
-    key = jax.random.key(arguments.seed)
-    keys = [stream_key(key, prompt=prompt, temperature=value, number=number) for prompt, value, number in streams]
+    prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
+    keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)
     live = sys.stdout.isatty() and not arguments.json
     pieces = generate_pieces(
         model.network,
         model.parameters,
-        [encoded[prompt] for prompt, _, _ in streams],
-        [temperature for _, temperature, _ in streams],
-        jnp.stack(keys),
+        [encoded[prompt] for prompt in prompt_of_stream],
+        temperature_of_stream,
+        keys,
         sampler=arguments.sampler or model.configuration.sampler,
         window=model.configuration.window,
         length=arguments.length,
@@ -105,7 +104,7 @@ def main(flags: Sequence[str]) -> None:
     def head(stream: tuple[str, float, int]) -> None:
         prompt, temperature, number = stream
         if len(streams) > 1:
-            tell(f"------ temperature {temperature:g}, number {number}")
+            tell(f"------ temperature {temperature:g}, number {number}, prompt {prompt!r}")
         print(prompt, end="", flush=True)
 
     # On a terminal the first text appears as it is generated; the others, generated beside it, follow.

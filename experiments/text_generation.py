@@ -14,6 +14,7 @@ A preset is a full configuration, each of whose fields a flag overrides:
 The same --run-dir again goes on where the run stopped, and a larger --epochs extends it.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,8 +30,8 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.loop import Epoch, train
 
     def show(epoch: Epoch) -> None:
-        seconds = f"{epoch.seconds:.0f} s"
-        print(f"epoch {epoch.epoch} ({seconds}): training loss {epoch.training_loss:.4f} nats per character", end="")
+        seconds = "" if epoch.seconds is None else f" ({epoch.seconds:.0f} s)"
+        print(f"epoch {epoch.epoch}{seconds}: training loss {epoch.training_loss:.4f} nats per character", end="")
         if epoch.held_out:
             bits = epoch.held_out.bits_per_character
             print(f", held-out loss {epoch.held_out.loss_nats:.4f} nats = {bits:.4f} bits", end="")
@@ -45,9 +46,9 @@ def main(flags: Sequence[str]) -> None:
         print(flush=True)
 
     job, run_dir = prepare(arguments.configuration), arguments.run_dir
-    tell(job.describe(run_dir))
     for epoch in train(job, run_dir):
         show(epoch)
+    run_dir = shlex.quote(str(run_dir))
     tell(f"finished; {run_dir} holds the losses, the texts and the model. Next, for example:")
     tell(f"  scripts/run sample {run_dir} --temperature 0.5 --length 1000")
     tell(f"  scripts/run evaluate {run_dir}")

@@ -32,22 +32,36 @@ install_lock() {
     fi >&2
 }
 
+mark_of() { # the name and checksum of a lock
+    echo "$(basename "$1") $(cksum <"$1")"
+}
+
+is_installed() {
+    grep -qxF "$(mark_of "$1")" "$record" 2>/dev/null
+}
+
+set_up() {
+    local lock=$1 other marks
+    echo "setting up $venv, once: about 300 MB to download, about a minute" >&2
+    [ -f "$record" ] || rm -rf "$venv"
+    # What another lock installed stays recorded only while that lock is what it was.
+    marks=$(for other in "$root"/scripts/*.lock; do if is_installed "$other"; then mark_of "$other"; fi; done)
+    rm -f "$record"
+    install_lock "$lock"
+    printf '%s\n' "$marks" "$(mark_of "$lock")" | grep . >"$record.new"
+    mv "$record.new" "$record"
+}
+
 use_environment() {
-    local lock=$root/scripts/$1 mark
-    mark="$1 $(cksum <"$lock")"
-    if ! grep -qxF "$mark" "$record" 2>/dev/null; then
-        (
-            # One set-up at a time, where the system can say so; whoever waited finds the work done.
-            if command -v flock >/dev/null; then flock 9; fi
-            if ! grep -qxF "$mark" "$record" 2>/dev/null; then
-                echo "setting up $venv, once: about 300 MB to download, about a minute" >&2
-                done_before=$(cat "$record" 2>/dev/null || true)
-                [ -n "$done_before" ] || rm -rf "$venv"
-                rm -f "$record"
-                install_lock "$lock"
-                printf '%s\n' "$done_before" "$mark" | grep . >"$record.new"
-                mv "$record.new" "$record"
-            fi
-        ) 9>"$root/.venv.lock"
+    local lock=$root/scripts/$1
+    if is_installed "$lock"; then return; fi
+    if [ -e "$venv" ] && [ ! -e "$root/.venv.lock" ]; then
+        echo "error: $venv was not made by these scripts; move it away and run again" >&2
+        exit 2
     fi
+    (
+        # One set-up at a time, where the system can say so; whoever waited finds the work done.
+        if command -v flock >/dev/null; then flock 9; fi
+        if ! is_installed "$lock"; then set_up "$lock"; fi
+    ) 9>"$root/.venv.lock"
 }

@@ -64,5 +64,5 @@ def test_a_corpus_is_downloaded_once(server, path, file):
 
 def test_a_download_with_another_hash_is_refused(server):
     server("/served.txt", "served.txt", sha256="0" * 64)
-    with pytest.raises(InputError, match="could not be fetched"):
+    with pytest.raises(InputError, match="is not the published served"):
         load_corpus("served")

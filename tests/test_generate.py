@@ -7,7 +7,7 @@ import pytest
 from oracles import notebook_distribution, numpy_logits
 
 from charlm_jax.choices import Sampler
-from charlm_jax.generation.generate import generate, generate_pieces, stream_key
+from charlm_jax.generation.generate import generate, generate_pieces, stream_keys
 from charlm_jax.generation.temperature import draw_character
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
@@ -126,21 +126,21 @@ def test_characters_are_distributed_as_the_notebooks_draw_them(temperature):
 
 
 def test_keys_are_functions_of_values():
-    def bits(**values):
-        return tuple(jax.random.key_data(stream_key(KEY, **values)).tolist())
+    def bits(prompts, temperatures):
+        return list(map(tuple, np.asarray(jax.random.key_data(stream_keys(KEY, prompts, temperatures))).tolist()))
 
-    base = {"prompt": "a prompt", "temperature": 0.5, "number": 0}
-    assert bits(**base) == bits(**base)
-    others = [{"prompt": "another"}, {"temperature": 0.5000001}, {"number": 1}]
-    assert len({bits(**base), *(bits(**{**base, **other}) for other in others)}) == 4
+    (base,) = bits(["a prompt"], [0.5])
+    keys = bits(["another", "a prompt", "a prompt", "a prompt"], [0.5, 0.5000001, 0.5, 0.5])
+    assert keys[2] == base
+    assert len(set(keys)) == 4, "a stream that is asked for twice gets two keys"
 
 
 def test_adding_a_temperature_changes_no_other_text():
     network, parameters = decided_network()
 
     def texts(temperatures):
-        keys = [stream_key(KEY, prompt="p", temperature=temperature) for temperature in temperatures]
-        ids = run(network, parameters, [prompt_of(WINDOW)] * len(keys), temperatures, keys)
+        keys = stream_keys(KEY, ["p"] * len(temperatures), temperatures)
+        ids = run(network, parameters, [prompt_of(WINDOW)] * len(temperatures), temperatures, keys)
         return dict(zip(temperatures, map(tuple, ids.tolist()), strict=True))
 
     few, more = texts([0.5, 1.2]), texts([0.2, 0.5, 0.7, 1.2])

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_st
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, append_record, keep_records, open_run, read_records
 from charlm_jax.runs.loop import train
+from charlm_jax.runs.samples import _prompt
 
 TINY = Configuration(
     lowercase=True, window=10, stride=2, batch_size=16, hidden_size=8, epochs=2, sample_length=20, seed=3
@@ -70,12 +72,12 @@ def stop_after(monkeypatch, dispatches, deed):
 def test_what_a_run_records(tiny, tmp_path):
     epochs, _, metrics, samples = finish(tiny, tmp_path / "run")
     assert [epoch.epoch for epoch in epochs] == [1, 2]
-    assert [record["event"] for record in metrics] == ["epoch", "evaluation"] * 2
+    assert [record["event"] for record in metrics] == ["evaluation", "epoch"] * 2
     job = prepare(tiny)
-    assert metrics[2]["windows"] == job.windows
-    assert metrics[2]["step"] == 2 * job.steps_per_epoch
-    assert epochs[1].training_loss == metrics[2]["training_loss"] < epochs[0].training_loss
-    assert metrics[3]["bits_per_character"] == pytest.approx(metrics[3]["held_out_loss"] / np.log(2))
+    assert metrics[3]["windows"] == job.windows
+    assert metrics[3]["step"] == 2 * job.steps_per_epoch
+    assert epochs[1].training_loss == metrics[3]["training_loss"] < epochs[0].training_loss
+    assert metrics[2]["bits_per_character"] == pytest.approx(metrics[2]["held_out_loss"] / np.log(2))
     assert [record["temperature"] for record in samples] == [0.2, 0.5, 1.0, 1.2] * 2
     assert all(len(record["prompt"]) == 10 and len(record["text"]) == 20 for record in samples)
     assert samples[0]["prompt"] in job.corpus.text
@@ -108,22 +110,37 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypat
     assert same(finish(tiny, tmp_path / "broken"), unbroken)
 
 
-def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
-    """Die in the second epoch, after its records and before its checkpoint: both are made again."""
+@pytest.mark.parametrize(
+    "place", ["before the checkpoint", "before the records", "amid the records", "after the records"]
+)
+def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place):
+    """Die at the end of the second epoch, at each place where its checkpoint or its records may be missing."""
     unbroken = finish(tiny, tmp_path / "unbroken")
-    saves = []
+    calls = []
 
-    def dying(manager, state):
-        saves.append(int(state.step))
-        if len(saves) == 2:
-            raise KeyboardInterrupt
-        save_state(manager, state)
+    def dying(function, call, after=False):
+        def died(*arguments, **options):
+            calls.append(function)
+            if len(calls) == call and not after:
+                raise KeyboardInterrupt
+            result = function(*arguments, **options)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return result
+
+        return died
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_state", dying)
+        if place == "before the checkpoint":
+            patch.setattr(loop, "save_state", dying(loop.save_state, 2))
+        elif place == "before the records":
+            patch.setattr(loop, "evaluate", dying(loop.evaluate, 2))
+        else:  # six records an epoch: four texts, the evaluation, the epoch
+            patch.setattr(
+                loop, "append_record", dying(loop.append_record, 9 if place == "amid the records" else 12, True)
+            )
         with pytest.raises(KeyboardInterrupt):
             finish(tiny, tmp_path / "broken")
-    assert len(read_records(tmp_path / "broken" / "metrics.jsonl")) == 4
     assert same(finish(tiny, tmp_path / "broken"), unbroken)
 
 
@@ -150,8 +167,14 @@ def test_another_configuration_is_refused_with_its_differences(tiny, tmp_path):
 def test_another_text_is_refused(tiny, tmp_path, small_text):
     finish(tiny, tmp_path / "run")
     (tmp_path / "corpus.txt").write_text(small_text.replace("power", "tower", 1))
-    with pytest.raises(InputError, match="the corpus's sha256"):
+    with pytest.raises(InputError, match="the text's sha256"):
         finish(tiny, tmp_path / "run")
+
+
+def test_the_same_text_from_another_place_is_the_same_run(tiny, tmp_path, small_text):
+    finish(dataclasses.replace(tiny, epochs=1), tmp_path / "run")
+    (tmp_path / "copy.txt").write_text(small_text)
+    assert len(finish(dataclasses.replace(tiny, corpus=str(tmp_path / "copy.txt")), tmp_path / "run")[0]) == 1
 
 
 def test_fewer_epochs_and_a_longer_cosine_are_refused(tiny, tmp_path):
@@ -177,10 +200,20 @@ def test_a_directory_that_cannot_hold_a_run(tiny, tmp_path, use):
 
 def test_training_that_diverges_keeps_the_last_finite_state(tiny, tmp_path):
     wild = dataclasses.replace(tiny, learning_rate=1e38)
-    with pytest.raises(DivergedError, match=r"epoch 1 step \d+ would have made"):
+    with pytest.raises(DivergedError, match=r"in epoch 1, after step \d+, .* --learning-rate"):
         finish(wild, tmp_path / "run")
     model = load_model(open_run(tmp_path / "run"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.parameters))
+
+
+def test_divergence_that_only_the_evaluation_sees(tiny, tmp_path):
+    """One huge step at the end of an epoch: finite parameters, but no finite loss."""
+    wild = dataclasses.replace(tiny, learning_rate=1e37, batch_size=1000)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="in epoch 1, after step 1,"):
+            finish(wild, tmp_path / "run")
+    assert load_model(open_run(tmp_path / "run")).step == 1
+    assert read_records(tmp_path / "run" / "metrics.jsonl") == []
 
 
 def test_the_text_of_every_preset_style(tiny, tmp_path):
@@ -194,7 +227,68 @@ def test_the_text_of_every_preset_style(tiny, tmp_path):
     samples = finish(fixed, tmp_path / "fixed")[3]
     assert {record["prompt"] for record in samples} == {prepare(tiny).corpus.text[4:14]}
     assert samples[1]["text"] != samples[2]["text"], "a temperature that is named twice gives two texts"
-    assert samples[0]["text"] != samples[3]["text"], "epochs draw anew"
+
+
+def test_texts_are_drawn_anew_in_every_epoch(tiny, tmp_path):
+    """From the same prompt, temperature and, for all that it learns, the same model."""
+    still = dataclasses.replace(tiny, prompt_start=4, temperatures=(1.0,), learning_rate=1e-30)
+    first, second = finish(still, tmp_path / "still")[3]
+    assert first["prompt"] == second["prompt"]
+    assert first["text"] != second["text"]
+
+
+def test_a_prompt_may_start_at_every_place(tiny):
+    """A training text of eleven characters has two places for a window of ten: both come up."""
+    job = prepare(tiny)
+    short = dataclasses.replace(job, training_ids=job.training_ids[:11])
+    prompts = {_prompt(short, epoch) for epoch in range(50)}
+    assert prompts == {job.corpus.text[:10], job.corpus.text[1:11]}
+
+
+def test_precision_is_what_it_says(tiny):
+    settings: Any = jax.config
+    for name, setting in [("tf32", "tensorfloat32"), ("bfloat16", "bfloat16"), ("float32", "highest")]:
+        prepare(dataclasses.replace(tiny, precision=name))
+        assert settings.jax_default_matmul_precision == setting
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", "config.json' cannot be read"),
+        ("config.json", "[]", "config.json' holds no JSON object"),
+        ("config.json", '{"temperatures": [], "colour": "red"}', "not the configuration of a run of this version"),
+        (
+            "config.json",
+            '{"temperatures": [], "gate_activation": "step"}',
+            "not the configuration of a run of this version|--gate-activation step",
+        ),
+        ("provenance.json", "{}", "provenance.json' does not say where"),
+        ("metrics.jsonl", "not JSON\n", "metrics.jsonl' line 1 is not a record"),
+        ("samples.jsonl", "{}\n", "samples.jsonl' line 1 is not a record"),
+        ("checkpoints", None, r"checkpoint .*\d+' cannot be read .* remove that folder to go on from the one before"),
+    ],
+)
+def test_damaged_files_are_named(tiny, tmp_path, file, content, message):
+    path = tmp_path / "run"
+    finish(dataclasses.replace(tiny, epochs=1), path)
+    if content is None:
+        newest = max((path / "checkpoints").iterdir(), key=lambda step: int(step.name))
+        for part in newest.rglob("*"):
+            if part.is_file():
+                part.write_bytes(b"damaged")
+    else:
+        (path / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        finish(tiny, path)
+
+
+def test_a_directory_that_an_interrupted_start_left_is_used(tiny, tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    for name in ("provenance.json", ".config.json.1234"):
+        (path / name).write_text("{")
+    assert len(finish(dataclasses.replace(tiny, epochs=1), path)[0]) == 1
 
 
 def test_no_temperatures_is_no_texts(tiny, tmp_path):

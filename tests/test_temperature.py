@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles import notebook_distribution
 
-from charlm_jax.generation.temperature import draw_character, reweight, truncate_top_k, truncate_top_p
+from charlm_jax.generation.temperature import draw_character, keep_top_k, keep_top_p, reweight
 
 LOGITS = jnp.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.9, -8.0])
 
@@ -55,14 +55,28 @@ def brute_force_top_p(probabilities, p):
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.5, 0.72, 0.9, 0.999, 1.0])
 def test_top_p_keeps_the_smallest_set_that_holds_its_share(p):
-    kept = set(np.flatnonzero(np.isfinite(truncate_top_p(LOGITS, p))).tolist())
+    kept = set(np.flatnonzero(keep_top_p(LOGITS, p)).tolist())
     assert kept == brute_force_top_p(np.asarray(softmax(LOGITS), np.float64), p)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8, 100])
 def test_top_k_keeps_the_k_likeliest(k):
-    kept = set(np.flatnonzero(np.isfinite(truncate_top_k(LOGITS, k))).tolist())
+    kept = set(np.flatnonzero(keep_top_k(LOGITS, k)).tolist())
     assert kept == set(np.argsort(-LOGITS)[:k].tolist())
+
+
+def test_truncation_at_its_limits():
+    halves = jnp.log(jnp.array([0.25, 0.5, 0.25]))
+    np.testing.assert_array_equal(keep_top_p(halves, 0.5), [False, True, False])
+    np.testing.assert_array_equal(keep_top_p(halves, 0.75), [True, True, False])
+    equal = jnp.zeros(10)
+    assert int(keep_top_p(equal, 0.45).sum()) == 5
+    np.testing.assert_array_equal(np.flatnonzero(keep_top_k(equal, 3)), [0, 1, 2])
+    many = jnp.asarray(np.random.default_rng(0).normal(size=5000), jnp.float32)
+    assert keep_top_p(many, 1.0).all()
+    assert int(keep_top_p(many, 1e-50).sum()) == 1
+    # Rounding makes all characters equal at this temperature, and the likeliest is still the likeliest.
+    assert set(np.asarray(draws(100, 1e30, top_k=1)).nonzero()[0].tolist()) == {0}
 
 
 def draws(count, temperature, **options):

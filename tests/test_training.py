@@ -14,6 +14,7 @@ from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import count_windows, draw_batch
 from charlm_jax.keys import fold_text
 from charlm_jax.learning.evaluation import evaluate
+from charlm_jax.learning.objective import last_character_loss
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import initial_state, make_train_steps, steps_per_epoch
 from charlm_jax.model.initializers import initial_parameters
@@ -100,44 +101,46 @@ def fifty_steps():
     epoch_key = jax.random.fold_in(fold_text(KEY, "windows"), 0)
     batches = [draw_batch(ids, epoch_key, jnp.int32(n), window=60, stride=3, batch_size=32) for n in range(50)]
 
-    def train(rule):
-        train_steps, first = start(ids, size, rule=rule, **options)
-        state, losses, before = first(), [], 0.0
+    def train(rule, rate):
+        train_steps, first = start(ids, size, rule=rule, rate=rate, **options)
+        state, means = first(), []
         for stop in range(1, 51):
             state, finite = train_steps(state, ids, KEY, stop)
             assert finite
-            losses.append((float(state.loss_sum) - before) / 32)
-            before = float(state.loss_sum)
-        return np.array(losses), state.parameters
+            means.append(float(state.epoch_loss))
+        # Of running means, the losses that made them.
+        return np.diff(np.array(means) * np.arange(1, 51), prepend=0), state.parameters
 
     return batches, start(ids, size, **options)[1]().parameters, train
 
 
 @pytest.mark.parametrize(
-    ("rule", "theirs", "other"),
+    ("rule", "rate", "theirs", "other"),
     [
-        ("rmsprop-keras-2", lambda: KerasTwoRMSprop(0.01), "rmsprop-keras-3"),
-        ("rmsprop-keras-3", lambda: keras.optimizers.RMSprop(0.01), "rmsprop-keras-2"),
+        ("rmsprop-keras-2", 0.001, KerasTwoRMSprop, "rmsprop-keras-3"),
+        ("rmsprop-keras-3", 0.01, keras.optimizers.RMSprop, "rmsprop-keras-2"),
     ],
 )
-def test_fifty_rmsprop_steps_equal_keras(fifty_steps, rule, theirs, other):
-    """Losses to 1e-5 relative, parameters to 1e-3 of updates that add up to about 0.3.
+def test_fifty_rmsprop_steps_equal_keras(fifty_steps, rule, rate, theirs, other):
+    """Losses to 1e-5 relative, parameters to 2e-5, where updates add up to 0.03 and 0.3.
 
-    Rounding is amplified where a gradient is tiny: RMSprop divides it by its own size. Epsilon in the other place
-    moves parameters and losses by far more, and so would a gate in another's place or a missing forget bias.
+    Rounding is amplified where a gradient is tiny: RMSprop divides it by its own size. With epsilon outside the root
+    and the notebooks' rate of 0.01 the first steps are chaotic (every weight jumps by 0.03), so that rule is compared
+    at a tenth of the rate. Epsilon in the other place is beyond both tolerances by a factor of 500.
     """
     batches, first, train = fifty_steps
-    losses, parameters = train(rule)
-    keras_loss, keras_weights = keras_losses(first, batches, theirs())
-    np.testing.assert_allclose(losses, keras_loss, rtol=1e-5)
-    ours = [*keras_cell(parameters["lstm_0"]), parameters["head"]["kernel"], parameters["head"]["bias"]]
-    distance = max(np.abs(mine - weight).max() for mine, weight in zip(ours, keras_weights, strict=True))
-    assert distance < 1e-3
+    losses, parameters = train(rule, rate)
+    keras_loss, keras_weights = keras_losses(first, batches, theirs(rate))
 
-    wrong_losses, wrong = train(other)
-    assert np.abs(wrong_losses / keras_loss - 1).max() > 1e-2
-    wrongs = [*keras_cell(wrong["lstm_0"]), wrong["head"]["kernel"], wrong["head"]["bias"]]
-    assert max(np.abs(mine - weight).max() for mine, weight in zip(wrongs, keras_weights, strict=True)) > 0.05
+    def distance(parameters):
+        ours = [*keras_cell(parameters["lstm_0"]), parameters["head"]["kernel"], parameters["head"]["bias"]]
+        return max(np.abs(mine - weight).max() for mine, weight in zip(ours, keras_weights, strict=True))
+
+    wrong_losses, wrong = train(other, rate)
+    np.testing.assert_allclose(losses, keras_loss, rtol=1e-5)
+    assert distance(parameters) < 2e-5
+    assert np.abs(wrong_losses / keras_loss - 1).max() > 5e-3
+    assert distance(wrong) > 0.02
 
 
 def test_any_number_of_steps_is_the_same_program_and_the_same_result(small_text):
@@ -169,8 +172,8 @@ def test_the_last_smaller_batch_is_trained_on_exactly(small_text):
         state, _ = train_steps(first(), ids, KEY, 1)
         results.append(state)
         assert steps_per_epoch(len(ids), window=20, stride=3, batch_size=batch_size) == 1
-    assert float(results[0].loss_sum) == pytest.approx(float(results[1].loss_sum), rel=1e-6)
-    assert float(results[0].loss_sum) / count == pytest.approx(np.log(size), rel=0.02)
+    assert float(results[0].epoch_loss) == pytest.approx(float(results[1].epoch_loss), rel=1e-6)
+    assert float(results[0].epoch_loss) == pytest.approx(np.log(size), rel=0.02)
 
 
 def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
@@ -180,9 +183,8 @@ def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
     steps = steps_per_epoch(len(ids), window=20, stride=3, batch_size=16)
     for epochs in (1, 2):
         state, _ = train_steps(first(), ids, KEY, epochs * steps)
-        count = count_windows(len(ids), window=20, stride=3)
         expected = evaluate(CharacterLSTM(size, 16), state.parameters, ids, window=20, stride=3)
-        assert float(state.loss_sum) / count == pytest.approx(expected.loss_nats, rel=1e-5)
+        assert float(state.epoch_loss) == pytest.approx(expected.loss_nats, rel=1e-5)
 
 
 def test_a_step_to_the_non_finite_is_not_taken(small_text):
@@ -204,13 +206,34 @@ def test_a_step_to_the_non_finite_is_not_taken(small_text):
 
 
 def test_dropout_is_drawn_anew_at_every_step(small_text):
+    """The whole text is one batch and nothing is learned, so only the dropped units can change the loss."""
     ids, size = encode(small_text)
-    plain, first = start(ids, size, layers=2)
-    dropping, dropping_first = start(ids, size, layers=2, dropout=0.5)
-    assert equal(first(), dropping_first())
-    one = dropping(dropping_first(), ids, KEY, 5)[0]
-    assert equal(one, dropping(dropping_first(), ids, KEY, 5)[0])
-    assert not equal(one, plain(first(), ids, KEY, 5)[0])
+    train_steps, first = start(ids, size, layers=2, dropout=0.5, rate=1e-30, batch_size=400)
+    losses = []
+    for stop in (1, 2, 3):
+        state, _ = train_steps(first(), ids, KEY, stop)
+        assert equal(state, train_steps(first(), ids, KEY, stop)[0])
+        losses.append(float(state.epoch_loss))
+    assert len({round(loss, 4) for loss in losses}) == 3
+    plain, first = start(ids, size, layers=2, rate=1e-30, batch_size=400)
+    without = [float(plain(first(), ids, KEY, stop)[0].epoch_loss) for stop in (1, 2, 3)]
+    np.testing.assert_allclose(without, without[0], rtol=1e-6)
+
+
+def test_every_epoch_has_an_order_of_its_own(small_text):
+    """The loss of the second epoch's first step is that of the batch which the second epoch's key draws."""
+    ids, size = encode(small_text)
+    train_steps, first = start(ids, size)
+    steps = steps_per_epoch(len(ids), window=20, stride=3, batch_size=16)
+    model = CharacterLSTM(size, 16)
+    state, _ = train_steps(first(), ids, KEY, steps)
+    parameters = jax.tree.map(jnp.copy, state.parameters)
+    state, _ = train_steps(state, ids, KEY, steps + 1)
+    for epoch, is_it in [(0, False), (1, True), (2, False)]:
+        key = jax.random.fold_in(fold_text(KEY, "windows"), epoch)
+        batch = draw_batch(ids, key, jnp.int32(0), window=20, stride=3, batch_size=16)
+        expected = last_character_loss(model, parameters, batch)
+        assert (float(state.epoch_loss) == pytest.approx(float(expected), rel=1e-5)) is is_it
 
 
 def test_a_source_of_known_entropy_is_learned_and_never_beaten():

@@ -10,7 +10,6 @@ from charlm_jax.choices import GateActivation
 
 Curve = Mapping[int, float]  # nats per character by epoch, from 1
 
-_HARD_SIGMOID_RUNS = "ABCD"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito's, told apart by every kind of eye
 _OURS = "#D55E00"
 
@@ -37,17 +36,18 @@ class Comparison:
         return max(self.loss - self.highest, 0.0) + min(self.loss - self.lowest, 0.0)
 
 
-def read_published(text: str) -> dict[str, Curve]:
-    """Read the published curves from comma-separated text: a row an epoch, a column a run, `#` before remarks."""
+def read_published(text: str, gate_activation: GateActivation) -> dict[str, Curve]:
+    """Read the published curves of the runs with given gates.
+
+    Args:
+        text: comma-separated; a row an epoch, a column a run, headed by its name and its gates; `#` before remarks.
+        gate_activation: the gates.
+    """
     rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
-    runs = [name for name in rows[0] if name != "epoch"]
-    return {run: {int(row["epoch"]): float(row[run]) for row in rows if row[run]} for run in runs}
-
-
-def family(published: Mapping[str, Curve], gate_activation: GateActivation) -> dict[str, Curve]:
-    """Return the published runs whose gates are a run's."""
-    hard = gate_activation == "hard_sigmoid"
-    return {run: curve for run, curve in published.items() if (run in _HARD_SIGMOID_RUNS) == hard}
+    columns = [column for column in rows[0] if column.endswith(f" {gate_activation}")]
+    return {
+        column.split()[0]: {int(row["epoch"]): float(row[column]) for row in rows if row[column]} for column in columns
+    }
 
 
 def compare(ours: Curve, published: Mapping[str, Curve]) -> list[Comparison]:

@@ -103,7 +103,7 @@ def load_corpus(name: str, *, encoding: str | None = None, lowercase: bool = Fal
         source = DOWNLOADS[name]
         text = _decode(_bytes_of(name, source), encoding or source.encoding, name)
     else:
-        text = _read(Path(name), encoding or "utf-8")
+        text = _read(name, encoding or "utf-8")
     return Corpus(name=name, text=text.lower() if lowercase else text)
 
 
@@ -114,10 +114,11 @@ def _python_docs() -> str:
     return "\n\n".join(topics[topic] for topic in sorted(topics))
 
 
-def _read(path: Path, encoding: str) -> str:
-    if not path.exists():
+def _read(name: str, encoding: str) -> str:
+    path = Path(name)
+    if not name or not path.exists():
         raise InputError(
-            f"there is no corpus, file or folder {str(path)!r}; name one of {', '.join(NAMES)}, or a path to text"
+            f"there is no corpus, file or folder {name!r}; name one of {', '.join(NAMES)}, or a path to text"
         )
     if path.is_dir():
         inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
@@ -184,10 +185,17 @@ def _downloaded(name: str, source: Download) -> Path:
             processor=unpack,
             progressbar=True,
         )
-    except Exception as error:  # requests, urllib3, zipfile and the disk each fail in their own way
+    except ValueError as error:  # pooch's word for another hash
         raise InputError(
-            f"the corpus {name} is neither in ${DATA_FOLDER_VARIABLE} nor in {str(cache)!r}, and {source.url} could "
-            f"not be fetched ({type(error).__name__}); connect and run again, or put {source.file} into a folder that "
-            f"${DATA_FOLDER_VARIABLE} names, or train on another text with --corpus FILE or --corpus {PYTHON_DOCS}"
+            f"what {source.url} sends is not the published {name} (SHA-256 {source.sha256}); name your own text with "
+            f"--corpus FILE, or put {source.file} into a folder that ${DATA_FOLDER_VARIABLE} names"
+        ) from error
+    except Exception as error:  # requests, urllib3, zipfile and the disk each fail in their own way
+        folder = os.environ.get(DATA_FOLDER_VARIABLE) or "not set"
+        raise InputError(
+            f"the corpus {name} is neither in ${DATA_FOLDER_VARIABLE} ({folder}) nor in {str(cache)!r}, "
+            f"and {source.url} could not be fetched ({type(error).__name__}); connect and run again, or put "
+            f"{source.file} into a folder that ${DATA_FOLDER_VARIABLE} names, or train on another text with "
+            f"--corpus FILE or --corpus {PYTHON_DOCS}"
         ) from error
     return Path(found[0] if archive else found)

@@ -57,15 +57,17 @@ def split_held_out(
         least = _least_length(held_out_fraction, window)
         raise InputError(
             f"the text has {len(ids)} characters, but --window {window} with --held-out-fraction {held_out_fraction:g} "
-            f"needs at least {least}; name a longer text or a smaller window"
+            f"needs at least {least}, whatever the batch; name a longer text or a smaller window"
         )
     return parts
 
 
 def _least_length(held_out_fraction: float, window: int) -> int:
     """Return the shortest text both of whose parts hold a window and its target, in characters."""
-    smaller = min(held_out_fraction, 1 - held_out_fraction) or 1
-    length = int(window / smaller) - 1  # no text shorter than this will do
+    # No text shorter than this will do; rounding decides the last few characters.
+    length = (
+        int(max(window / (1 - held_out_fraction), (window + 1) / held_out_fraction if held_out_fraction else 0)) - 1
+    )
     while True:
         held_out = int(length * held_out_fraction)
         if length - held_out > window and (held_out > window or not held_out_fraction):

@@ -8,6 +8,7 @@ ring goes to the window that opens: one batched step a character, and exact.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -175,7 +176,7 @@ def generate_pieces(
         parameters: its parameters.
         prompts: encoded prompts, one a stream, of any lengths, empty ones included.
         temperatures: one a stream, at least 0.
-        keys: an array of keys, one a stream; see `stream_key`.
+        keys: an array of keys, one a stream; see `stream_keys`.
         sampler: windowed or stateful.
         window: characters that windowed generation predicts from.
         length: characters to generate after each prompt.
@@ -227,6 +228,14 @@ def _pad(prompts: Sequence[Integer[np.ndarray, " _"]]) -> tuple[Int32[Array, "st
     return jnp.asarray(padded), jnp.asarray(lengths, jnp.int32)
 
 
-def stream_key(key: Key, *, prompt: str, temperature: float, number: int = 0) -> Key:
-    """Return the key of one stream: a function of what it generates from, not of the streams beside it."""
-    return jax.random.fold_in(fold_float(fold_text(key, prompt), temperature), number)
+def stream_keys(key: Key, prompts: Sequence[str], temperatures: Sequence[float]) -> StreamKeys:
+    """Return a key for each stream, a function of its prompt and temperature and not of the streams beside it.
+
+    The same prompt at the same temperature again gives the second key of its kind, then the third, and so on.
+    """
+    seen: Counter[tuple[str, float]] = Counter()
+    keys = []
+    for prompt, temperature in zip(prompts, temperatures, strict=True):
+        keys.append(jax.random.fold_in(fold_float(fold_text(key, prompt), temperature), seen[prompt, temperature]))
+        seen[prompt, temperature] += 1
+    return jnp.stack(keys)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from charlm_jax.keys import Key
 
@@ -19,19 +19,26 @@ def reweight(logits: Float[Array, " vocab"], temperature: Float[Array, ""]) -> F
     return jnp.where(positive, divided, jnp.where(below == 0, 0.0, -jnp.inf))
 
 
-def truncate_top_k(logits: Float[Array, " vocab"], k: int) -> Float[Array, " vocab"]:
-    """Forbid all but the `k` likeliest characters, and those as likely as the last of them (Fan et al., 2018)."""
-    last = jax.lax.top_k(logits, min(k, len(logits)))[0][-1]
-    return jnp.where(logits >= last, logits, -jnp.inf)
+def keep_top_k(logits: Float[Array, " vocab"], k: int) -> Bool[Array, " vocab"]:
+    """Mark the `k` likeliest characters (Fan et al., 2018); of equals, those with the smaller ids."""
+    return _ranks(logits) < k
 
 
-def truncate_top_p(logits: Float[Array, " vocab"], p: float) -> Float[Array, " vocab"]:
-    """Forbid all but the smallest set of characters that holds at least `p` of the mass (Holtzman et al., 2020)."""
-    descending = jnp.sort(logits, descending=True)
-    probabilities = jax.nn.softmax(descending)
+def keep_top_p(logits: Float[Array, " vocab"], p: float) -> Bool[Array, " vocab"]:
+    """Mark the smallest set of characters that holds at least `p` of the mass (Holtzman et al., 2020).
+
+    Of equals, those with the smaller ids; always one, and at p = 1 all, whatever rounding makes of the sum.
+    """
+    if p >= 1:
+        return jnp.ones_like(logits, bool)
+    probabilities = jnp.sort(jax.nn.softmax(logits), descending=True)
     before = jnp.cumsum(probabilities) - probabilities
-    kept = jnp.sum(before < p)
-    return jnp.where(logits >= descending[kept - 1], logits, -jnp.inf)
+    return jnp.logical_or(before < p, jnp.arange(len(logits)) == 0)[_ranks(logits)]
+
+
+def _ranks(logits: Float[Array, " vocab"]) -> Int32[Array, " vocab"]:
+    """Return how many characters are likelier than each one, equals in the order of their ids."""
+    return jnp.argsort(jnp.argsort(logits, descending=True, stable=True)).astype(jnp.int32)
 
 
 def draw_character(
@@ -53,7 +60,8 @@ def draw_character(
     """
     weighed = reweight(logits, temperature)
     if top_k is not None:
-        weighed = truncate_top_k(weighed, top_k)
+        # By the logits, whose order a large temperature would round away.
+        weighed = jnp.where(keep_top_k(logits, top_k), weighed, -jnp.inf)
     if top_p is not None:
-        weighed = truncate_top_p(weighed, top_p)
+        weighed = jnp.where(keep_top_p(weighed, top_p), weighed, -jnp.inf)
     return jnp.where(temperature > 0, jax.random.categorical(key, weighed), jnp.argmax(logits)).astype(jnp.int32)

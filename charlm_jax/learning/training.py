@@ -22,13 +22,13 @@ class TrainingState(NamedTuple):
         step: updates done since the start of the run.
         parameters: the network's.
         optimizer_state: the optimizer's.
-        loss_sum: nats over the current epoch's windows so far; an epoch's loss is this over its windows.
+        epoch_loss: nats per character, the mean over the current epoch's windows so far, each as it was trained on.
     """
 
     step: Int32[Array, ""]
     parameters: Parameters
     optimizer_state: optax.OptState
-    loss_sum: Float[Array, ""]
+    epoch_loss: Float[Array, ""]
 
 
 def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainingState:
@@ -63,6 +63,9 @@ def make_train_steps(
         epoch, step = state.step // steps, state.step % steps
         epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
         batch = draw_batch(ids, epoch_key, step, window=window, stride=stride, batch_size=batch_size)
+        # A running mean, where a sum of float32 would lose the digits of its small terms; it starts anew at step 0.
+        trained = jnp.sum(batch.weights)
+        share = trained / ((step * batch_size).astype(jnp.float32) + trained)
         dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step) if network.dropout else None
 
         loss, gradient = jax.value_and_grad(last_character_loss, argnums=1)(
@@ -74,7 +77,7 @@ def make_train_steps(
             step=state.step + 1,
             parameters=optax.apply_updates(state.parameters, updates),
             optimizer_state=optimizer_state,
-            loss_sum=jnp.where(step == 0, 0.0, state.loss_sum) + loss * jnp.sum(batch.weights),
+            epoch_loss=state.epoch_loss + (loss - state.epoch_loss) * share,
         )
         finite = _all_finite(after)
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite

@@ -112,7 +112,14 @@ def prepare(configuration: Configuration) -> Job:
             f"--prompt-start {chosen.prompt_start} leaves no {chosen.window} characters of the training text; "
             f"its last possible start is {last_start}"
         )
+    if len(corpus.text) >= 2**31:
+        raise InputError(f"{corpus.name!r} has {len(corpus.text):,} characters; places in a text are 32-bit numbers")
     steps = steps_per_epoch(len(training_ids), window=chosen.window, stride=chosen.stride, batch_size=chosen.batch_size)
+    if chosen.epochs * steps >= 2**31:
+        raise InputError(
+            f"--epochs {chosen.epochs} makes {chosen.epochs * steps:,} steps, which a 32-bit counter does not hold; "
+            f"give at most {(2**31 - 1) // steps}"
+        )
     return Job(
         configuration=chosen,
         corpus=corpus,

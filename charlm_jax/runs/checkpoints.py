@@ -9,9 +9,10 @@ from typing import cast
 import jax
 import orbax.checkpoint as ocp
 
+from charlm_jax.errors import InputError
 from charlm_jax.learning.training import TrainingState
 
-_KEPT = 2  # the newest, and the one before it should the newest be unreadable
+_KEPT = 2  # the newest, and one to go back to by hand should it be damaged
 
 
 @contextmanager
@@ -32,8 +33,20 @@ def save_state(manager: ocp.CheckpointManager, state: TrainingState) -> None:
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainingState) -> TrainingState | None:
-    """Return the newest state, or None where there is none; `like` gives its structure and shapes."""
-    if manager.latest_step() is None:
+    """Return the newest state, or None where there is none; `like` gives its structure and shapes.
+
+    Raises:
+        InputError: the newest state cannot be read.
+    """
+    step = manager.latest_step()
+    if step is None:
         return None
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return cast(TrainingState, manager.restore(None, args=ocp.args.StandardRestore(shapes)))
+    try:
+        return cast(TrainingState, manager.restore(step, args=ocp.args.StandardRestore(shapes)))
+    except Exception as error:  # Orbax, TensorStore and the disk each fail in their own way, over pages
+        folder = str(Path(manager.directory) / str(step))
+        raise InputError(
+            f"the checkpoint {folder!r} cannot be read ({type(error).__name__}); "
+            "remove that folder to go on from the one before it"
+        ) from error

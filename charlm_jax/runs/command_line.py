@@ -1,6 +1,7 @@
 """Command lines: training flags, the line to the person who watches, errors to exit codes."""
 
 import dataclasses
+import io
 import os
 import sys
 import time
@@ -12,10 +13,11 @@ from typing import Annotated
 
 import tyro
 
+from charlm_jax.data.corpus import NAMES
 from charlm_jax.errors import DivergedError, InputError, Preempted
 from charlm_jax.runs.configuration import PRESETS, Configuration
 
-BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 2, 3, 75, 130
+BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
 
 
 def tell(message: str) -> None:
@@ -53,17 +55,35 @@ def parse_training(experiment: str, description: str | None, flags: Sequence[str
     arguments = tyro.cli(TrainingArguments, prog=program, description=description, args=flags, default=defaults)
     if arguments.run_dir == defaults.run_dir:
         run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
-        return dataclasses.replace(arguments, run_dir=run_dir)
-    return arguments
+        arguments = dataclasses.replace(arguments, run_dir=run_dir)
+    corpus = arguments.configuration.corpus
+    if not corpus or corpus in NAMES or not Path(corpus).exists():
+        return arguments
+    corpus = str(Path(corpus).absolute())  # the run must find its text again from any directory
+    return dataclasses.replace(arguments, configuration=dataclasses.replace(arguments.configuration, corpus=corpus))
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors that users can mend into one sentence and an exit code; a defect of ours keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number
     try:
         yield
     except InputError as error:
         tell(f"error: {error}")
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        tell(f"error: {str(error.filename)!r}: {error.strerror}; name another place, or mend this one")
+        sys.exit(BAD_INPUT)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        tell("error: the device's memory is too small for this; try a smaller --batch-size, --hidden-size or --window")
         sys.exit(BAD_INPUT)
     except DivergedError as error:
         tell(f"error: {error}")
@@ -74,6 +94,3 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         tell("interrupted")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,9 +6,10 @@ Nothing here touches JAX, so that command lines answer at once.
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin
 
 from charlm_jax.choices import Continuation, GateActivation, Initializer, OptimizerName, Precision, Sampler, Schedule
-from charlm_jax.errors import require, require_seed
+from charlm_jax.errors import require, require_count, require_seed, require_temperatures
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,20 @@ class Configuration:
     """Seed of the initial parameters, the order of windows, dropout, prompts and samples."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            words = get_args(field.type) if get_origin(field.type) is Literal else None
+            value = getattr(self, field.name)
+            require(flag(field.name), value, words is None or value in words, f"one of {', '.join(words or ())}")
         for name in ("window", "stride", "batch_size", "hidden_size", "layers", "epochs", "sample_length"):
-            require(flag(name), getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("held_out_fraction", "dropout"):
-            require(flag(name), getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+            require_count(flag(name), getattr(self, name))
+        held_out, dropout = self.held_out_fraction, self.dropout
+        require("--held-out-fraction", held_out, held_out == 0 or 1e-6 <= held_out < 1, "0, or from 1e-6 to below 1")
+        require("--dropout", dropout, 0 <= dropout < 1, "at least 0 and below 1")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             require(flag(name), value, value is None or 0 < value < math.inf, "a positive number")
-        for value in self.temperatures:
-            require("--temperatures", value, 0 <= value < math.inf, "0 (always the likeliest character) or more")
-        require("--prompt-start", self.prompt_start, (self.prompt_start or 0) >= 0, "at least 0")
+        require("--prompt-start", self.prompt_start, 0 <= (self.prompt_start or 0) < 2**31, "from 0 to 2147483647")
+        require_temperatures("--temperatures", self.temperatures)
         require_seed(self.seed)
 
     @classmethod
@@ -113,7 +118,8 @@ _NOTEBOOK = Configuration(
 
 PRESETS = {
     # Measured on python-docs: short windows give more updates a minute, and 32 characters are nearly as good as 60.
-    "quick": Configuration(window=32, stride=4, batch_size=64, schedule="cosine", clip=1.0, epochs=3),
+    # Its prompt is the first sentence of that text.
+    "quick": Configuration(window=32, stride=4, batch_size=64, schedule="cosine", clip=1.0, epochs=3, prompt_start=47),
     "tf-keras-2.5": _NOTEBOOK,
     "keras-fixed-prompt": dataclasses.replace(
         _NOTEBOOK,

@@ -1,6 +1,7 @@
 """What the numbers are computed on, and where they come from."""
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -38,6 +39,7 @@ def describe_process(precision: Precision) -> dict:
         },
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "precision": precision,
     }
 

@@ -8,11 +8,9 @@ checkpoints/      resumable states
 figures/          pictures
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +66,13 @@ class RunDirectory:
 
     def provenance(self) -> dict:
         """Return what was recorded of where the run comes from."""
-        return _read_json(self.path / "provenance.json")
+        record = _read_json(self.path / "provenance.json")
+        if not (isinstance(record.get("versions"), dict) and isinstance(record.get("corpus"), dict)):
+            raise InputError(
+                f"{str(self.path / 'provenance.json')!r} does not say where the run comes from; "
+                "restore it from a copy, or train again"
+            )
+        return record
 
     def write_provenance(self, record: dict) -> None:
         """Replace provenance.json."""
@@ -107,7 +111,7 @@ def create_run(path: Path, configuration: Configuration, provenance: dict) -> Ru
             run.write_configuration(configuration)
         return run
     try:
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(map(_is_foreign, path.iterdir())):
             raise InputError(f"--run-dir {str(path)!r} holds files but no run; name an empty or a new directory")
         path.mkdir(parents=True, exist_ok=True)
         run.write_provenance(provenance)
@@ -119,17 +123,25 @@ def create_run(path: Path, configuration: Configuration, provenance: dict) -> Ru
     return run
 
 
+def _is_foreign(path: Path) -> bool:
+    """Say whether a file is other than what an interrupted `create_run` leaves behind."""
+    return path.name != "provenance.json" and not path.name.startswith((".provenance.json.", ".config.json."))
+
+
 def _check_same(run: RunDirectory, configuration: Configuration, provenance: dict) -> None:
-    there = run.configuration()
+    there, recorded, here = run.configuration(), run.provenance()["corpus"], provenance["corpus"]
+    compared = configuration
+    if recorded.get("sha256") == here["sha256"]:
+        compared = dataclasses.replace(compared, corpus=there.corpus)  # the same text from another place
     extends = configuration.epochs > there.epochs and there.schedule == "constant"
-    compared = dataclasses.replace(configuration, epochs=there.epochs) if extends else configuration
+    if extends:
+        compared = dataclasses.replace(compared, epochs=there.epochs)
     differences = there.differences(compared)
-    if differences and configuration.epochs > there.epochs and not extends:
+    if configuration.epochs > there.epochs and not extends:
         differences.append("(a cosine schedule spans all epochs, so it cannot be extended)")
-    recorded = run.provenance()["corpus"]
-    for name, value in provenance["corpus"].items():
-        if recorded.get(name) != value:
-            differences.append(f"the corpus's {name} {recorded.get(name)!r} there, {value!r} here")
+    for name in ("characters", "sha256"):
+        if recorded.get(name) != here[name]:
+            differences.append(f"the text's {name} {recorded.get(name)} there, {here[name]} here")
     if differences:
         raise InputError(
             f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
@@ -169,16 +181,26 @@ def keep_records(path: Path, step: int) -> None:
 
 def _complete_records(path: Path) -> Iterator[dict]:
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            if line.endswith(b"\n"):
+                try:
+                    record = json.loads(line)
+                    record["step"]  # every record has its place
+                except (ValueError, TypeError, KeyError) as error:
+                    raise InputError(
+                        f"{str(path)!r} line {number} is not a record of a run; remove the line"
+                    ) from error
+                yield record
 
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {error}; restore it from a copy, or train again") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or train again")
+    return record
 
 
 def _write_json(path: Path, record: dict) -> None:
@@ -187,15 +209,13 @@ def _write_json(path: Path, record: dict) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, whatever happens in between."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
+        temporary.unlink(missing_ok=True)
         raise

@@ -1,5 +1,6 @@
 """The training loop: epochs, evaluations, samples, checkpoints, and a clean stop."""
 
+import math
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from charlm_jax.runs.assembly import Job, first_state
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.devices import describe_process
-from charlm_jax.runs.directory import RunDirectory, append_record, create_run, keep_records
+from charlm_jax.runs.directory import RunDirectory, append_record, create_run, keep_records, read_records
 from charlm_jax.runs.samples import Sample, sample_texts
 
 _DISPATCH_SECONDS = 0.5  # of work in one dispatch: long enough to cost nothing, short enough to show and to stop
@@ -34,7 +35,7 @@ class Epoch:
         step: updates since the start of the run.
         training_loss: nats per character, the mean over the epoch's windows while the model learned from them.
         held_out: the loss on the held-out text after the epoch; None if none is held out.
-        seconds: of training, in this process.
+        seconds: of training; None for an epoch that a stop divided.
         samples: one text a temperature.
     """
 
@@ -42,15 +43,15 @@ class Epoch:
     step: int
     training_loss: float
     held_out: Evaluation | None
-    seconds: float
+    seconds: float | None
     samples: tuple[Sample, ...]
 
 
 def train(job: Job, path: Path) -> Iterator[Epoch]:
     """Train in a run directory, from its newest checkpoint if it has one; yield each epoch as it ends.
 
-    After an epoch its records are written first and its checkpoint second, so that a checkpoint at an epoch's end
-    vouches for its records; what a stop leaves after the newest checkpoint is done again.
+    An epoch's last state is saved first; then the model is evaluated and sampled, and the records written, the epoch's
+    own last. What a stop leaves unfinished is done again, from the newest checkpoint, with the same result.
 
     Raises:
         InputError: the directory cannot be used.
@@ -58,52 +59,73 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
         Preempted: SIGTERM or SIGINT came; the state is saved.
     """
     chosen = job.configuration
-    provenance = {**describe_process(chosen.precision), "corpus": job.describe_corpus()}
-    run = create_run(path, chosen, provenance)
-    _warn_of_other_bits(run.provenance(), provenance)
     train_steps = make_train_steps(
         job.network, job.optimizer, window=chosen.window, stride=chosen.stride, batch_size=chosen.batch_size
     )
     # Copies: on a CPU a device array may be a view of NumPy's memory.
     ids, held_out_ids = jnp.array(job.training_ids), jnp.array(job.held_out_ids)
+    state = first_state(chosen, job.network, job.optimizer, job.key)
+    provenance = {**describe_process(chosen.precision), "corpus": job.describe_corpus()}
+    run = create_run(path, chosen, provenance)
+    tell(job.describe(path))
+    _warn_of_other_bits(run.provenance(), provenance)
 
     with open_checkpoints(run.checkpoints) as checkpoints, _stop_requests() as stop_requested:
-        state = first_state(chosen, job.network, job.optimizer, job.key)
         restored = restore_state(checkpoints, state)
         if restored is not None:
             state = restored
             tell(f"going on from step {int(state.step):,} of {job.steps:,} in {path}")
-        keep_records(run.metrics, int(state.step))
-        keep_records(run.samples, int(state.step))
-
-        while int(state.step) < job.steps:
-            epoch = int(state.step) // job.steps_per_epoch + 1
-            # Of these windows `seconds` tells: an epoch that was interrupted goes on in its middle.
-            windows = job.windows - int(state.step) % job.steps_per_epoch * chosen.batch_size
-            started = time.perf_counter()
-            state, unfinished = _train_epoch(train_steps, state, ids, job, epoch, stop_requested)
-            if unfinished is not None:
-                save_state(checkpoints, state)
-                raise unfinished
-            seconds = time.perf_counter() - started
-            held_out = None
-            if len(held_out_ids):
-                held_out = evaluate(
-                    job.network, state.parameters, held_out_ids, window=chosen.window, stride=chosen.stride
-                )
-            done = Epoch(
-                epoch=epoch,
-                step=int(state.step),
-                training_loss=float(state.loss_sum) / job.windows,
-                held_out=held_out,
-                seconds=seconds,
-                samples=sample_texts(job, state.parameters, epoch),
-            )
-            _record(run, job, done, characters_per_second=windows * chosen.window / seconds)
+        seconds = None  # of the training of an epoch whose records are missing; unknown if it was before a stop
+        unrecorded = _drop_unfinished_records(run, job, int(state.step))
+        while True:
+            if unrecorded:
+                done = _finish_epoch(run, job, state, held_out_ids, seconds)
+                unrecorded = False
+                yield done
+            if int(state.step) == job.steps:
+                return
+            if stop_requested():
+                raise Preempted(_stopped(int(state.step), job))
+            started, first_step = time.perf_counter(), int(state.step)
+            state, unfinished = _train_epoch(train_steps, state, ids, job, stop_requested)
+            # A whole epoch's seconds, or nothing: a part of them would be mistaken for the whole.
+            whole = first_step % job.steps_per_epoch == 0
+            seconds = time.perf_counter() - started if whole else None
             save_state(checkpoints, state)
-            yield done
-            if stop_requested() and done.step < job.steps:
-                raise Preempted(_stopped(done.step, job))
+            if unfinished is not None:
+                raise unfinished
+            unrecorded = True
+
+
+def _drop_unfinished_records(run: RunDirectory, job: Job, step: int) -> bool:
+    """Drop the records that a stop left beyond a restored step; say whether the epoch that ends there lacks its own."""
+    ends_epoch = step > 0 and step % job.steps_per_epoch == 0
+    recorded = any(record["event"] == "epoch" and record["step"] == step for record in read_records(run.metrics))
+    for path in (run.metrics, run.samples):
+        keep_records(path, step - 1 if ends_epoch and not recorded else step)
+    return ends_epoch and not recorded
+
+
+def _finish_epoch(
+    run: RunDirectory, job: Job, state: TrainingState, held_out_ids: jax.Array, seconds: float | None
+) -> Epoch:
+    """Evaluate and sample the model at an epoch's end, and write the records."""
+    chosen, epoch = job.configuration, int(state.step) // job.steps_per_epoch
+    held_out = None
+    if len(held_out_ids):
+        held_out = evaluate(job.network, state.parameters, held_out_ids, window=chosen.window, stride=chosen.stride)
+        if not math.isfinite(held_out.loss_nats):
+            raise DivergedError(_diverged(int(state.step), epoch))
+    done = Epoch(
+        epoch=epoch,
+        step=int(state.step),
+        training_loss=float(state.epoch_loss),
+        held_out=held_out,
+        seconds=seconds,
+        samples=sample_texts(job, state.parameters, epoch),
+    )
+    _record(run, job, done)
+    return done
 
 
 def _train_epoch(
@@ -111,11 +133,12 @@ def _train_epoch(
     state: TrainingState,
     ids: jax.Array,
     job: Job,
-    epoch: int,
     stop_requested: Callable[[], bool],
 ) -> tuple[TrainingState, DivergedError | Preempted | None]:
     """Train to the end of an epoch with a progress bar; return the state, and why the end was not reached if so."""
-    step, end, steps = int(state.step), epoch * job.steps_per_epoch, 1
+    step, steps = int(state.step), 1
+    epoch = step // job.steps_per_epoch + 1
+    end = epoch * job.steps_per_epoch
     on_terminal = sys.stderr.isatty()
     with tqdm(
         desc=f"epoch {epoch}/{job.configuration.epochs}",
@@ -134,8 +157,7 @@ def _train_epoch(
             step += taken
             if not finite:
                 return state, DivergedError(_diverged(step, epoch))
-            windows = min((step - (epoch - 1) * job.steps_per_epoch) * job.configuration.batch_size, job.windows)
-            bar.set_postfix(loss=f"{float(state.loss_sum) / windows:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{float(state.epoch_loss):.4f}", refresh=False)
             bar.update(taken)
             if stop_requested() and step < end:
                 return state, Preempted(_stopped(step, job))
@@ -144,31 +166,9 @@ def _train_epoch(
     return state, None
 
 
-def _record(run: RunDirectory, job: Job, done: Epoch, characters_per_second: float) -> None:
-    """Append an epoch's records."""
+def _record(run: RunDirectory, job: Job, done: Epoch) -> None:
+    """Append an epoch's records, its own last: where it is, the others are."""
     place = {"epoch": done.epoch, "step": done.step}
-    append_record(
-        run.metrics,
-        {
-            "event": "epoch",
-            **place,
-            "training_loss": done.training_loss,
-            "windows": job.windows,
-            "seconds": round(done.seconds, 3),
-            "characters_per_second": round(characters_per_second),
-        },
-    )
-    if done.held_out is not None:
-        append_record(
-            run.metrics,
-            {
-                "event": "evaluation",
-                **place,
-                "held_out_loss": done.held_out.loss_nats,
-                "bits_per_character": done.held_out.bits_per_character,
-                "characters": done.held_out.characters,
-            },
-        )
     for sample in done.samples:
         append_record(
             run.samples,
@@ -180,6 +180,29 @@ def _record(run: RunDirectory, job: Job, done: Epoch, characters_per_second: flo
                 "sampler": job.configuration.sampler,
             },
         )
+    if done.held_out is not None:
+        append_record(
+            run.metrics,
+            {
+                "event": "evaluation",
+                **place,
+                "held_out_loss": done.held_out.loss_nats,
+                "bits_per_character": done.held_out.bits_per_character,
+                "characters": done.held_out.characters,
+            },
+        )
+    characters = job.windows * job.configuration.window
+    append_record(
+        run.metrics,
+        {
+            "event": "epoch",
+            **place,
+            "training_loss": done.training_loss,
+            "windows": job.windows,
+            "seconds": None if done.seconds is None else round(done.seconds, 3),
+            "characters_per_second": None if done.seconds is None else round(characters / done.seconds),
+        },
+    )
 
 
 def _stopped(step: int, job: Job) -> str:
@@ -188,16 +211,18 @@ def _stopped(step: int, job: Job) -> str:
 
 def _diverged(step: int, epoch: int) -> str:
     return (
-        f"training diverged: in epoch {epoch} step {step + 1:,} would have made the loss or a parameter non-finite; "
-        f"the state after step {step:,} is saved. Try a smaller --learning-rate, or --clip 1"
+        f"training diverged: in epoch {epoch}, after step {step:,}, the loss or a parameter is no longer finite; "
+        "the last finite parameters are saved. Try a smaller --learning-rate, or --clip 1"
     )
 
 
 def _warn_of_other_bits(there: dict, here: dict) -> None:
-    decisive = ("versions", "device_kind", "device_count")
-    changed = [name for name in decisive if there.get(name) != here[name]]
+    """Say what decides the bits of a result and was different when the run was started."""
+    flat = [{**record, **record["versions"]} for record in (there, here)]
+    decisive = (*here["versions"], "device_kind", "device_count", "cpu_cores")
+    changed = [name for name in decisive if flat[0].get(name) != flat[1][name]]
     if changed:
-        words = "; ".join(f"{name} {there.get(name)} then, {here[name]} now" for name in changed)
+        words = ", ".join(f"{name} {flat[0].get(name)} then and {flat[1][name]} now" for name in changed)
         tell(f"not bit-exact: this run was started elsewhere ({words})")
 
 

@@ -1,13 +1,12 @@
 """The texts that a run generates after each epoch."""
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from charlm_jax.generation.generate import generate, stream_key
-from charlm_jax.keys import Key, fold_text
+from charlm_jax.generation.generate import generate, stream_keys
+from charlm_jax.keys import StreamKeys, fold_text
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.runs.assembly import Job
 
@@ -30,21 +29,19 @@ class Sample:
 def sample_texts(job: Job, parameters: Parameters, epoch: int) -> tuple[Sample, ...]:
     """Generate one text a temperature, as the configuration says, from the epoch's prompt."""
     chosen = job.configuration
+    if not chosen.temperatures:
+        return ()
     prompt = _prompt(job, epoch)
-    key = jax.random.fold_in(fold_text(job.key, "samples"), epoch)
-    seen: Counter[float] = Counter()  # a temperature that is listed twice gives two different texts
-    keys = []
-    for temperature in chosen.temperatures:
-        keys.append(stream_key(key, prompt=prompt, temperature=temperature, number=seen[temperature]))
-        seen[temperature] += 1
+    prompts = [prompt] * len(chosen.temperatures)
+    keys = stream_keys(jax.random.fold_in(fold_text(job.key, "samples"), epoch), prompts, chosen.temperatures)
 
-    def texts(prompts: list[str], temperatures: list[float], keys: list[Key]) -> list[str]:
+    def texts(prompts: Sequence[str], temperatures: Sequence[float], keys: StreamKeys) -> list[str]:
         ids = generate(
             job.network,
             parameters,
             [job.vocabulary.encode(prompt) for prompt in prompts],
             temperatures,
-            jnp.stack(keys),
+            keys,
             sampler=chosen.sampler,
             window=chosen.window,
             length=chosen.sample_length,
@@ -52,12 +49,10 @@ def sample_texts(job: Job, parameters: Parameters, epoch: int) -> tuple[Sample, 
         return [job.vocabulary.decode(row) for row in ids]
 
     if chosen.continuation == "restart":
-        prompts = [prompt] * len(keys)
-        generated = texts(prompts, list(chosen.temperatures), keys) if keys else []
-        return tuple(map(Sample, chosen.temperatures, prompts, generated))
+        return tuple(map(Sample, chosen.temperatures, prompts, texts(prompts, chosen.temperatures, keys)))
     samples = []
-    for temperature, sample_key in zip(chosen.temperatures, keys, strict=True):
-        (text,) = texts([prompt], [temperature], [sample_key])
+    for number, temperature in enumerate(chosen.temperatures):
+        (text,) = texts([prompt], [temperature], keys[number : number + 1])
         samples.append(Sample(temperature, prompt, text))
         prompt = (prompt + text)[-chosen.window :]
     return tuple(samples)
