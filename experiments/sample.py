@@ -14,12 +14,14 @@ from itertools import product
 from pathlib import Path
 
 import tyro
+from tqdm import tqdm
 
 from charlm_jax.choices import Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import exit_codes, tell
 
-_PIECE = 25  # characters that appear together on a terminal
+# Characters generated at a time: so few that they flow on a terminal, so many that a long text shows its progress.
+_LIVE_PIECE, _PIECE = 25, 2000
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def main(flags: Sequence[str]) -> None:
     prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
     keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)
     live = sys.stdout.isatty() and not arguments.json
+    piece = min(_LIVE_PIECE if live else _PIECE, arguments.length)
     pieces = generate_pieces(
         model.network,
         model.parameters,
@@ -96,7 +99,7 @@ def main(flags: Sequence[str]) -> None:
         sampler=arguments.sampler or model.configuration.sampler,
         window=model.configuration.window,
         length=arguments.length,
-        piece=min(_PIECE, arguments.length) if live else arguments.length,
+        piece=piece,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
     )
@@ -109,7 +112,8 @@ def main(flags: Sequence[str]) -> None:
 
     # On a terminal the first text appears as it is generated; the others, generated beside it, follow.
     done = []
-    for ids in pieces:
+    steps = -(-arguments.length // piece)
+    for ids in tqdm(pieces, total=steps, unit=f" x {piece} characters", delay=2, leave=False, disable=live):
         if live:
             if not done:
                 head(streams[0])

@@ -20,13 +20,16 @@ find_python() {
 }
 
 install_lock() {
-    local lock=$1 quiet=
+    local lock=$1 quiet= base
     [ -t 2 ] || quiet=--quiet
     if command -v uv >/dev/null; then
         [ -x "$python" ] || uv venv $quiet --python '>=3.11' "$venv"
         uv pip install $quiet --python "$python" --require-hashes --no-deps -r "$lock"
     else
-        [ -x "$python" ] || "$(find_python)" -m venv "$venv"
+        if [ ! -x "$python" ]; then
+            base=$(find_python)
+            "$base" -m venv "$venv"
+        fi
         "$python" -m ensurepip >/dev/null 2>&1 || true # a .venv that uv made has no pip
         "$python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock"
     fi >&2

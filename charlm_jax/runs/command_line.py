@@ -78,7 +78,8 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except OSError as error:
-        tell(f"error: {str(error.filename)!r}: {error.strerror}; name another place, or mend this one")
+        place = "" if error.filename is None else f"{str(error.filename)!r}: "
+        tell(f"error: {place}{error.strerror or error}; name another place, or mend this one")
         sys.exit(BAD_INPUT)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

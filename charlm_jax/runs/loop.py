@@ -35,7 +35,7 @@ class Epoch:
         step: updates since the start of the run.
         training_loss: nats per character, the mean over the epoch's windows while the model learned from them.
         held_out: the loss on the held-out text after the epoch; None if none is held out.
-        seconds: of training; None for an epoch that a stop divided.
+        seconds: of training, the first epoch's with its compilation; None for an epoch that a stop divided.
         samples: one text a temperature.
     """
 
