@@ -89,7 +89,8 @@ def main(flags: Sequence[str]) -> None:
     prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
     keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)
     live = sys.stdout.isatty() and not arguments.json
-    piece = min(_LIVE_PIECE if live else _PIECE, arguments.length)
+    pieces_wanted = -(-arguments.length // (_LIVE_PIECE if live else _PIECE))
+    piece = -(-arguments.length // pieces_wanted)
     pieces = generate_pieces(
         model.network,
         model.parameters,
@@ -112,13 +113,15 @@ def main(flags: Sequence[str]) -> None:
 
     # On a terminal the first text appears as it is generated; the others, generated beside it, follow.
     done = []
-    steps = -(-arguments.length // piece)
-    for ids in tqdm(pieces, total=steps, unit=f" x {piece} characters", delay=2, leave=False, disable=live):
+    bar = tqdm(total=arguments.length, unit=" characters", leave=False, disable=live or None)
+    for ids in pieces:
+        bar.update(ids.shape[1])
         if live:
             if not done:
                 head(streams[0])
             print(model.vocabulary.decode(ids[0]), end="", flush=True)
         done.append(ids)
+    bar.close()
     texts = [model.vocabulary.decode(row) for row in np.concatenate(done, axis=1)]
     for place, (stream, text) in enumerate(zip(streams, texts, strict=True)):
         prompt, temperature, number = stream

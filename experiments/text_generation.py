@@ -36,11 +36,9 @@ def main(flags: Sequence[str]) -> None:
             bits = epoch.held_out.bits_per_character
             print(f", held-out loss {epoch.held_out.loss_nats:.4f} nats = {bits:.4f} bits", end="")
         print()
-        shown = None
+        if epoch.samples:
+            print(f'--- prompt: "{epoch.samples[0].prompt}"')
         for sample in epoch.samples:
-            if shown is None:
-                print(f'--- prompt: "{sample.prompt}"')
-            shown = sample
             print(f"------ temperature: {sample.temperature:g}")
             print(sample.prompt + sample.text)
         print(flush=True)

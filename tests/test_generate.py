@@ -132,6 +132,7 @@ def test_keys_are_functions_of_values():
     (base,) = bits(["a prompt"], [0.5])
     keys = bits(["another", "a prompt", "a prompt", "a prompt"], [0.5, 0.5000001, 0.5, 0.5])
     assert keys[2] == base
+    assert bits(["a prompt"] * 2, [0.5, 0.5 + 1e-12])[1] == keys[3], "temperatures are what float32 makes of them"
     assert len(set(keys)) == 4, "a stream that is asked for twice gets two keys"
 
 

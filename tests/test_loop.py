@@ -14,7 +14,7 @@ import pytest
 
 from charlm_jax.errors import DivergedError, InputError, Preempted
 from charlm_jax.runs import loop
-from charlm_jax.runs.assembly import load_model, prepare
+from charlm_jax.runs.assembly import load_held_out, load_model, prepare
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, append_record, keep_records, open_run, read_records
@@ -175,6 +175,12 @@ def test_the_same_text_from_another_place_is_the_same_run(tiny, tmp_path, small_
     finish(dataclasses.replace(tiny, epochs=1), tmp_path / "run")
     (tmp_path / "copy.txt").write_text(small_text)
     assert len(finish(dataclasses.replace(tiny, corpus=str(tmp_path / "copy.txt")), tmp_path / "run")[0]) == 1
+    run = open_run(tmp_path / "run")
+    assert run.configuration() == tiny, "the run keeps the place that it knows"
+    assert len(load_held_out(run)) == len(prepare(tiny).held_out_ids)
+    (tmp_path / "corpus.txt").write_text(small_text.replace("power", "tower"))
+    with pytest.raises(InputError, match="not the text that the run"):
+        load_held_out(dataclasses.replace(run))
 
 
 def test_fewer_epochs_and_a_longer_cosine_are_refused(tiny, tmp_path):
@@ -263,7 +269,9 @@ def test_precision_is_what_it_says(tiny):
             '{"temperatures": [], "gate_activation": "step"}',
             "not the configuration of a run of this version|--gate-activation step",
         ),
+        ("config.json", '{"temperatures": [], "window": -1}', "config.json' is not the configuration .*--window -1"),
         ("provenance.json", "{}", "provenance.json' does not say where"),
+        ("provenance.json", '{"versions": {}, "corpus": {}}', "provenance.json' does not say where"),
         ("metrics.jsonl", "not JSON\n", "metrics.jsonl' line 1 is not a record"),
         ("samples.jsonl", "{}\n", "samples.jsonl' line 1 is not a record"),
         ("checkpoints", None, r"checkpoint .*\d+' cannot be read .* remove that folder to go on from the one before"),
@@ -343,10 +351,9 @@ def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
     assert json.loads((run.path / "config.json").read_text())["epochs"] == 1
 
 
-def test_the_second_signal_stops_at_once(tmp_path, tiny, monkeypatch):
+def test_the_second_signal_stops_at_once():
     """The first is only noted; the second meets the handler that was there before."""
     hits = []
-    monkeypatch.setattr(loop, "tell", lambda message: None)
     before = signal.signal(signal.SIGTERM, lambda number, frame: hits.append(number))
     try:
         with loop._stop_requests() as requested:

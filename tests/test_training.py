@@ -206,18 +206,22 @@ def test_a_step_to_the_non_finite_is_not_taken(small_text):
 
 
 def test_dropout_is_drawn_anew_at_every_step(small_text):
-    """The whole text is one batch and nothing is learned, so only the dropped units can change the loss."""
+    """Without learning, the running means of the first two steps are those of losses under the two steps' own keys."""
     ids, size = encode(small_text)
-    train_steps, first = start(ids, size, layers=2, dropout=0.5, rate=1e-30, batch_size=400)
-    losses = []
-    for stop in (1, 2, 3):
-        state, _ = train_steps(first(), ids, KEY, stop)
-        assert equal(state, train_steps(first(), ids, KEY, stop)[0])
-        losses.append(float(state.epoch_loss))
-    assert len({round(loss, 4) for loss in losses}) == 3
-    plain, first = start(ids, size, layers=2, rate=1e-30, batch_size=400)
-    without = [float(plain(first(), ids, KEY, stop)[0].epoch_loss) for stop in (1, 2, 3)]
-    np.testing.assert_allclose(without, without[0], rtol=1e-6)
+    train_steps, first = start(ids, size, layers=2, dropout=0.5, rate=1e-30)
+    model, parameters = CharacterLSTM(size, 16, layers=2, dropout=0.5), first().parameters
+    epoch_key = jax.random.fold_in(fold_text(KEY, "windows"), 0)
+
+    def loss(step, key_step):
+        batch = draw_batch(ids, epoch_key, jnp.int32(step), window=20, stride=3, batch_size=16)
+        return float(
+            last_character_loss(model, parameters, batch, jax.random.fold_in(fold_text(KEY, "dropout"), key_step))
+        )
+
+    one, two = (float(train_steps(first(), ids, KEY, stop)[0].epoch_loss) for stop in (1, 2))
+    assert one == pytest.approx(loss(0, 0), rel=1e-6)
+    assert two == pytest.approx((loss(0, 0) + loss(1, 1)) / 2, rel=2e-6)
+    assert two != pytest.approx((loss(0, 0) + loss(1, 0)) / 2, rel=2e-6)
 
 
 def test_every_epoch_has_an_order_of_its_own(small_text):

@@ -1,6 +1,7 @@
 """A run's training losses beside published ones: numbers and a picture."""
 
 import csv
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ def plot_comparison(
     figure = Figure(figsize=(7, 6), layout="constrained")
     curves, distances = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     last = max(ours)
-    for colour, (run, curve) in zip(_COLOURS, published.items(), strict=False):
+    for colour, (run, curve) in zip(itertools.cycle(_COLOURS), published.items(), strict=False):
         epochs = [epoch for epoch in sorted(curve) if epoch <= last]
         curves.plot(epochs, [curve[epoch] for epoch in epochs], color=colour, label=f"published run {run}", lw=1.5)
     curves.plot(list(ours), list(ours.values()), "o", color=_OURS, label="this run", ms=4, zorder=3)

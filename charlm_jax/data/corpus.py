@@ -158,12 +158,13 @@ def _decode(content: bytes, encoding: str, source: str) -> str:
 def _bytes_of(name: str, source: Download) -> bytes:
     """Return a public corpus's bytes: from the user's data folder, else the cache, else the network."""
     folder = os.environ.get(DATA_FOLDER_VARIABLE)
-    local = Path(folder) / source.file if folder else None
-    content = _contents(local) if local and local.exists() else _contents(_downloaded(name, source))
+    local = Path(folder, source.file) if folder else None
+    path = local if local and local.exists() else _downloaded(name, source)
+    content = _contents(path)
     found = hashlib.sha256(content).hexdigest()
     if found != source.text_sha256:
         raise InputError(
-            f"{str(local or name)!r} is not the published {name} (SHA-256 {found}, not {source.text_sha256}); "
+            f"{str(path)!r} is not the published {name} (SHA-256 {found}, not {source.text_sha256}); "
             "replace it, or name your own text with --corpus FILE"
         )
     return content

@@ -64,10 +64,9 @@ def split_held_out(
 
 def _least_length(held_out_fraction: float, window: int) -> int:
     """Return the shortest text both of whose parts hold a window and its target, in characters."""
-    # No text shorter than this will do; rounding decides the last few characters.
-    length = (
-        int(max(window / (1 - held_out_fraction), (window + 1) / held_out_fraction if held_out_fraction else 0)) - 1
-    )
+    training_needs = window / (1 - held_out_fraction)
+    held_out_needs = (window + 1) / held_out_fraction if held_out_fraction else 0
+    length = int(max(training_needs, held_out_needs)) - 1  # no less will do; rounding decides the last few characters
     while True:
         held_out = int(length * held_out_fraction)
         if length - held_out > window and (held_out > window or not held_out_fraction):
@@ -115,7 +114,8 @@ def shuffled(key: Key, positions: Int32[Array, " batch"], count: int) -> Int32[A
     round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
 
     def permute(index: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
-        (left_width, right_width), left, right = (widths, index >> widths[1], index & (2 ** widths[1] - 1))
+        left_width, right_width = widths
+        left, right = index >> right_width, index & (2**right_width - 1)
         for round_key in round_keys:
             left, right = right, left ^ (_mix(right ^ round_key) & (2**left_width - 1))
             left_width, right_width = right_width, left_width

@@ -235,7 +235,7 @@ def stream_keys(key: Key, prompts: Sequence[str], temperatures: Sequence[float])
     """
     seen: Counter[tuple[str, float]] = Counter()
     keys = []
-    for prompt, temperature in zip(prompts, temperatures, strict=True):
+    for prompt, temperature in zip(prompts, np.abs(np.asarray(temperatures, np.float32)).tolist(), strict=True):
         keys.append(jax.random.fold_in(fold_float(fold_text(key, prompt), temperature), seen[prompt, temperature]))
         seen[prompt, temperature] += 1
     return jnp.stack(keys)

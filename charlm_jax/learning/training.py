@@ -41,7 +41,9 @@ def steps_per_epoch(length: int, *, window: int, stride: int, batch_size: int) -
     return -(-count_windows(length, window=window, stride=stride) // batch_size)
 
 
-TrainSteps = Callable[[TrainingState, Integer[Array, " character"], Key, int], tuple[TrainingState, Bool[Array, ""]]]
+TrainSteps = Callable[
+    [TrainingState, Integer[Array, " character"], Key, int | Int32[Array, ""]], tuple[TrainingState, Bool[Array, ""]]
+]
 
 
 def make_train_steps(

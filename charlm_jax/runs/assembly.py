@@ -143,7 +143,7 @@ def load_held_out(run: RunDirectory) -> Integer[np.ndarray, " held_out"]:
     if not configuration.held_out_fraction:
         raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
     job = prepare(configuration)
-    if job.describe_corpus() != run.provenance()["corpus"]:
+    if job.corpus.sha256 != run.provenance()["corpus"]["sha256"]:
         raise InputError(
             f"the corpus {job.corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
             "put that one back, or name a text with --text FILE"

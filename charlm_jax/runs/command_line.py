@@ -59,7 +59,7 @@ def parse_training(experiment: str, description: str | None, flags: Sequence[str
     corpus = arguments.configuration.corpus
     if not corpus or corpus in NAMES or not Path(corpus).exists():
         return arguments
-    corpus = str(Path(corpus).absolute())  # the run must find its text again from any directory
+    corpus = str(Path(corpus).resolve())  # the run must find its text again from any directory
     return dataclasses.replace(arguments, configuration=dataclasses.replace(arguments.configuration, corpus=corpus))
 
 

@@ -58,7 +58,7 @@ class RunDirectory:
         record = _read_json(self.path / "config.json")
         try:
             return Configuration.from_json(record)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (InputError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 f"{str(self.path / 'config.json')!r} is not the configuration of a run of this version ({error}); "
                 "use the version that wrote it, or start again in another --run-dir"
@@ -67,7 +67,9 @@ class RunDirectory:
     def provenance(self) -> dict:
         """Return what was recorded of where the run comes from."""
         record = _read_json(self.path / "provenance.json")
-        if not (isinstance(record.get("versions"), dict) and isinstance(record.get("corpus"), dict)):
+        corpus = record.get("corpus")
+        known = isinstance(corpus, dict) and isinstance(corpus.get("vocabulary"), str) and "sha256" in corpus
+        if not (known and isinstance(record.get("versions"), dict)):
             raise InputError(
                 f"{str(self.path / 'provenance.json')!r} does not say where the run comes from; "
                 "restore it from a copy, or train again"
@@ -107,8 +109,9 @@ def create_run(path: Path, configuration: Configuration, provenance: dict) -> Ru
     run = RunDirectory(path)
     if (path / "config.json").is_file():
         _check_same(run, configuration, provenance)
-        if configuration.epochs > run.configuration().epochs:
-            run.write_configuration(configuration)
+        there = run.configuration()
+        if configuration.epochs > there.epochs:
+            run.write_configuration(dataclasses.replace(there, epochs=configuration.epochs))
         return run
     try:
         if path.exists() and any(map(_is_foreign, path.iterdir())):

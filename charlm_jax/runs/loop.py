@@ -1,6 +1,7 @@
 """The training loop: epochs, evaluations, samples, checkpoints, and a clean stop."""
 
 import math
+import os
 import signal
 import sys
 import time
@@ -235,7 +236,8 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     def request(number: int, frame: object) -> None:
         nonlocal requested
         requested = True
-        tell(f"{signal.Signals(number).name}: stopping after this dispatch; once more stops at once and saves nothing")
+        # Not by print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this dispatch; once more stops at once and saves nothing\n")
         for signal_number, handler in before.items():
             signal.signal(signal_number, handler)
 
