@@ -122,11 +122,12 @@ def fifty_steps():
     ],
 )
 def test_fifty_rmsprop_steps_equal_keras(fifty_steps, rule, rate, theirs, other):
-    """Losses to 1e-5 relative, parameters to 2e-5, where updates add up to 0.03 and 0.3.
+    """Losses to 1e-5 relative, parameters to 1e-4, where updates add up to 0.03 and 0.3.
 
-    Rounding is amplified where a gradient is tiny: RMSprop divides it by its own size. With epsilon outside the root
+    Rounding is amplified where a gradient is tiny, as RMSprop divides it by its own size: by XLA's version, parameters
+    differ by 1e-6 to 4e-5. With epsilon outside the root
     and the notebooks' rate of 0.01 the first steps are chaotic (every weight jumps by 0.03), so that rule is compared
-    at a tenth of the rate. Epsilon in the other place is beyond both tolerances by a factor of 500.
+    at a tenth of the rate. Epsilon in the other place is beyond both tolerances by a factor of 200.
     """
     batches, first, train = fifty_steps
     losses, parameters = train(rule, rate)
@@ -138,7 +139,7 @@ def test_fifty_rmsprop_steps_equal_keras(fifty_steps, rule, rate, theirs, other)
 
     wrong_losses, wrong = train(other, rate)
     np.testing.assert_allclose(losses, keras_loss, rtol=1e-5)
-    assert distance(parameters) < 2e-5
+    assert distance(parameters) < 1e-4
     assert np.abs(wrong_losses / keras_loss - 1).max() > 5e-3
     assert distance(wrong) > 0.02
 

@@ -12,7 +12,7 @@ def make_optimizer(
 
     The two RMSprops (Tieleman and Hinton, 2012; decay 0.9, epsilon 1e-7) differ in where epsilon stands:
     `rmsprop-keras-2` divides by sqrt(v) + epsilon, as Keras 2 and tf.keras 2 do, `rmsprop-keras-3` by
-    sqrt(v + epsilon), as Keras 3 does. On the notebooks' job that is worth 0.06 nats in the first epoch.
+    sqrt(v + epsilon), as Keras 3 does. On the notebooks' job that is worth 0.05 nats in the first epoch.
 
     Args:
         name: which rule.

@@ -148,7 +148,7 @@ def _train_epoch(
         unit=" steps",
         mininterval=0.1 if on_terminal else 60,  # a log gets a line a minute
         delay=0 if on_terminal else 60,
-        leave=False,
+        leave=not on_terminal,
         dynamic_ncols=True,
     ) as bar:
         while step < end:
