@@ -125,9 +125,9 @@ def test_fifty_rmsprop_steps_equal_keras(fifty_steps, rule, rate, theirs, other)
     """Losses to 1e-5 relative, parameters to 1e-4, where updates add up to 0.03 and 0.3.
 
     Rounding is amplified where a gradient is tiny, as RMSprop divides it by its own size: by XLA's version, parameters
-    differ by 1e-6 to 4e-5. With epsilon outside the root
-    and the notebooks' rate of 0.01 the first steps are chaotic (every weight jumps by 0.03), so that rule is compared
-    at a tenth of the rate. Epsilon in the other place is beyond both tolerances by a factor of 200.
+    differ by 1e-6 to 4e-5. With epsilon outside the root and the notebooks' rate of 0.01 the first steps are chaotic
+    (every weight jumps by 0.03), so that rule is compared at a tenth of the rate. Epsilon in the other place is beyond
+    both tolerances by a factor of 200.
     """
     batches, first, train = fifty_steps
     losses, parameters = train(rule, rate)
