@@ -117,7 +117,7 @@ _NOTEBOOK = Configuration(
 )
 
 PRESETS = {
-    # Measured on python-docs: short windows give more updates a minute, and 32 characters are nearly as good as 60.
+    # Measured on python-docs: in about a minute, windows of 32 reached a lower held-out loss than windows of 40 or 60.
     # Its prompt is the first sentence of that text.
     "quick": Configuration(window=32, stride=4, batch_size=64, schedule="cosine", clip=1.0, epochs=3, prompt_start=47),
     "tf-keras-2.5": _NOTEBOOK,
