@@ -31,9 +31,12 @@ class Arguments:
     """Encoding of the text's bytes; UTF-8, or a named corpus's own, if not given."""
     stride: int | None = None
     """Characters from one window's start to the next one's: 1 scores every character; the run's if not given."""
+    devices: int | None = None
+    """Devices to split the windows over; all if not given, which on a CPU is one a core."""
 
     def __post_init__(self) -> None:
         require_count("--stride", self.stride)
+        require_count("--devices", self.devices)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
 
 
@@ -44,11 +47,13 @@ def main(flags: Sequence[str]) -> None:
     import jax.numpy as jnp
 
     from charlm_jax.data.corpus import load_corpus
-    from charlm_jax.learning.evaluation import evaluate
+    from charlm_jax.learning.evaluation import BATCH_SIZE, evaluate
     from charlm_jax.runs.assembly import load_held_out, load_model
+    from charlm_jax.runs.devices import open_mesh
     from charlm_jax.runs.directory import open_run
 
     run = open_run(arguments.run)
+    mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
     model = load_model(run)
     window = model.configuration.window
     if arguments.text is None:
@@ -65,6 +70,7 @@ def main(flags: Sequence[str]) -> None:
         model.network,
         model.parameters,
         jnp.array(ids),
+        mesh,
         window=window,
         stride=arguments.stride or model.configuration.stride,
     )

@@ -46,7 +46,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.directory import RunDirectory, read_records, save_figure
     from charlm_jax.runs.loop import train
 
-    job = prepare(configuration)
+    job = prepare(configuration, arguments.devices)
     differences = _differences(configuration, job.windows)
     if differences:
         tell(f"note: this is not the published job, whose curves it is laid over: {'; '.join(differences)}")

@@ -48,12 +48,15 @@ class Arguments:
     """Draw from the smallest set of characters that holds this share of the mass."""
     seed: int = 0
     """Seed of the draws."""
+    devices: int | None = None
+    """Devices to split the texts over; all if not given and there are enough texts."""
     json: bool = False
     """Print JSON objects with prompt, temperature, number and text."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--length", self.length), ("--count", self.count), ("--top-k", self.top_k)):
             require_count(flag, value)
+        require_count("--devices", self.devices)
         require("--top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         require_seed(self.seed)
         require("--prompt", "without a text", self.prompt != (), 'followed by one, which may be ""')
@@ -70,6 +73,7 @@ def main(flags: Sequence[str]) -> None:
 
     from charlm_jax.generation.generate import generate_pieces, stream_keys
     from charlm_jax.runs.assembly import load_model
+    from charlm_jax.runs.devices import open_mesh
     from charlm_jax.runs.directory import open_run, read_records
 
     run = open_run(arguments.run)
@@ -81,11 +85,11 @@ def main(flags: Sequence[str]) -> None:
                 f"the run {str(run.path)!r} has no text to take a prompt from; give one with --prompt TEXT"
             )
         prompts = (samples[-1]["prompt"],)
-    model = load_model(run)
-    encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
-
     temperatures = (0.0,) if arguments.greedy else arguments.temperature
     streams = list(product(prompts, temperatures, range(arguments.count)))
+    mesh = open_mesh(arguments.devices, rows=len(streams))
+    model = load_model(run)
+    encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
     prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
     keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)
     live = sys.stdout.isatty() and not arguments.json
@@ -97,6 +101,7 @@ def main(flags: Sequence[str]) -> None:
         [encoded[prompt] for prompt in prompt_of_stream],
         temperature_of_stream,
         keys,
+        mesh,
         sampler=arguments.sampler or model.configuration.sampler,
         window=model.configuration.window,
         length=arguments.length,

@@ -43,7 +43,7 @@ def main(flags: Sequence[str]) -> None:
             print(sample.prompt + sample.text)
         print(flush=True)
 
-    job, run_dir = prepare(arguments.configuration), arguments.run_dir
+    job, run_dir = prepare(arguments.configuration, arguments.devices), arguments.run_dir
     for epoch in train(job, run_dir):
         show(epoch)
     run_dir = shlex.quote(str(run_dir))

@@ -6,8 +6,11 @@ from oracles import numpy_logits
 
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.learning.evaluation import Evaluation, evaluate
+from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
+
+MESH = data_mesh()
 
 
 def brute_force(parameters, ids, window, stride):
@@ -25,10 +28,21 @@ def test_the_loss_is_that_of_every_window_read_alone(small_text, window, stride,
     vocabulary = Vocabulary.of(text)
     ids, network = vocabulary.encode(text), CharacterLSTM(len(vocabulary), 8)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
-    result = evaluate(network, parameters, jnp.array(ids), window=window, stride=stride, batch_size=batch_size)
+    result = evaluate(network, parameters, jnp.array(ids), MESH, window=window, stride=stride, batch_size=batch_size)
     loss, characters = brute_force(parameters, ids, window, stride)
     assert result.characters == characters
     assert result.loss_nats == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_every_window_is_scored_once_however_many_devices_share_them(small_text, devices):
+    vocabulary = Vocabulary.of(small_text)
+    ids, network = jnp.array(vocabulary.encode(small_text)), CharacterLSTM(len(vocabulary), 8)
+    parameters = initial_parameters(network, "keras", jax.random.key(0))
+    mesh = data_mesh(jax.devices()[:devices])
+    result = evaluate(network, parameters, ids, mesh, window=20, stride=3, batch_size=7)
+    assert result.characters == 327
+    assert result.loss_nats == pytest.approx(brute_force(parameters, np.asarray(ids), 20, 3)[0], rel=1e-6)
 
 
 def test_bits():

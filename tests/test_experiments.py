@@ -150,8 +150,10 @@ def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(traine
 
 
 def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsys):
+    """To the last bit, on as many devices."""
     path = trained[0]
-    assert call("evaluate", path) == 0
+    devices = json.loads((path / "provenance.json").read_text())["device_count"]
+    assert call("evaluate", path, "--devices", devices) == 0
     result = json.loads(capsys.readouterr().out)
     recorded = read_records(path / "metrics.jsonl")[-2]
     assert result["loss_nats"] == recorded["held_out_loss"]

@@ -7,13 +7,22 @@ import pytest
 from oracles import notebook_distribution, numpy_logits
 
 from charlm_jax.choices import Sampler
-from charlm_jax.generation.generate import generate, generate_pieces, stream_keys
+from charlm_jax.generation.generate import (
+    SamplingState,
+    generate,
+    generate_piece,
+    generate_pieces,
+    read_prompts,
+    stream_keys,
+)
 from charlm_jax.generation.temperature import draw_character
+from charlm_jax.mesh import data_mesh, replicate, split_rows
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 
 VOCABULARY, WINDOW, LENGTH = 11, 12, 60
 KEY = jax.random.key(5)
+MESH = data_mesh()
 
 
 def decided_network(layers=1):
@@ -43,7 +52,9 @@ def naive(parameters, prompt, temperature, key, *, sampler):
 
 def run(network, parameters, prompts, temperatures, keys, *, sampler: Sampler = "windowed", length=LENGTH):
     keys = jnp.stack(keys) if isinstance(keys, list) else keys
-    return generate(network, parameters, prompts, temperatures, keys, sampler=sampler, window=WINDOW, length=length)
+    return generate(
+        network, parameters, prompts, temperatures, keys, MESH, sampler=sampler, window=WINDOW, length=length
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -75,11 +86,42 @@ def test_many_streams_at_once_equal_each_alone():
             np.testing.assert_array_equal(row, alone)
 
 
+@pytest.mark.parametrize("sampler", ["windowed", "stateful"])
+def test_devices_share_the_streams_and_never_wait_for_one_another(sampler):
+    """Four streams on one device, two and three: the same texts, by programs without communication."""
+    network, parameters = decided_network()
+    prompts, keys = [prompt_of(WINDOW, seed=seed) for seed in range(4)], jax.random.split(KEY, 4)
+
+    def texts(devices):
+        mesh = data_mesh(jax.devices()[:devices])
+        return generate(
+            network, parameters, prompts, [0.8] * 4, keys, mesh, sampler=sampler, window=WINDOW, length=LENGTH
+        )
+
+    alone = texts(1)
+    for devices in (2, 3):
+        np.testing.assert_array_equal(texts(devices), alone)
+
+    mesh = data_mesh(jax.devices()[:2])
+    rows = split_rows((jnp.stack(prompts).astype(jnp.int32), jnp.full(4, WINDOW)), mesh)
+    state = read_prompts(network, replicate(parameters, mesh), *rows, sampler=sampler, window=WINDOW)
+
+    def go_on(parameters, carry, position, temperatures, keys):
+        state = SamplingState(carry, position, sampler)
+        return generate_piece(network, parameters, state, temperatures, keys, length=LENGTH)[1]
+
+    arguments = (replicate(parameters, mesh), state.carry, state.position, *split_rows((jnp.ones(4), keys), mesh))
+    program = jax.jit(go_on).lower(*arguments).compile().as_text()
+    assert "while" in program
+    for communication in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert communication not in program
+
+
 def test_pieces_join_to_the_whole():
     network, parameters = decided_network()
     arguments = (network, parameters, [prompt_of(5)], [1.0], jnp.stack([KEY]))
     whole = run(*arguments)
-    pieces = list(generate_pieces(*arguments, sampler="windowed", window=WINDOW, length=LENGTH, piece=7))
+    pieces = list(generate_pieces(*arguments, MESH, sampler="windowed", window=WINDOW, length=LENGTH, piece=7))
     assert [piece.shape[1] for piece in pieces] == [7] * 8 + [4]
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
 

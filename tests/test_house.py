@@ -14,7 +14,7 @@ ROOMS = {
     "analysis": {"learning", "generation"},
     "runs": {"data", "model", "learning", "generation", "analysis"},
 }
-FOUNDATION = {"choices", "errors", "keys"}  # modules beside the rooms that every room may import
+FOUNDATION = {"choices", "errors", "keys", "mesh"}  # modules beside the rooms that every room may import
 FILES = sorted((ROOT / "charlm_jax").rglob("*.py"))
 
 

@@ -316,11 +316,11 @@ def test_half_a_line_is_dropped_and_so_are_later_steps(tmp_path):
 
 def test_a_checkpoint_holds_every_bit(tiny, tmp_path):
     job = prepare(tiny)
-    state = loop.first_state(tiny, job.network, job.optimizer, job.key)
+    state = loop.first_state(tiny, job.network, job.optimizer, job.key, job.mesh)
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert restore_state(checkpoints, state) is None
+        assert restore_state(checkpoints, state, job.mesh) is None
         save_state(checkpoints, state)
-        restored = restore_state(checkpoints, state)
+        restored = restore_state(checkpoints, state, job.mesh)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(state)))
 

@@ -11,7 +11,16 @@ import pytest
 from oracles import GATES, keras_cell, lenient_jax, numpy_lstm
 
 from charlm_jax.choices import GateActivation
-from charlm_jax.model.recurrence import LayerCarry, fuse, gate_function, lstm_sequence, lstm_step, project, project_ids
+from charlm_jax.model.recurrence import (
+    LayerCarry,
+    Weights,
+    fuse,
+    gate_function,
+    lstm_sequence,
+    lstm_step,
+    project,
+    project_ids,
+)
 
 BATCH, TIME, INPUTS, HIDDEN = 4, 30, 11, 16
 
@@ -29,19 +38,33 @@ def inputs():
     return jax.random.normal(jax.random.key(1), (BATCH, TIME, INPUTS))
 
 
+@pytest.fixture
+def carry():
+    """A carry in the middle of a text."""
+    cell, hidden = jax.random.normal(jax.random.key(3), (2, BATCH, HIDDEN))
+    return LayerCarry(cell, jnp.tanh(hidden))
+
+
 def zero_carry():
     return LayerCarry(jnp.zeros((BATCH, HIDDEN)), jnp.zeros((BATCH, HIDDEN)))
 
 
-def hidden_states(cell, inputs, gate: GateActivation = "sigmoid"):
+def read(cell, inputs, carry, gate: GateActivation = "sigmoid"):
+    """The hidden states of our recurrence, batch first, and its last carry."""
     weights = fuse(cell)
-    projected = project(weights, inputs.reshape(-1, INPUTS)).reshape(BATCH, TIME, -1)
-    return lstm_sequence(weights, projected, zero_carry(), gate)[0]
+    projected = project(weights, jnp.swapaxes(inputs, 0, 1))
+    hidden, carry = lstm_sequence(weights.recurrent_kernel, projected, carry, gate)
+    return jnp.swapaxes(hidden, 0, 1), carry
 
 
-def flax_hidden_states(cell, inputs, gate: GateActivation = "sigmoid"):
-    rnn = nn.RNN(nn.LSTMCell(HIDDEN, gate_fn=gate_function(gate)))
-    return cast(jax.Array, rnn.apply({"params": {"cell": cell}}, inputs))
+def flax_read(cell, inputs, carry, gate: GateActivation = "sigmoid"):
+    rnn = nn.RNN(nn.LSTMCell(HIDDEN, gate_fn=gate_function(gate)), return_carry=True)
+    after, hidden = cast(Any, rnn.apply({"params": {"cell": cell}}, inputs, initial_carry=tuple(carry)))
+    return hidden, LayerCarry(*after)
+
+
+def hidden_states(cell, inputs, gate: GateActivation = "sigmoid"):
+    return read(cell, inputs, zero_carry(), gate)[0]
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -49,20 +72,74 @@ def test_forward_equals_numpy_and_flax(cell, inputs, gate):
     """Float32 against float64: 30 steps of numbers below 1 stay within ten times the rounding of one."""
     ours = hidden_states(cell, inputs, gate)
     np.testing.assert_allclose(ours, numpy_lstm(cell, np.asarray(inputs), GATES[gate]), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(ours, flax_hidden_states(cell, inputs, gate), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours, flax_read(cell, inputs, zero_carry(), gate)[0], rtol=0, atol=1e-6)
+
+
+OF_EVERY_STATE = jax.random.normal(jax.random.key(2), (BATCH, TIME, HIDDEN))
+LOSSES = {
+    "every character": lambda hidden, after: jnp.sum(OF_EVERY_STATE * hidden),
+    "last character": lambda hidden, after: jnp.sum(OF_EVERY_STATE[:, -1] * after.hidden),
+    "last of the states": lambda hidden, after: jnp.sum(OF_EVERY_STATE[:, -1] * hidden[:, -1]),
+    "states and carry": lambda hidden, after: jnp.sum(OF_EVERY_STATE * hidden) + jnp.sum(after.cell * after.hidden),
+}
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_gradients_equal_flax(cell, inputs, gate):
-    target = jax.random.normal(jax.random.key(2), (BATCH, TIME, HIDDEN))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_values_and_gradients_equal_flax(cell, inputs, carry, gate, loss):
+    """By the parameters, the inputs and the carry, whatever the loss looks at."""
 
-    def loss(states):
-        return lambda cell, inputs: jnp.sum(target * states(cell, inputs, gate))
+    def value_and_gradient(states):
+        def value(cell, inputs, carry):
+            return LOSSES[loss](*states(cell, inputs, carry, gate))
 
-    ours = jax.grad(loss(hidden_states), argnums=(0, 1))(cell, inputs)
-    theirs = jax.grad(loss(flax_hidden_states), argnums=(0, 1))(cell, inputs)
-    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * float(jnp.abs(other).max()))
+        return jax.value_and_grad(value, argnums=(0, 1, 2))(cell, inputs, carry)
+
+    (ours, mine), (theirs, other) = value_and_gradient(read), value_and_gradient(flax_read)
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5, abs=1e-5)
+    for one, another in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(one, another, rtol=0, atol=1e-5 * float(jnp.abs(another).max()))
+
+
+def test_second_derivatives_equal_flax(cell, inputs, carry):
+    """The gradient of a gradient's squared norm, by reverse mode twice."""
+
+    def curvature(states):
+        def norm(cell):
+            gradient = jax.grad(lambda cell: LOSSES["every character"](*states(cell, inputs, carry)))(cell)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))
+
+        return jax.tree.leaves(jax.grad(norm)(cell))
+
+    for one, another in zip(curvature(read), curvature(flax_read), strict=True):
+        np.testing.assert_allclose(one, another, rtol=0, atol=1e-4 * float(jnp.abs(another).max()))
+
+
+def test_replicas_side_by_side_equal_each_alone(cell, inputs, carry):
+    cells = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), cell)
+    gradient = jax.grad(lambda cell: LOSSES["every character"](*read(cell, inputs, carry)))
+    together = jax.vmap(gradient)(cells)
+    for number, scale in enumerate((1, 2)):
+        alone = gradient(jax.tree.map(lambda leaf, scale=scale: scale * leaf, cell))
+        for one, another in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(one[number], another, rtol=0, atol=1e-5 * float(jnp.abs(another).max()))
+
+
+def test_training_holds_one_array_of_all_gates(cell):
+    """Slopes and gradients take the place of the projected inputs; the other half is what else a step leaves behind."""
+    hidden, batch, time = 64, 32, 100
+    projected = jax.ShapeDtypeStruct((time, batch, 4 * hidden), np.float32)
+    kernel = jax.ShapeDtypeStruct((hidden, 4 * hidden), np.float32)
+
+    def loss(kernel, ids):
+        carry = LayerCarry(jnp.zeros((batch, hidden)), jnp.zeros((batch, hidden)))
+        projected = project_ids(Weights(kernel, kernel, kernel[0]), ids)
+        return jnp.sum(lstm_sequence(kernel, projected, carry, "sigmoid")[1].hidden)
+
+    ids = jax.ShapeDtypeStruct((time, batch), np.int32)
+    memory: Any = jax.jit(jax.grad(loss)).lower(kernel, ids).compile().memory_analysis()
+    gates = projected.size * 4
+    assert gates < memory.temp_size_in_bytes < 2.1 * gates
 
 
 def test_gradients_equal_finite_differences(cell, inputs):
@@ -103,7 +180,7 @@ def test_a_wrong_order_of_gates_is_seen(cell, inputs):
 def test_steps_equal_the_sequence(cell, inputs):
     weights, carry, hidden = fuse(cell), zero_carry(), hidden_states(cell, inputs)
     for time in range(TIME):
-        carry = lstm_step(weights, project(weights, inputs[:, time]), carry, "sigmoid")
+        carry = lstm_step(weights.recurrent_kernel, project(weights, inputs[:, time]), carry, "sigmoid")
         np.testing.assert_allclose(carry.hidden, hidden[:, time], rtol=0, atol=1e-6)
 
 

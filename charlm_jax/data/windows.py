@@ -80,12 +80,19 @@ def gather_batch(
     """Gather windows by their indices; an index of `count` or more becomes padding of weight 0."""
     weights = (indices < count).astype(jnp.float32)
     starts = stride * jnp.minimum(indices, count - 1).astype(jnp.int32)
-    characters = ids[starts[:, None] + jnp.arange(window + 1)[None, :]].astype(jnp.int32)
+    characters = ids[starts[:, None] + jnp.arange(window + 1, dtype=jnp.int32)[None, :]].astype(jnp.int32)
     return Batch(characters[:, :-1], characters[:, -1], weights)
 
 
 def draw_batch(
-    ids: Integer[Array, " character"], key: Key, step: Int32[Array, ""], *, window: int, stride: int, batch_size: int
+    ids: Integer[Array, " character"],
+    key: Key,
+    step: Int32[Array, ""],
+    rows: Int32[Array, " batch"] | None = None,
+    *,
+    window: int,
+    stride: int,
+    batch_size: int,
 ) -> Batch:
     """Draw one of an epoch's batches: every window comes once an epoch, in an order that the key gives.
 
@@ -93,13 +100,16 @@ def draw_batch(
         ids: the training text.
         key: the epoch's own key.
         step: the batch's number within the epoch, from 0; the last batch may be smaller, its rest padding.
+        rows: which of the batch's windows, None being all; from `batch_size` on there is only padding.
         window: characters in a window.
         stride: characters from one window's start to the next one's.
         batch_size: windows in a batch.
     """
     count = count_windows(len(ids), window=window, stride=stride)
-    positions = step * batch_size + jnp.arange(batch_size)
-    indices = jnp.where(positions < count, shuffled(key, positions % count, count), count)
+    rows = jnp.arange(batch_size, dtype=jnp.int32) if rows is None else rows
+    positions = step * batch_size + rows
+    there = (rows < batch_size) & (positions < count)
+    indices = jnp.where(there, shuffled(key, positions % count, count), count)
     return gather_batch(ids, indices, window=window, stride=stride, count=count)
 
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from charlm_jax.choices import Sampler
 from charlm_jax.generation.temperature import draw_character
 from charlm_jax.keys import Key, StreamKeys, fold_float, fold_text
+from charlm_jax.mesh import data_mesh, replicate, split_rows
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import Carry, CharacterLSTM
 
@@ -161,6 +163,7 @@ def generate_pieces(
     prompts: Sequence[Integer[np.ndarray, " _"]],
     temperatures: Sequence[float],
     keys: StreamKeys,
+    mesh: Mesh,
     *,
     sampler: Sampler,
     window: int,
@@ -169,7 +172,7 @@ def generate_pieces(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Iterator[Integer[np.ndarray, "stream piece"]]:
-    """Generate texts, all streams at once, `piece` characters at a time.
+    """Generate texts, all streams at once, each on one device of the mesh, `piece` characters at a time.
 
     Args:
         network: the model.
@@ -177,6 +180,7 @@ def generate_pieces(
         prompts: encoded prompts, one a stream, of any lengths, empty ones included.
         temperatures: one a stream, at least 0.
         keys: an array of keys, one a stream; see `stream_keys`.
+        mesh: the devices to split the streams over.
         sampler: windowed or stateful.
         window: characters that windowed generation predicts from.
         length: characters to generate after each prompt.
@@ -184,21 +188,28 @@ def generate_pieces(
         top_k: see `draw_character`.
         top_p: see `draw_character`.
     """
+    streams = len(prompts)
+    mesh = data_mesh(list(mesh.devices.flat)[:streams])
+    rows = np.minimum(np.arange(-(-streams // mesh.size) * mesh.size), streams - 1)  # the last again, till all is even
     padded, lengths = _pad(prompts)
-    state = read_prompts(network, parameters, padded, lengths, sampler=sampler, window=window)
+    parameters = replicate(parameters, mesh)
+    prompt_rows = split_rows((padded[rows], lengths[rows]), mesh)
+    temperature_rows = split_rows(np.asarray(temperatures, np.float32)[rows], mesh)
+    key_rows = split_rows(keys[rows], mesh)
+    state = read_prompts(network, parameters, *prompt_rows, sampler=sampler, window=window)
     for first in range(0, length, piece):
         state, ids = generate_piece(
             network,
             parameters,
             state,
-            jnp.asarray(temperatures, jnp.float32),
-            keys,
+            temperature_rows,
+            key_rows,
             first=first,
             length=piece,
             top_k=top_k,
             top_p=top_p,
         )
-        yield np.asarray(ids)[:, : length - first]
+        yield np.asarray(ids)[:streams, : length - first]
 
 
 def generate(
@@ -207,6 +218,7 @@ def generate(
     prompts: Sequence[Integer[np.ndarray, " _"]],
     temperatures: Sequence[float],
     keys: StreamKeys,
+    mesh: Mesh,
     *,
     sampler: Sampler,
     window: int,
@@ -214,18 +226,29 @@ def generate(
 ) -> Integer[np.ndarray, "stream length"]:
     """Generate texts in one piece; see `generate_pieces`."""
     (ids,) = generate_pieces(
-        network, parameters, prompts, temperatures, keys, sampler=sampler, window=window, length=length, piece=length
+        network,
+        parameters,
+        prompts,
+        temperatures,
+        keys,
+        mesh,
+        sampler=sampler,
+        window=window,
+        length=length,
+        piece=length,
     )
     return ids
 
 
-def _pad(prompts: Sequence[Integer[np.ndarray, " _"]]) -> tuple[Int32[Array, "stream time"], Int32[Array, " stream"]]:
+def _pad(
+    prompts: Sequence[Integer[np.ndarray, " _"]],
+) -> tuple[Int32[np.ndarray, "stream time"], Int32[np.ndarray, " stream"]]:
     """Align encoded prompts to the right in one array; return it and their lengths."""
     lengths = [len(prompt) for prompt in prompts]
     padded = np.zeros((len(prompts), max(lengths)), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[len(row) - len(prompt) :] = prompt
-    return jnp.asarray(padded), jnp.asarray(lengths, jnp.int32)
+    return padded, np.array(lengths, np.int32)
 
 
 def stream_keys(key: Key, prompts: Sequence[str], temperatures: Sequence[float]) -> StreamKeys:

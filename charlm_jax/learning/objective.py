@@ -1,6 +1,5 @@
 """What training minimises, in nats per character."""
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32
 
@@ -31,13 +30,5 @@ def last_character_losses(
         dropout_key: switches dropout on.
     """
     model = network.bind({"params": parameters}, rngs=None if dropout_key is None else {"dropout": dropout_key})
-    hidden, _ = model.read(batch.inputs)
-    return cross_entropy(model.predict(hidden[:, -1]), batch.targets)
-
-
-def last_character_loss(
-    network: CharacterLSTM, parameters: Parameters, batch: Batch, dropout_key: Key | None = None
-) -> Float[Array, ""]:
-    """Return the mean of `last_character_losses` over the windows that are not padding."""
-    losses = last_character_losses(network, parameters, batch, dropout_key)
-    return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
+    _, carry = model.read(batch.inputs)
+    return cross_entropy(model.predict(carry[-1].hidden), batch.targets)

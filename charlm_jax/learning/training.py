@@ -6,11 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from charlm_jax.data.windows import count_windows, draw_batch
 from charlm_jax.keys import Key, fold_text
-from charlm_jax.learning.objective import last_character_loss
+from charlm_jax.learning.objective import last_character_losses
+from charlm_jax.mesh import DATA, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import CharacterLSTM
 
@@ -31,9 +33,9 @@ class TrainingState(NamedTuple):
     epoch_loss: Float[Array, ""]
 
 
-def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainingState:
-    """Return the state before the first step."""
-    return TrainingState(jnp.int32(0), parameters, optimizer.init(parameters), jnp.float32(0))
+def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainingState:
+    """Return the state before the first step, whole on every device of the mesh."""
+    return replicate(TrainingState(jnp.int32(0), parameters, optimizer.init(parameters), jnp.float32(0)), mesh)
 
 
 def steps_per_epoch(length: int, *, window: int, stride: int, batch_size: int) -> int:
@@ -47,7 +49,13 @@ TrainSteps = Callable[
 
 
 def make_train_steps(
-    network: CharacterLSTM, optimizer: optax.GradientTransformation, *, window: int, stride: int, batch_size: int
+    network: CharacterLSTM,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    window: int,
+    stride: int,
+    batch_size: int,
 ) -> TrainSteps:
     """Return `train_steps(state, ids, key, stop) -> (state, finite)`, compiled.
 
@@ -55,7 +63,9 @@ def make_train_steps(
     `state` is donated. A step that would make the loss, a parameter or the optimizer's state non-finite is not taken:
     `state` is then the last finite one, its `step` counts the steps before the bad one, and `finite` is false.
 
-    `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone.
+    `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone. Each device of the
+    mesh reads its share of a batch, the gradients are added up, and every device takes the same step. All arguments
+    belong on the whole mesh (`replicate`); what is elsewhere is copied there each time.
     """
 
     def train_step(
@@ -64,15 +74,22 @@ def make_train_steps(
         steps = steps_per_epoch(len(ids), window=window, stride=stride, batch_size=batch_size)
         epoch, step = state.step // steps, state.step % steps
         epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
-        batch = draw_batch(ids, epoch_key, step, window=window, stride=stride, batch_size=batch_size)
-        # A running mean, where a sum of float32 would lose the digits of its small terms; it starts anew at step 0.
-        trained = jnp.sum(batch.weights)
-        share = trained / ((step * batch_size).astype(jnp.float32) + trained)
-        dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step) if network.dropout else None
+        rows = own_rows(batch_size, mesh)
+        batch = draw_batch(ids, epoch_key, step, rows, window=window, stride=stride, batch_size=batch_size)
+        before = step * batch_size
+        trained = jnp.minimum(count_windows(len(ids), window=window, stride=stride) - before, batch_size)
+        dropout_key = None
+        if network.dropout:
+            dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step)
+            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA))
 
-        loss, gradient = jax.value_and_grad(last_character_loss, argnums=1)(
-            network, state.parameters, batch, dropout_key
-        )
+        def mean_loss(parameters: Parameters) -> Float[Array, ""]:
+            losses = last_character_losses(network, parameters, batch, dropout_key)
+            return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32)
+
+        loss, gradient = jax.lax.psum(jax.value_and_grad(mean_loss)(state.parameters), DATA)
+        # A running mean, where a sum of float32 would lose the digits of its small terms; it starts anew at step 0.
+        share = trained / (before + trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
             updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.parameters)
         after = TrainingState(
@@ -93,7 +110,9 @@ def make_train_steps(
             (state, jnp.bool(True)),
         )
 
-    return jax.jit(train_steps, donate_argnums=0)
+    everywhere = PartitionSpec()
+    sharded = jax.shard_map(train_steps, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+    return jax.jit(sharded, donate_argnums=0)
 
 
 def _all_finite(state: TrainingState) -> Bool[Array, ""]:

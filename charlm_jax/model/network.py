@@ -61,21 +61,23 @@ class CharacterLSTM(nn.Module):
         """Read characters from a carry (None is the zero state); return the top hidden state after each."""
         carry = self.zero_carry(ids.shape[:1]) if carry is None else carry
         weights = self._weights()
-        projected = project_ids(weights[0], ids)
-        hidden, after = lstm_sequence(weights[0], projected, carry[0], self.gate_activation)
+        projected = project_ids(weights[0], ids.T)  # time first, as the recurrence goes
+        hidden, after = lstm_sequence(weights[0].recurrent_kernel, projected, carry[0], self.gate_activation)
         layers = [after]
         for layer, before in zip(weights[1:], carry[1:], strict=True):
-            dropped = self.drop(hidden, deterministic=not self.has_rng("dropout"))
-            hidden, after = lstm_sequence(layer, project(layer, dropped), before, self.gate_activation)
+            projected = project(layer, self.drop(hidden, deterministic=not self.has_rng("dropout")))
+            hidden, after = lstm_sequence(layer.recurrent_kernel, projected, before, self.gate_activation)
             layers.append(after)
-        return hidden, tuple(layers)
+        return jnp.swapaxes(hidden, 0, 1), tuple(layers)
 
     def step(self, ids: Int32[Array, "*batch"], carry: Carry) -> Carry:
         """Read one character a row. The top hidden state, `carry[-1].hidden`, predicts the next one."""
         weights = self._weights()
-        layers = [lstm_step(weights[0], project_ids(weights[0], ids), carry[0], self.gate_activation)]
+        projected = project_ids(weights[0], ids)
+        layers = [lstm_step(weights[0].recurrent_kernel, projected, carry[0], self.gate_activation)]
         for layer, before in zip(weights[1:], carry[1:], strict=True):
-            layers.append(lstm_step(layer, project(layer, layers[-1].hidden), before, self.gate_activation))
+            projected = project(layer, layers[-1].hidden)
+            layers.append(lstm_step(layer.recurrent_kernel, projected, before, self.gate_activation))
         return tuple(layers)
 
     def predict(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:

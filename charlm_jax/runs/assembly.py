@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Integer
 
 from charlm_jax.data.corpus import Corpus, load_corpus
@@ -15,11 +16,12 @@ from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, initial_state, steps_per_epoch
+from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import Parameters, flax_parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.devices import describe_devices, set_precision
+from charlm_jax.runs.devices import describe_devices, open_mesh, set_precision
 from charlm_jax.runs.directory import RunDirectory
 
 
@@ -36,6 +38,7 @@ class Job:
         network: the model.
         optimizer: the update rule.
         key: the run's root key.
+        mesh: the devices that it runs on.
         steps_per_epoch: updates in an epoch.
     """
 
@@ -47,6 +50,7 @@ class Job:
     network: CharacterLSTM
     optimizer: optax.GradientTransformation
     key: Key
+    mesh: Mesh
     steps_per_epoch: int
 
     @property
@@ -83,19 +87,25 @@ class Job:
             "held out": held_out,
             "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates, {count:,} parameters",
             "optimizer": f"{chosen.optimizer}, learning rate {chosen.learning_rate:g}, {chosen.schedule}",
-            "device": f"{describe_devices()}, {chosen.precision}, jax {jax.__version__}",
+            "device": f"{describe_devices(self.mesh)}, {chosen.precision}, jax {jax.__version__}",
             "run": str(path),
         }
         return "\n".join(f"{subject:<10} {text}" for subject, text in lines.items())
 
 
-def prepare(configuration: Configuration) -> Job:
+def prepare(configuration: Configuration, devices: int | None = None) -> Job:
     """Read the corpus and build what the configuration names; writes nothing.
 
+    Args:
+        configuration: every choice.
+        devices: how many to split batches over; None is all.
+
     Raises:
-        InputError: the corpus cannot be read, is too short, or has no place for the prompt.
+        InputError: the corpus cannot be read, is too short, or has no place for the prompt; or there are not so many
+            devices.
     """
     chosen = configuration
+    mesh = open_mesh(devices, chosen.batch_size)
     set_precision(chosen.precision)
     corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     vocabulary = Vocabulary.of(corpus.text)
@@ -129,6 +139,7 @@ def prepare(configuration: Configuration) -> Job:
         network=make_network(chosen, vocabulary),
         optimizer=_optimizer(chosen, chosen.epochs * steps),
         key=jax.random.key(chosen.seed),
+        mesh=mesh,
         steps_per_epoch=steps,
     )
 
@@ -163,11 +174,11 @@ def make_network(configuration: Configuration, vocabulary: Vocabulary) -> Charac
 
 
 def first_state(
-    configuration: Configuration, network: CharacterLSTM, optimizer: optax.GradientTransformation, key: Key
+    configuration: Configuration, network: CharacterLSTM, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
 ) -> TrainingState:
     """Return the state before the first step."""
     parameters = initial_parameters(network, configuration.initializer, fold_text(key, "parameters"))
-    return initial_state(parameters, optimizer)
+    return initial_state(parameters, optimizer, mesh)
 
 
 @dataclass(frozen=True)
@@ -190,7 +201,7 @@ class TrainedModel:
 
 
 def load_model(run: RunDirectory) -> TrainedModel:
-    """Return the model of a run's newest checkpoint.
+    """Return the model of a run's newest checkpoint, on one device.
 
     Raises:
         InputError: the run has no checkpoint yet.
@@ -200,11 +211,12 @@ def load_model(run: RunDirectory) -> TrainedModel:
     vocabulary = Vocabulary(run.provenance()["corpus"]["vocabulary"])
     network = make_network(configuration, vocabulary)
     optimizer = _optimizer(configuration, 1)
-    like = jax.eval_shape(lambda key: first_state(configuration, network, optimizer, key), jax.random.key(0))
+    mesh = data_mesh(jax.devices()[:1])
+    like = jax.eval_shape(lambda key: first_state(configuration, network, optimizer, key, mesh), jax.random.key(0))
     state = None
     if run.checkpoints.is_dir():
         with open_checkpoints(run.checkpoints) as checkpoints:
-            state = restore_state(checkpoints, like)
+            state = restore_state(checkpoints, like, mesh)
     if state is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
     return TrainedModel(configuration, network, state.parameters, vocabulary, int(state.step))

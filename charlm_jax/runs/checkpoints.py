@@ -8,6 +8,7 @@ from typing import cast
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm_jax.errors import InputError
 from charlm_jax.learning.training import TrainingState
@@ -32,8 +33,13 @@ def save_state(manager: ocp.CheckpointManager, state: TrainingState) -> None:
         manager.save(int(state.step), args=ocp.args.StandardSave(state))
 
 
-def restore_state(manager: ocp.CheckpointManager, like: TrainingState) -> TrainingState | None:
-    """Return the newest state, or None where there is none; `like` gives its structure and shapes.
+def restore_state(manager: ocp.CheckpointManager, like: TrainingState, mesh: Mesh) -> TrainingState | None:
+    """Return the newest state, whole on every device of the mesh, or None where there is none.
+
+    Args:
+        manager: of the run's folder.
+        like: a state of the same structure and shapes.
+        mesh: the devices, which need not be those that it was saved from.
 
     Raises:
         InputError: the newest state cannot be read.
@@ -41,7 +47,8 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainingState) -> Traini
     step = manager.latest_step()
     if step is None:
         return None
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), like)
     try:
         return cast(TrainingState, manager.restore(step, args=ocp.args.StandardRestore(shapes)))
     except Exception as error:  # Orbax, TensorStore and the disk each fail in their own way, over pages

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from charlm_jax.data.corpus import NAMES
-from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.errors import DivergedError, InputError, Preempted, require_count
 from charlm_jax.runs.configuration import PRESETS, Configuration
 
 BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
@@ -32,6 +32,11 @@ class TrainingArguments:
     configuration: Annotated[Configuration, tyro.conf.arg(name="")]
     run_dir: Path = Path("runs", "PRESET-TIME")
     """Directory of the run: a new one by default, or one to go on with."""
+    devices: int | None = None
+    """Devices to split each batch over; all if not given, which on a CPU is one a core."""
+
+    def __post_init__(self) -> None:
+        require_count("--devices", self.devices)
 
 
 def parse_training(experiment: str, description: str | None, flags: Sequence[str], *, preset: str) -> TrainingArguments:

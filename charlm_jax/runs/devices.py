@@ -1,5 +1,6 @@
 """What the numbers are computed on, and where they come from."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -9,12 +10,16 @@ import sys
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 import charlm_jax
 from charlm_jax.choices import Precision
+from charlm_jax.errors import InputError
+from charlm_jax.mesh import data_mesh
 
 _MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
 
 
 def set_precision(precision: Precision) -> None:
@@ -22,12 +27,37 @@ def set_precision(precision: Precision) -> None:
     jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION[precision])
 
 
-def describe_devices() -> str:
-    """Return the devices in words, such as "1 x cpu"."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+def open_mesh(devices: int | None, rows: int) -> Mesh:
+    """Return the mesh that a job runs on; a CPU becomes one device a core, if JAX has not been used before.
+
+    Args:
+        devices: how many; None is all, as long as each has a few rows.
+        rows: of a batch, or streams: what is split over the devices.
+
+    Raises:
+        InputError: there are not so many devices, or more than rows.
+    """
+    if jax.config.values["jax_num_cpu_devices"] < 0 and "host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        with contextlib.suppress(RuntimeError):  # JAX has been used, and keeps the devices that it has
+            jax.config.update("jax_num_cpu_devices", _cores())
+    there = jax.devices()
+    if devices is None:
+        devices = min(len(there), max(1, rows // _LEAST_ROWS))
+    if devices > len(there):
+        raise InputError(f"--devices {devices} is more than there are: JAX sees {describe_devices(data_mesh())}")
+    if devices > rows:
+        raise InputError(f"--devices {devices} is more than the {rows} rows that would be split over them")
+    return data_mesh(there[:devices])
 
 
-def describe_process(precision: Precision) -> dict:
+def describe_devices(mesh: Mesh) -> str:
+    """Return the devices in words, such as "2 x cpu"."""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+
+
+def describe_process(precision: Precision, mesh: Mesh) -> dict:
     """Return what decides the bits of a result beside the configuration: code, versions, devices, precision."""
     return {
         "command": shlex.join(sys.argv),
@@ -37,11 +67,16 @@ def describe_process(precision: Precision) -> dict:
             "charlm_jax": charlm_jax.__version__,
             **{library: importlib.metadata.version(library) for library in _LIBRARIES},
         },
-        "device_kind": jax.devices()[0].device_kind,
-        "device_count": jax.device_count(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device_kind": mesh.devices.flat[0].device_kind,
+        "device_count": mesh.size,
+        "cpu_cores": _cores(),
         "precision": precision,
     }
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _commit() -> str | None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from charlm_jax.errors import DivergedError, Preempted
 from charlm_jax.learning.evaluation import Evaluation, evaluate
 from charlm_jax.learning.training import TrainingState, TrainSteps, make_train_steps
+from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
 from charlm_jax.runs.command_line import tell
@@ -61,18 +62,18 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
     """
     chosen = job.configuration
     train_steps = make_train_steps(
-        job.network, job.optimizer, window=chosen.window, stride=chosen.stride, batch_size=chosen.batch_size
+        job.network, job.optimizer, job.mesh, window=chosen.window, stride=chosen.stride, batch_size=chosen.batch_size
     )
     # Copies: on a CPU a device array may be a view of NumPy's memory.
-    ids, held_out_ids = jnp.array(job.training_ids), jnp.array(job.held_out_ids)
-    state = first_state(chosen, job.network, job.optimizer, job.key)
-    provenance = {**describe_process(chosen.precision), "corpus": job.describe_corpus()}
+    ids, held_out_ids, key = replicate((jnp.array(job.training_ids), jnp.array(job.held_out_ids), job.key), job.mesh)
+    state = first_state(chosen, job.network, job.optimizer, key, job.mesh)
+    provenance = {**describe_process(chosen.precision, job.mesh), "corpus": job.describe_corpus()}
     run = create_run(path, chosen, provenance)
     tell(job.describe(path))
     _warn_of_other_bits(run.provenance(), provenance)
 
     with open_checkpoints(run.checkpoints) as checkpoints, _stop_requests() as stop_requested:
-        restored = restore_state(checkpoints, state)
+        restored = restore_state(checkpoints, state, job.mesh)
         if restored is not None:
             state = restored
             tell(f"going on from step {int(state.step):,} of {job.steps:,} in {path}")
@@ -114,7 +115,9 @@ def _finish_epoch(
     chosen, epoch = job.configuration, int(state.step) // job.steps_per_epoch
     held_out = None
     if len(held_out_ids):
-        held_out = evaluate(job.network, state.parameters, held_out_ids, window=chosen.window, stride=chosen.stride)
+        held_out = evaluate(
+            job.network, state.parameters, held_out_ids, job.mesh, window=chosen.window, stride=chosen.stride
+        )
         if not math.isfinite(held_out.loss_nats):
             raise DivergedError(_diverged(int(state.step), epoch))
     done = Epoch(

@@ -1,0 +1,43 @@
+"""Devices: how many, and where their number comes from."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs.devices import describe_devices, open_mesh
+
+
+@pytest.mark.parametrize(("rows", "devices"), [(1, 1), (8, 1), (16, 2), (128, 3)])
+def test_each_device_gets_a_few_rows_unless_a_number_is_asked_for(rows, devices):
+    assert open_mesh(None, rows).size == devices
+    assert open_mesh(1, rows).size == 1
+
+
+def test_too_many_devices_are_refused():
+    with pytest.raises(InputError, match="--devices 4 is more than there are: JAX sees 3 x cpu"):
+        open_mesh(4, 128)
+    with pytest.raises(InputError, match="--devices 2 is more than the 1 rows"):
+        open_mesh(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("", "{cores} x cpu"),
+        ("import jax; jax.devices()", "1 x cpu"),
+        ("import jax; jax.config.update('jax_num_cpu_devices', 5)", "5 x cpu"),
+        ("import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'", "4 x cpu"),
+    ],
+)
+def test_a_cpu_is_one_device_a_core_unless_that_was_decided_before(before, expected):
+    program = f"{before}\nfrom charlm_jax.runs.devices import *\nprint(describe_devices(open_mesh(None, 10_000)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert result.stdout.strip() == expected.format(cores=cores), result.stderr
+
+
+def test_devices_in_words():
+    assert describe_devices(open_mesh(2, 16)) == "2 x cpu"
