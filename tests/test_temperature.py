@@ -39,7 +39,7 @@ def test_extreme_logits_stay_finite_probabilities(temperature):
 def test_zero_shares_the_mass_among_equals_and_draws_the_first():
     tied = jnp.array([1.0, 3.0, 3.0, 0.0])
     np.testing.assert_array_equal(softmax(reweight(tied, jnp.float32(0))), [0, 0.5, 0.5, 0])
-    assert int(draw_character(tied, jnp.float32(0), key=jax.random.key(0))) == 1
+    assert int(draw_character(tied, jnp.float32(0), jnp.float32(0.9))) == 1
 
 
 def brute_force_top_p(probabilities, p):
@@ -80,9 +80,9 @@ def test_truncation_at_its_limits():
 
 
 def draws(count, temperature, **options):
-    keys = jax.random.split(jax.random.key(3), count)
-    draw = jax.jit(jax.vmap(lambda key: draw_character(LOGITS, jnp.float32(temperature), key=key, **options)))
-    return np.bincount(np.asarray(draw(keys)), minlength=8)
+    uniforms = jax.random.uniform(jax.random.key(3), count)
+    draw = jax.jit(jax.vmap(lambda uniform: draw_character(LOGITS, jnp.float32(temperature), uniform, **options)))
+    return np.bincount(np.asarray(draw(uniforms)), minlength=8)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0, 1.2, 2.0])
@@ -110,3 +110,21 @@ def test_truncated_draws_stay_inside_and_keep_their_proportions():
     # The temperature comes first: at 0.2 the two likeliest hold nine tenths of the mass, at 1 they do not.
     assert len(np.flatnonzero(draws(10_000, 0.2, top_p=0.9))) == 2
     assert len(np.flatnonzero(draws(10_000, 1.0, top_p=0.9))) > 2
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_draw_inverts_the_cumulative_distribution(temperature):
+    """Against float64, at numbers that rounding does not put on the other side of a step."""
+    cumulative = np.cumsum(notebook_distribution(LOGITS, temperature))
+    uniforms = np.random.default_rng(0).random(2000)
+    uniforms = uniforms[np.abs(uniforms[:, None] - cumulative).min(axis=1) > 1e-6].astype(np.float32)
+    draw = jax.vmap(lambda uniform: draw_character(LOGITS, jnp.float32(temperature), uniform))
+    np.testing.assert_array_equal(draw(jnp.asarray(uniforms)), np.searchsorted(cumulative, uniforms, side="right"))
+
+
+def test_no_number_draws_a_character_without_probability():
+    """At both ends of the range, with characters that are impossible everywhere else but in the middle."""
+    for size in (3, 57, 5000):
+        logits = jnp.full(size, -jnp.inf).at[size // 2].set(1.0).at[size // 2 + 1].set(0.5)
+        for uniform, expected in [(0.0, size // 2), (1 - 2**-23, size // 2 + 1), (1 - 2**-24, size // 2 + 1)]:
+            assert int(draw_character(logits, jnp.float32(1), jnp.float32(uniform))) == expected

@@ -62,10 +62,10 @@ def read_character(
     """Read one character a stream; a stream where `present` is false stays in the zero state, as before its prompt."""
     carry = state.carry
     if state.sampler == "windowed":
-        opening = (jnp.arange(state.slots) == state.oldest)[None, :, None]
-        carry = jax.tree.map(lambda value: jnp.where(opening, 0.0, value), carry)
-    rows = jnp.broadcast_to(ids[:, None], (len(ids), state.slots))
-    carry = network.bind({"params": parameters}).step(rows, carry)
+        closed = network.zero_carry((len(ids), 1))
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=state.oldest, axis=1)
+        carry = jax.tree.map(put, carry, closed)
+    carry = network.bind({"params": parameters}).step(ids[:, None], carry)
     if present is not None:
         carry = jax.tree.map(lambda value: jnp.where(present[:, None, None], value, 0.0), carry)
     return SamplingState(carry, state.position + 1, state.sampler)
@@ -129,8 +129,8 @@ def generate_piece(
 ) -> tuple[SamplingState, Int32[Array, "stream length"]]:
     """Go on by `length` characters a stream.
 
-    Character n of a stream is drawn with the stream's key and n, so a text does not depend on the pieces that it is
-    generated in, nor on the streams beside it.
+    Character n of a stream is drawn with a random number that its key and n decide, so a text does not depend on the
+    pieces that it is generated in, nor on the streams beside it.
 
     Args:
         network: the model.
@@ -143,18 +143,23 @@ def generate_piece(
         top_k: see `draw_character`.
         top_p: see `draw_character`.
     """
+    draw = jax.vmap(functools.partial(draw_character, top_k=top_k, top_p=top_p))
 
-    def step(state: SamplingState, number: Int32[Array, ""]) -> tuple[SamplingState, Int32[Array, " stream"]]:
-        logits = next_logits(network, parameters, state)
-        character_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-        draw = functools.partial(draw_character, top_k=top_k, top_p=top_p)
-        ids = jax.vmap(lambda logits, temperature, key: draw(logits, temperature, key=key))(
-            logits, temperatures, character_keys
-        )
+    def step(state: SamplingState, uniforms: Float[Array, " stream"]) -> tuple[SamplingState, Int32[Array, " stream"]]:
+        ids = draw(next_logits(network, parameters, state), temperatures, uniforms)
         return read_character(network, parameters, state, ids), ids
 
-    state, ids = jax.lax.scan(step, state, first + jnp.arange(length))
+    state, ids = jax.lax.scan(step, state, draw_uniforms(keys, first, length))
     return state, ids.T
+
+
+def draw_uniforms(keys: StreamKeys, first: int | Int32[Array, ""], length: int) -> Float[Array, "length stream"]:
+    """Return the random numbers of `length` characters of each stream, each a function of its key and its place."""
+
+    def uniform(key: Key, number: Int32[Array, ""]) -> Float[Array, ""]:
+        return jax.random.uniform(jax.random.fold_in(key, number))
+
+    return jax.vmap(jax.vmap(uniform, (0, None)), (None, 0))(keys, first + jnp.arange(length))
 
 
 def generate_pieces(

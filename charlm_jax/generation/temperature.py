@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from charlm_jax.keys import Key
-
 
 def reweight(logits: Float[Array, " vocab"], temperature: Float[Array, ""]) -> Float[Array, " vocab"]:
     """Return logits whose softmax is proportional to softmax(logits) ** (1 / temperature).
@@ -44,17 +42,20 @@ def _ranks(logits: Float[Array, " vocab"]) -> Int32[Array, " vocab"]:
 def draw_character(
     logits: Float[Array, " vocab"],
     temperature: Float[Array, ""],
+    uniform: Float[Array, ""],
     *,
-    key: Key,
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Int32[Array, ""]:
     """Draw the next character: reweight by the temperature, truncate, draw; temperature 0 takes the likeliest.
 
+    The draw is by inversion: the first character up to which the probabilities add up to more than the random number.
+    One number a character, that all temperatures can share, and it can be drawn beforehand.
+
     Args:
         logits: of the next character.
         temperature: at least 0.
-        key: for the draw.
+        uniform: the random number, from 0 to below 1.
         top_k: how many characters may be drawn; None is all.
         top_p: the share of the mass, after the temperature, from which to draw; None is all.
     """
@@ -64,4 +65,8 @@ def draw_character(
         weighed = jnp.where(keep_top_k(logits, top_k), weighed, -jnp.inf)
     if top_p is not None:
         weighed = jnp.where(keep_top_p(weighed, top_p), weighed, -jnp.inf)
-    return jnp.where(temperature > 0, jax.random.categorical(key, weighed), jnp.argmax(logits)).astype(jnp.int32)
+    probabilities = jax.nn.softmax(weighed)
+    # Of what rounding leaves between two sums, no character without probability may have a share.
+    cumulative = jnp.where(probabilities > 0, jnp.cumsum(probabilities), 0.0)
+    drawn = jnp.argmax(cumulative > uniform * jnp.max(cumulative))
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)

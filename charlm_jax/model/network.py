@@ -70,8 +70,11 @@ class CharacterLSTM(nn.Module):
             layers.append(after)
         return jnp.swapaxes(hidden, 0, 1), tuple(layers)
 
-    def step(self, ids: Int32[Array, "*batch"], carry: Carry) -> Carry:
-        """Read one character a row. The top hidden state, `carry[-1].hidden`, predicts the next one."""
+    def step(self, ids: Int32[Array, "*#batch"], carry: Carry) -> Carry:
+        """Read one character a row, or the same one for many rows where `ids` has an axis of 1.
+
+        The top hidden state, `carry[-1].hidden`, predicts the next character.
+        """
         weights = self._weights()
         projected = project_ids(weights[0], ids)
         layers = [lstm_step(weights[0].recurrent_kernel, projected, carry[0], self.gate_activation)]

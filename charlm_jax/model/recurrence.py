@@ -77,7 +77,9 @@ def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "
     """Return x W + b for one-hot x: a row of W for each id."""
     table = weights.input_kernel + weights.bias[None, :]
     # Slices, not `table[ids]`: the gradient of that makes XLA copy all its terms before it adds them up.
-    rows = jax.vmap(lambda id: jax.lax.dynamic_slice_in_dim(table, id, 1))(ids.reshape(-1))
+    look_up = jax.vmap(lambda id: jax.lax.dynamic_slice_in_dim(table, id, 1))
+    # Two at least: a single row XLA would look up anew for every element of what is computed from it.
+    rows = look_up(jnp.resize(ids, (max(ids.size, 2),)))[: ids.size]
     return rows.reshape(*ids.shape, -1)
 
 
@@ -88,7 +90,7 @@ def project(weights: Weights, inputs: Float[Array, "*batch input"]) -> Float[Arr
 
 def lstm_step(
     recurrent_kernel: Float[Array, "hidden gates"],
-    projected: Float[Array, "*batch gates"],
+    projected: Float[Array, "*#batch gates"],
     carry: LayerCarry,
     gate: GateActivation,
 ) -> LayerCarry:
