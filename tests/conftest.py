@@ -3,6 +3,7 @@
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is kept, here and in the commands under test
 
 import jax
 import pytest

@@ -39,5 +39,41 @@ def test_a_cpu_is_one_device_a_core_unless_that_was_decided_before(before, expec
     assert result.stdout.strip() == expected.format(cores=cores), result.stderr
 
 
+def compile_something(cache):
+    """Compile a program that takes long enough to be kept, in a process of its own; return its result and warnings."""
+    program = """
+import jax, jax.numpy as jnp
+from charlm_jax.runs.devices import set_up
+set_up("float32")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.eye(8)))
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
+    return done.stdout, done.stderr
+
+
+def test_compiled_programs_are_kept_where_nobody_else_can_write(tmp_path):
+    result, _ = compile_something(tmp_path)
+    (folder,) = (tmp_path / "charlm_jax").glob("compiled-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    kept = {path.name for path in folder.iterdir()}
+    assert kept
+    assert compile_something(tmp_path) == (result, "")
+    assert {path.name for path in folder.iterdir() if path.name.endswith("-cache")} <= kept
+
+    for path in folder.iterdir():
+        path.write_text("damaged")
+    after, warnings = compile_something(tmp_path)
+    assert after == result
+    assert "Error reading persistent compilation cache" in warnings
+
+    for path in folder.iterdir():
+        path.unlink()
+    folder.chmod(0o777)
+    assert compile_something(tmp_path) == (result, "")
+    assert not list(folder.iterdir()), "others could have put a program there"
+
+
 def test_devices_in_words():
     assert describe_devices(open_mesh(2, 16)) == "2 x cpu"

@@ -1,5 +1,6 @@
 """Initial parameters."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -15,6 +16,7 @@ from charlm_jax.model.recurrence import GATES
 Parameters = PyTree[Array]  # a dictionary by layer name, as `CharacterLSTM` describes it
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def initial_parameters(network: CharacterLSTM, initializer: Initializer, key: Key) -> Parameters:
     """Return the parameters before the first step, as Keras or as Flax draws them."""
     return keras_parameters(network, key) if initializer == "keras" else flax_parameters(network, key)

@@ -21,7 +21,7 @@ from charlm_jax.model.initializers import Parameters, flax_parameters, initial_p
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.devices import describe_devices, open_mesh, set_precision
+from charlm_jax.runs.devices import describe_devices, open_mesh, set_up
 from charlm_jax.runs.directory import RunDirectory
 
 
@@ -106,7 +106,7 @@ def prepare(configuration: Configuration, devices: int | None = None) -> Job:
     """
     chosen = configuration
     mesh = open_mesh(devices, chosen.batch_size)
-    set_precision(chosen.precision)
+    set_up(chosen.precision)
     corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     vocabulary = Vocabulary.of(corpus.text)
     training_ids, held_out_ids = split_held_out(
@@ -207,7 +207,7 @@ def load_model(run: RunDirectory) -> TrainedModel:
         InputError: the run has no checkpoint yet.
     """
     configuration = run.configuration()
-    set_precision(configuration.precision)
+    set_up(configuration.precision)
     vocabulary = Vocabulary(run.provenance()["corpus"]["vocabulary"])
     network = make_network(configuration, vocabulary)
     optimizer = _optimizer(configuration, 1)

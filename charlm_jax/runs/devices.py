@@ -1,6 +1,7 @@
 """What the numbers are computed on, and where they come from."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pooch
 from jax.sharding import Mesh
 
 import charlm_jax
@@ -22,9 +24,39 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
 
 
-def set_precision(precision: Precision) -> None:
-    """Set the precision of matrix products for the whole process; a CPU computes in float32 whatever is asked."""
+def set_up(precision: Precision) -> None:
+    """Set the precision of matrix products, and where compiled programs are kept, for the whole process.
+
+    A CPU computes in float32 whatever is asked. Programs are kept in the user's cache unless JAX was told otherwise.
+    """
     jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION[precision])
+    if jax.config.values["jax_enable_compilation_cache"] and not jax.config.values["jax_compilation_cache_dir"]:
+        folder = _own_folder(pooch.os_cache("charlm_jax") / f"compiled-{_processor()}")
+        if folder is not None:
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _own_folder(folder: Path) -> Path | None:
+    """Make a folder that nobody else can write to, or return None: whoever writes to it decides what we run."""
+    try:
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if os.name == "posix":
+            there = folder.stat()
+            if there.st_uid != os.getuid() or there.st_mode & 0o077:
+                return None
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _processor() -> str:
+    """Return a name for the processor's instruction set: a program that one compiled may crash another."""
+    try:
+        features = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:16]}"
 
 
 def open_mesh(devices: int | None, rows: int) -> Mesh:
