@@ -75,7 +75,7 @@ def fuse(cell: Mapping) -> Weights:
 
 def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch gates"]:
     """Return x W + b for one-hot x: a row of W for each id."""
-    table = weights.input_kernel + weights.bias[None, :]
+    table = _once(weights.input_kernel + weights.bias[None, :])
     # Slices, not `table[ids]`: the gradient of that makes XLA copy all its terms before it adds them up.
     look_up = jax.vmap(lambda id: jax.lax.dynamic_slice_in_dim(table, id, 1))
     # Two at least: a single row XLA would look up anew for every element of what is computed from it.
