@@ -73,7 +73,7 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
         "XLA_FLAGS", ""
     ):
         with contextlib.suppress(RuntimeError):  # JAX has been used, and keeps the devices that it has
-            jax.config.update("jax_num_cpu_devices", _cores())
+            jax.config.update("jax_num_cpu_devices", cores())
     there = jax.devices()
     if devices is None:
         devices = min(len(there), max(1, rows // _LEAST_ROWS))
@@ -101,12 +101,12 @@ def describe_process(precision: Precision, mesh: Mesh) -> dict:
         },
         "device_kind": mesh.devices.flat[0].device_kind,
         "device_count": mesh.size,
-        "cpu_cores": _cores(),
+        "cpu_cores": cores(),
         "precision": precision,
     }
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,0 +1,82 @@
+"""This project."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from worker import BATCH_SIZE, PRODUCT_SIDE, VOCABULARY, WINDOW
+
+from charlm_jax.choices import Sampler
+from charlm_jax.generation.generate import SamplingState, generate_piece, read_prompts
+from charlm_jax.learning.optimizer import make_optimizer
+from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
+from charlm_jax.mesh import DATA, data_mesh, replicate, split_rows
+from charlm_jax.model.initializers import initial_parameters
+from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.runs.devices import open_mesh, set_up
+
+
+class Contender:
+    """The package as its experiments use it: all devices, any number of steps in a dispatch."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.mesh = open_mesh(None, BATCH_SIZE)
+        set_up("float32")
+        self.network = CharacterLSTM(VOCABULARY, hidden_size)
+        self.parameters = replicate(initial_parameters(self.network, "keras", jax.random.key(0)), self.mesh)
+        self.key = replicate(jax.random.key(1), self.mesh)
+
+    @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
+    def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
+        rule = make_optimizer("rmsprop-keras-3", learning_rate=0.01, schedule="constant", steps=1, clip=None)
+        train_steps = make_train_steps(self.network, rule, self.mesh, window=WINDOW, stride=3, batch_size=BATCH_SIZE)
+        ids = np.random.default_rng(0).integers(0, VOCABULARY, characters, np.uint8)
+        state = initial_state(jax.tree.map(jnp.copy, self.parameters), rule, self.mesh)
+        return train_steps, replicate(jnp.array(ids), self.mesh), [state]
+
+    def train(self, count: int, characters: int = 600_893) -> None:
+        """Take training steps, batches drawn and gathered from the text included."""
+        train_steps, ids, states = self._training(characters)
+        states[0], finite = train_steps(states[0], ids, self.key, int(states[0].step) + count)
+        assert finite
+
+    @functools.cache  # noqa: B019
+    def _streams(self, sampler: Sampler, streams: int) -> tuple[SamplingState, jax.Array, jax.Array]:
+        mesh = data_mesh(list(self.mesh.devices.flat)[:streams])
+        prompts = np.random.default_rng(0).integers(0, VOCABULARY, (streams, WINDOW)).astype(np.int32)
+        rows = split_rows((prompts, np.full(streams, WINDOW, np.int32)), mesh)
+        state = read_prompts(self.network, replicate(self.parameters, mesh), *rows, sampler=sampler, window=WINDOW)
+        keys = split_rows(jax.random.split(jax.random.key(2), streams), mesh)
+        return state, split_rows(jnp.ones(streams), mesh), keys
+
+    def _generate(self, sampler: Sampler, count: int, streams: int) -> None:
+        state, temperatures, keys = self._streams(sampler, streams)
+        parameters = jax.device_put(self.parameters, state.position.sharding)
+        jax.block_until_ready(generate_piece(self.network, parameters, state, temperatures, keys, length=count))
+
+    def windowed(self, count: int, streams: int = 1) -> None:
+        """Generate characters, each from the last window."""
+        self._generate("windowed", count, streams)
+
+    def stateful(self, count: int, streams: int = 1) -> None:
+        """Generate characters, the state carried on."""
+        self._generate("stateful", count, streams)
+
+    @functools.cached_property
+    def _products(self) -> Any:
+        factor = jnp.full((PRODUCT_SIDE, PRODUCT_SIDE), 1 / PRODUCT_SIDE)
+
+        def own(start: jax.Array, count: jax.Array) -> jax.Array:
+            return jax.lax.fori_loop(0, count, lambda _, product: product @ factor, start)
+
+        rows = PartitionSpec(DATA)
+        return jax.jit(
+            jax.shard_map(own, mesh=self.mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False)
+        )
+
+    def multiply(self, count: int) -> None:
+        """Multiply large square matrices, `count` products one after another on every core at once."""
+        self._products(jnp.ones((self.mesh.size * PRODUCT_SIDE, PRODUCT_SIDE)), count).block_until_ready()

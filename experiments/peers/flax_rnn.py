@@ -1,0 +1,60 @@
+"""Flax: `nn.RNN` over `nn.LSTMCell`, with optax, under `jax.jit`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from worker import BATCH_SIZE, VOCABULARY, WINDOW
+
+
+class _Network(nn.Module):
+    hidden_size: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        states: Any = nn.RNN(nn.OptimizedLSTMCell(self.hidden_size))(jax.nn.one_hot(ids, VOCABULARY))
+        return nn.Dense(VOCABULARY)(states[:, -1])
+
+
+class Contender:
+    """A jitted training step, and a jitted scan that re-reads the window for every character."""
+
+    def __init__(self, hidden_size: int) -> None:
+        random, network = np.random.default_rng(0), _Network(hidden_size)
+        self.ids = jnp.array(random.integers(0, VOCABULARY, (BATCH_SIZE, WINDOW)), jnp.int32)
+        self.targets = jnp.array(random.integers(0, VOCABULARY, BATCH_SIZE), jnp.int32)
+        rule = optax.rmsprop(0.01, decay=0.9, eps=1e-7)
+        self.parameters = network.init(jax.random.key(0), self.ids)
+        self.optimizer_state = rule.init(self.parameters)
+
+        @jax.jit
+        def train_step(parameters: Any, state: Any) -> tuple[Any, Any]:
+            def loss(parameters: Any) -> jax.Array:
+                logits: Any = network.apply(parameters, self.ids)
+                return optax.softmax_cross_entropy_with_integer_labels(logits, self.targets).mean()
+
+            updates, state = rule.update(jax.grad(loss)(parameters), state, parameters)
+            return optax.apply_updates(parameters, updates), state
+
+        def generate(parameters: Any, keys: jax.Array) -> jax.Array:
+            def step(window: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+                logits: Any = network.apply(parameters, window[None])
+                character = jax.random.categorical(key, logits[0]).astype(jnp.int32)
+                return jnp.append(window[1:], character), character
+
+            return jax.lax.scan(step, jnp.zeros(WINDOW, jnp.int32), keys)[1]
+
+        self.train_step, self.generate = train_step, jax.jit(generate)
+
+    def train(self, count: int) -> None:
+        """Take training steps on one batch that is already an array."""
+        for _ in range(count):
+            self.parameters, self.optimizer_state = self.train_step(self.parameters, self.optimizer_state)
+        jax.block_until_ready(self.parameters)
+
+    def windowed(self, count: int) -> None:
+        """Generate characters, re-reading the last window for each."""
+        self.generate(self.parameters, jax.random.split(jax.random.key(0), count)).block_until_ready()
