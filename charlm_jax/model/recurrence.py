@@ -157,7 +157,9 @@ def _read_and_trace(
 
     def step(time: Integer[Array, ""], state: tuple[LayerCarry, _Trace]) -> tuple[LayerCarry, _Trace]:
         carry, trace = state
-        i, f, g, o = _gates(recurrent_kernel, trace.at(time).slopes, carry, gate)
+        gates = _gates(recurrent_kernel, trace.at(time).slopes, carry, gate)
+        # One array, for XLA computes cheap gates anew where they are used, from inputs that must then be copied.
+        i, f, g, o = jnp.split(_once(jnp.concatenate(gates, axis=-1)), 4, axis=-1)
         cell = f * carry.cell + i * g
         squashed = _once(jnp.tanh(cell))
         hidden = o * squashed
