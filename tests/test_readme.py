@@ -43,7 +43,8 @@ def test_every_preset_and_every_module_is_on_the_map():
 def test_every_dependency_has_its_reason():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     table = README.split("## Why each dependency")[1]
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["test"], *project["optional-dependencies"]["benchmark"]]:
+    extras = project["optional-dependencies"]
+    for requirement in [*project["dependencies"], *extras["test"], *extras["benchmark"]]:
         name = re.split(r"[\[>=]", requirement)[0]
         assert re.search(rf"\b{name}\b", table), requirement
 

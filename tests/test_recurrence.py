@@ -125,7 +125,8 @@ def test_replicas_side_by_side_equal_each_alone(cell, inputs, carry):
             np.testing.assert_allclose(one[number], another, rtol=0, atol=1e-5 * float(jnp.abs(another).max()))
 
 
-def test_training_holds_one_array_of_all_gates(cell):
+@pytest.mark.parametrize("gate", GATES)
+def test_training_holds_one_array_of_all_gates(gate):
     """Slopes and gradients take the place of the projected inputs; the other half is what else a step leaves behind."""
     hidden, batch, time = 64, 32, 100
     projected = jax.ShapeDtypeStruct((time, batch, 4 * hidden), np.float32)
@@ -134,7 +135,7 @@ def test_training_holds_one_array_of_all_gates(cell):
     def loss(kernel, ids):
         carry = LayerCarry(jnp.zeros((batch, hidden)), jnp.zeros((batch, hidden)))
         projected = project_ids(Weights(kernel, kernel, kernel[0]), ids)
-        return jnp.sum(lstm_sequence(kernel, projected, carry, "sigmoid")[1].hidden)
+        return jnp.sum(lstm_sequence(kernel, projected, carry, gate)[1].hidden)
 
     ids = jax.ShapeDtypeStruct((time, batch), np.int32)
     memory: Any = jax.jit(jax.grad(loss)).lower(kernel, ids).compile().memory_analysis()
