@@ -82,7 +82,7 @@ def test_every_flag_of_the_design_is_there():
     text = ["corpus", "encoding", "lowercase", "held-out-fraction", "window", "stride", "batch-size"]
     model = ["hidden-size", "layers", "dropout", "gate-activation", "precision", "seed"]
     learning = ["optimizer", "learning-rate", "schedule", "clip", "epochs"]
-    for flag in [*text, *model, *learning, "temperatures", "sample-length", "sampler", "run-dir"]:
+    for flag in [*text, *model, *learning, "temperatures", "sample-length", "sampler", "run-dir", "devices"]:
         assert f"--{flag} " in output or f"--{flag}," in output
 
 
