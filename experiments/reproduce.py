@@ -6,7 +6,7 @@ Trains as `text_generation PRESET` does (tf-keras-2.5 if none is named), then pr
 the published losses with the same gates, the distance from the band that they span, and whether that is within 0.01
 nats (0.02 with hard-sigmoid gates), about what another seed moves the first epoch's loss. The figure goes into the
 run's folder. The same flags again, --epochs and --run-dir included, only compare; a larger --epochs trains on. All
-59 epochs take about an hour on two cores.
+59 epochs take about half an hour on two cores.
 """
 
 import dataclasses
