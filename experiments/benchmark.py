@@ -1,4 +1,4 @@
-"""Time this project beside Keras, PyTorch and Flax on the published notebooks' job.
+"""Time this project beside Keras, PyTorch and Flax on the published notebooks' job, on the CPU.
 
     scripts/run benchmark [flags]
 
@@ -11,6 +11,7 @@ The others need `pip install 'charlm_jax[benchmark]'` into .venv; those that are
 ten minutes on two cores, which should have nothing else to do.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -19,6 +20,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +78,7 @@ class Arguments:
     hidden_sizes: tuple[int, ...] = (128, 32, 256, 512)
     """Hidden sizes to train at; sampling and scaling are timed at the first."""
     rounds: int = 7
-    """Times that every figure is taken."""
+    """Times that every figure is taken, but for the time to the first step, which is taken once."""
     json: bool = False
     """Print the figures as one JSON object instead of tables."""
     figure: Path | None = None
@@ -89,6 +91,8 @@ class Arguments:
         require_count("--rounds", self.rounds)
         suffix = None if self.figure is None else self.figure.suffix
         require("--figure", str(self.figure), suffix in (None, ".svg", ".png"), "a file that ends in .svg or .png")
+        there = self.figure is None or self.figure.parent.is_dir()
+        require("--figure", str(self.figure), there, "in a folder that is there")
 
 
 class Worker:
@@ -97,25 +101,45 @@ class Worker:
     def __init__(self, contender: Contender) -> None:
         self.contender = contender
         environment = {**os.environ, "KERAS_BACKEND": contender.backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a first step is timed with its compilation
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up)
         command = [sys.executable, str(_PEERS / "worker.py"), contender.module]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
+        self.devices = 1  # that it works on, known from its first answer on
 
     def run(self, task: str, count: int, **options: int) -> tuple[float, int]:
-        """Return the seconds that `count` units of a task took, and the process's peak memory in bytes."""
+        """Return the seconds that `count` units of a task took, and the process's peak memory in bytes.
+
+        Raises:
+            InputError: the process could not do it and ended; the last line that it wrote says why.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"task": task, "count": count, **options}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # a process that has ended gives no answer either
+            self.process.stdin.write(json.dumps({"task": task, "count": count, **options}) + "\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            assert self.process.stderr is not None
-            last = self.process.stderr.read().strip().splitlines()[-1:]
-            raise InputError(f"{self.contender.name} cannot do {task!r} here: {' '.join(last) or 'it ended'}")
+            self.errors.seek(0)
+            last = self.errors.read().strip().splitlines()[-1:]
+            raise InputError(f"{self.contender.name} cannot do {task!r} here: {' '.join(last) or 'it was ended'}")
         record = json.loads(answer)
+        self.devices = record["devices"]
         return record["seconds"], record["peak_bytes"]
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            if file is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    file.close()
 
 
 @dataclass(frozen=True)
@@ -163,12 +187,14 @@ class Timing:
     most: float
 
 
-def _first_steps(contenders: Sequence[Contender], hidden_size: int) -> tuple[list[Worker], list[Timing], dict]:
+def _first_steps(
+    contenders: Sequence[Contender], hidden_size: int, stack: contextlib.ExitStack
+) -> tuple[list[Worker], list[Timing], dict]:
     """Start the processes, one after another, each timed until its first training step is done."""
     workers, timings, peaks = [], [], {}
     for contender in contenders:
         started = time.perf_counter()
-        worker = Worker(contender)
+        worker = stack.enter_context(Worker(contender))
         _, peaks[contender.name] = worker.run("train", 1, hidden_size=hidden_size)
         seconds = time.perf_counter() - started
         timings.append(Timing(FIRST_STEP, contender.name, hidden_size, seconds, seconds, seconds))
@@ -301,7 +327,7 @@ def _draw(timings: Sequence[Timing], path: Path, first: int) -> None:
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("seconds (logarithmic)")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _processor() -> str:
@@ -323,14 +349,11 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.devices import cores
 
     first = arguments.hidden_sizes[0]
-    workers, timings, peaks = _first_steps(here, first)
-    try:
+    with contextlib.ExitStack() as stack:
+        workers, timings, peaks = _first_steps(here, first, stack)
         orders = [*_comparisons(workers, arguments.hidden_sizes), *_own(workers[0], first)]
         timings = [*_time(orders, arguments.rounds), *timings]
-    finally:
-        for worker in workers:
-            worker.process.kill()
-    roofline = _roofline(timings, first, cores())
+    roofline = _roofline(timings, first, workers[0].devices)
     packages = ("jax", "flax", "keras", "tensorflow", "torch")
     machine = {
         "processor": _processor(),

@@ -32,7 +32,7 @@ class Arguments:
     stride: int | None = None
     """Characters from one window's start to the next one's: 1 scores every character; the run's if not given."""
     devices: int | None = None
-    """Devices to split the windows over; all if not given, which on a CPU is one a core."""
+    """Devices to split the windows over; all if not given (on a CPU one a core)."""
 
     def __post_init__(self) -> None:
         require_count("--stride", self.stride)

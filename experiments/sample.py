@@ -49,7 +49,7 @@ class Arguments:
     seed: int = 0
     """Seed of the draws."""
     devices: int | None = None
-    """Devices to split the texts over; all if not given and there are enough texts."""
+    """Devices to split the texts over; all that get eight texts each, if not given."""
     json: bool = False
     """Print JSON objects with prompt, temperature, number and text."""
 

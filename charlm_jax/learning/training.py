@@ -66,7 +66,8 @@ def make_train_steps(
 
     `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone. Each device of the
     mesh reads its share of a batch, the gradients are added up, and every device takes the same step. All arguments
-    belong on the whole mesh (`replicate`); what is elsewhere is copied there each time.
+    belong on the whole mesh (`replicate`); what is elsewhere is copied there each time. Another number of devices adds
+    up in another order, and drops other outputs where there is dropout.
     """
 
     def train_step(

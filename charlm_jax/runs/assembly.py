@@ -98,11 +98,11 @@ def prepare(configuration: Configuration, devices: int | None = None) -> Job:
 
     Args:
         configuration: every choice.
-        devices: how many to split batches over; None is all.
+        devices: how many to split batches over; None is all that get a few windows each.
 
     Raises:
         InputError: the corpus cannot be read, is too short, or has no place for the prompt; or there are not so many
-            devices.
+            devices, or more than windows in a batch.
     """
     chosen = configuration
     mesh = open_mesh(devices, chosen.batch_size)

@@ -33,7 +33,7 @@ class TrainingArguments:
     run_dir: Path = Path("runs", "PRESET-TIME")
     """Directory of the run: a new one by default, or one to go on with."""
     devices: int | None = None
-    """Devices to split each batch over; all if not given, which on a CPU is one a core."""
+    """Devices to split each batch over; all (on a CPU one a core) that get eight windows each, if not given."""
 
     def __post_init__(self) -> None:
         require_count("--devices", self.devices)

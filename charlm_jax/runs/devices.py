@@ -53,9 +53,11 @@ def _own_folder(folder: Path) -> Path | None:
 def _processor() -> str:
     """Return a name for the processor's instruction set: a program that one compiled may crash another."""
     try:
-        features = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+        features = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
+        )
     except (OSError, StopIteration):
-        features = platform.processor()
+        features = platform.node()
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:16]}"
 
 

@@ -14,7 +14,7 @@ from charlm_jax.generation.generate import SamplingState, generate_piece, read_p
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.mesh import DATA, data_mesh, replicate, split_rows
-from charlm_jax.model.initializers import initial_parameters
+from charlm_jax.model.initializers import Parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.devices import open_mesh, set_up
 
@@ -29,6 +29,11 @@ class Contender:
         self.parameters = replicate(initial_parameters(self.network, "keras", jax.random.key(0)), self.mesh)
         self.key = replicate(jax.random.key(1), self.mesh)
 
+    @property
+    def devices(self) -> int:
+        """How many work at once."""
+        return self.mesh.size
+
     @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
     def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
         rule = make_optimizer("rmsprop-keras-3", learning_rate=0.01, schedule="constant", steps=1, clip=None)
@@ -41,21 +46,22 @@ class Contender:
         """Take training steps, batches drawn and gathered from the text included."""
         train_steps, ids, states = self._training(characters)
         states[0], finite = train_steps(states[0], ids, self.key, int(states[0].step) + count)
-        assert finite
+        if not finite:
+            raise FloatingPointError("training diverged")
 
     @functools.cache  # noqa: B019
-    def _streams(self, sampler: Sampler, streams: int) -> tuple[SamplingState, jax.Array, jax.Array]:
-        mesh = data_mesh(list(self.mesh.devices.flat)[:streams])
+    def _streams(self, sampler: Sampler, streams: int) -> tuple[Parameters, SamplingState, jax.Array, jax.Array]:
+        devices = max(number for number in range(1, self.mesh.size + 1) if streams % number == 0)
+        mesh = data_mesh(list(self.mesh.devices.flat)[:devices])
+        parameters = replicate(self.parameters, mesh)
         prompts = np.random.default_rng(0).integers(0, VOCABULARY, (streams, WINDOW)).astype(np.int32)
         rows = split_rows((prompts, np.full(streams, WINDOW, np.int32)), mesh)
-        state = read_prompts(self.network, replicate(self.parameters, mesh), *rows, sampler=sampler, window=WINDOW)
+        state = read_prompts(self.network, parameters, *rows, sampler=sampler, window=WINDOW)
         keys = split_rows(jax.random.split(jax.random.key(2), streams), mesh)
-        return state, split_rows(jnp.ones(streams), mesh), keys
+        return parameters, state, split_rows(jnp.ones(streams), mesh), keys
 
     def _generate(self, sampler: Sampler, count: int, streams: int) -> None:
-        state, temperatures, keys = self._streams(sampler, streams)
-        parameters = jax.device_put(self.parameters, state.position.sharding)
-        jax.block_until_ready(generate_piece(self.network, parameters, state, temperatures, keys, length=count))
+        jax.block_until_ready(generate_piece(self.network, *self._streams(sampler, streams), length=count))
 
     def windowed(self, count: int, streams: int = 1) -> None:
         """Generate characters, each from the last window."""

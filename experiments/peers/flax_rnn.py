@@ -1,4 +1,4 @@
-"""Flax: `nn.RNN` over `nn.LSTMCell`, with optax, under `jax.jit`."""
+"""Flax: `nn.RNN` over `nn.OptimizedLSTMCell`, with optax, under `jax.jit`."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ class Contender:
         self.optimizer_state = rule.init(self.parameters)
 
         @jax.jit
-        def train_step(parameters: Any, state: Any) -> tuple[Any, Any]:
+        def train_step(parameters: Any, state: Any, ids: jax.Array, targets: jax.Array) -> tuple[Any, Any]:
             def loss(parameters: Any) -> jax.Array:
-                logits: Any = network.apply(parameters, self.ids)
-                return optax.softmax_cross_entropy_with_integer_labels(logits, self.targets).mean()
+                logits: Any = network.apply(parameters, ids)
+                return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
             updates, state = rule.update(jax.grad(loss)(parameters), state, parameters)
             return optax.apply_updates(parameters, updates), state
@@ -52,7 +52,9 @@ class Contender:
     def train(self, count: int) -> None:
         """Take training steps on one batch that is already an array."""
         for _ in range(count):
-            self.parameters, self.optimizer_state = self.train_step(self.parameters, self.optimizer_state)
+            self.parameters, self.optimizer_state = self.train_step(
+                self.parameters, self.optimizer_state, self.ids, self.targets
+            )
         jax.block_until_ready(self.parameters)
 
     def windowed(self, count: int) -> None:

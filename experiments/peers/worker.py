@@ -3,8 +3,9 @@
     python worker.py CONTENDER
 
 An order is a JSON object with `task`, `hidden_size`, `count` and whatever else the task takes; the answer holds the
-`seconds` of that many units and the `peak_bytes` of the process so far. A contender's module has a class `Contender`
-whose methods are the tasks; what a task compiles or builds is kept, so that the second time is the one to measure.
+`seconds` of that many units, the `peak_bytes` of the process so far, and the `devices` that the work is split over. A
+contender's module has a class `Contender` whose methods are the tasks; what a task compiles or builds is kept, so that
+the second time is the one to measure.
 """
 
 import functools
@@ -31,7 +32,8 @@ def main() -> None:
         getattr(contender, task)(**order)
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), file=answers, flush=True)
+        answer = {"seconds": seconds, "peak_bytes": peak, "devices": getattr(contender, "devices", 1)}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
