@@ -5,10 +5,10 @@
 Each contender works in a process of its own, one after another in every round; medians over the rounds are compared,
 with the smallest and largest beside them. Training counts a step of 128 windows of 60 characters; ours draws and
 gathers its batches from the text, the others get one that is ready. Sampling counts a character. The roofline is what
-a step's or a character's matrix products take at the rate of the same libraries on large square ones.
+a step's or a character's matrix products would take at the rate that JAX reaches on large square ones.
 
-The others need `pip install 'charlm_jax[benchmark]'` into .venv; those that are absent are named. All of it takes about
-ten minutes on two cores, which should have nothing else to do.
+The others come with `.venv/bin/python -m pip install '.[benchmark]'`; those that are absent are named. All of it takes
+about four minutes on two cores, which should have nothing else to do.
 """
 
 import contextlib
