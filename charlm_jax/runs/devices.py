@@ -18,6 +18,7 @@ import charlm_jax
 from charlm_jax.choices import Precision
 from charlm_jax.errors import InputError
 from charlm_jax.mesh import data_mesh
+from charlm_jax.runs.command_line import tell
 
 _MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -31,23 +32,25 @@ def set_up(precision: Precision) -> None:
     """
     jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION[precision])
     if jax.config.values["jax_enable_compilation_cache"] and not jax.config.values["jax_compilation_cache_dir"]:
-        folder = _own_folder(pooch.os_cache("charlm_jax") / f"compiled-{_processor()}")
-        if folder is not None:
+        folder = Path(pooch.os_cache("charlm_jax"), f"compiled-{_processor()}")
+        if not _is_our_own(folder):
+            tell(f"compiled programs are not kept: {str(folder)!r} cannot be written, or others can read or write it")
+        else:
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _own_folder(folder: Path) -> Path | None:
-    """Make a folder that nobody else can write to, or return None: whoever writes to it decides what we run."""
+def _is_our_own(folder: Path) -> bool:
+    """Make a folder, and say whether it is ours alone: whoever can write to it decides what we run."""
     try:
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         if os.name == "posix":
             there = folder.stat()
             if there.st_uid != os.getuid() or there.st_mode & 0o077:
-                return None
+                return False
     except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _processor() -> str:
