@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from charlm_jax.errors import InputError
+from charlm_jax.runs import devices
 from charlm_jax.runs.devices import describe_devices, open_mesh
 
 
-@pytest.mark.parametrize(("rows", "devices"), [(1, 1), (8, 1), (16, 2), (128, 3)])
-def test_each_device_gets_a_few_rows_unless_a_number_is_asked_for(rows, devices):
-    assert open_mesh(None, rows).size == devices
+@pytest.mark.parametrize(("rows", "expected"), [(1, 1), (8, 1), (16, 2), (128, 3)])
+def test_each_device_gets_a_few_rows_unless_a_number_is_asked_for(rows, expected):
+    assert open_mesh(None, rows).size == expected
     assert open_mesh(1, rows).size == 1
 
 
@@ -35,8 +36,19 @@ def test_too_many_devices_are_refused():
 def test_a_cpu_is_one_device_a_core_unless_that_was_decided_before(before, expected):
     program = f"{before}\nfrom charlm_jax.runs.devices import *\nprint(describe_devices(open_mesh(None, 10_000)))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert result.stdout.strip() == expected.format(cores=cores), result.stderr
+    assert result.stdout.strip() == expected.format(cores=devices.cores()), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("share", "of_eight"),
+    [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("", 8), (None, 8)],
+)
+def test_a_containers_share_of_the_cores_counts(share, of_eight, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(devices, "_CONTAINER_SHARE", str(tmp_path / "cpu.max"))
+    if share is not None:
+        (tmp_path / "cpu.max").write_text(share + "\n")
+    assert devices.cores() == of_eight
 
 
 def compile_something(cache):

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 
 def reweight(logits: Float[Array, " vocab"], temperature: Float[Array, ""]) -> Float[Array, " vocab"]:
-    """Return logits whose softmax is proportional to softmax(logits) ** (1 / temperature).
+    """Return logits, 0 the largest, whose softmax is proportional to softmax(logits) ** (1 / temperature).
 
     Towards 0 all the mass goes to the likeliest characters, and 0 itself is that limit; towards infinity the
     distribution becomes uniform.
@@ -65,8 +65,8 @@ def draw_character(
         weighed = jnp.where(keep_top_k(logits, top_k), weighed, -jnp.inf)
     if top_p is not None:
         weighed = jnp.where(keep_top_p(weighed, top_p), weighed, -jnp.inf)
-    probabilities = jax.nn.softmax(weighed)
-    # Of what rounding leaves between two sums, no character without probability may have a share.
-    cumulative = jnp.where(probabilities > 0, jnp.cumsum(probabilities), 0.0)
-    drawn = jnp.argmax(cumulative > uniform * jnp.max(cumulative))
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
+    weights = jnp.exp(weighed)  # in proportion to the probabilities; the largest is 1
+    # Of what rounding leaves between two sums, no character without weight may have a share.
+    cumulative = jnp.where(weights > 0, jax.lax.associative_scan(jnp.add, weights), 0.0)
+    share = jnp.where(temperature > 0, uniform, 0.0)  # at 0 the likeliest, of equals the first, whatever the number
+    return jnp.argmax(cumulative > share * jnp.max(cumulative)).astype(jnp.int32)

@@ -22,6 +22,7 @@ from charlm_jax.runs.command_line import tell
 
 _MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_CONTAINER_SHARE = "/sys/fs/cgroup/cpu.max"  # microseconds in a period (Linux control groups, version 2)
 _LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
 
 
@@ -112,8 +113,13 @@ def describe_process(precision: Precision, mesh: Mesh) -> dict:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use: a container's share of a machine, where it has one."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path(_CONTAINER_SHARE).read_text().split()
+        return max(1, min(there, int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return there
 
 
 def _commit() -> str | None:
