@@ -28,13 +28,13 @@ from pathlib import Path
 from statistics import median
 
 import tyro
-from peers.worker import BATCH_SIZE, PRODUCT_SIDE, WINDOW
 from tqdm import tqdm
 
 from charlm_jax.errors import InputError, require, require_count
 from charlm_jax.runs.command_line import exit_codes, tell
 
 _PEERS = Path(__file__).with_name("peers")
+_WINDOW, _BATCH_SIZE, _PRODUCT_SIDE = 60, 128, 512  # as in peers/worker.py
 
 TRAINING, WINDOWED, STATEFUL = "training step", "windowed character", "stateful character"
 FIRST_STEP, PRODUCT, BLOCK = "time to the first step", "matrix product", "windowed character, block of 4 x 400"
@@ -263,13 +263,13 @@ def _time(orders: Sequence[Order], rounds: int) -> list[Timing]:
 def _roofline(timings: Sequence[Timing], hidden_size: int, devices: int) -> dict[str, float]:
     """Return the rate of matrix products, and the shares of it that training and many windowed streams reach."""
     ours = {t.title: t.median for t in timings if (t.contender, t.hidden_size) == (OURS.name, hidden_size)}
-    rate = devices * 2 * PRODUCT_SIDE**3 / ours[PRODUCT]
+    rate = devices * 2 * _PRODUCT_SIDE**3 / ours[PRODUCT]
     row = 2 * hidden_size * 4 * hidden_size / rate  # seconds that one row's product takes at best
     many = "windowed character, 64 streams"
     return {
         "floating_point_operations_per_second": rate,
-        TRAINING: 3 * BATCH_SIZE * WINDOW * row / ours[TRAINING],
-        many: WINDOW * row / ours[many],
+        TRAINING: 3 * _BATCH_SIZE * _WINDOW * row / ours[TRAINING],
+        many: _WINDOW * row / ours[many],
     }
 
 
@@ -288,7 +288,7 @@ def _print_tables(timings: Sequence[Timing], peaks: dict[str, int], roofline: di
     for name, peak in peaks.items():
         print(f"  {name:<20} {peak / 2**20:5.0f} MiB")
     rate, *shares = roofline.items()
-    print(f"roofline: matrix products of {PRODUCT_SIDE} x {PRODUCT_SIDE} run at {rate[1] / 1e9:.0f} GFLOP/s")
+    print(f"roofline: matrix products of {_PRODUCT_SIDE} x {_PRODUCT_SIDE} run at {rate[1] / 1e9:.0f} GFLOP/s")
     for title, share in shares:
         print(f"  {title:<38} {share:4.0%}")
     print(f"scaling of {OURS.name}, hidden size {first}")
