@@ -4,8 +4,11 @@ from typing import Literal
 
 GateActivation = Literal["sigmoid", "hard_sigmoid"]
 Initializer = Literal["keras", "flax"]
-OptimizerName = Literal["rmsprop-keras-2", "rmsprop-keras-3", "adam"]
+Objective = Literal["last-character", "every-character"]
+SegmentCarry = Literal["kept", "fresh"]
+OptimizerName = Literal["rmsprop-keras-2", "rmsprop-keras-3", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 Sampler = Literal["windowed", "stateful"]
 Continuation = Literal["restart", "roll-on"]
 Precision = Literal["float32", "tf32", "bfloat16"]
+Checkpoint = Literal["best", "newest"]

@@ -2,9 +2,13 @@
 
     scripts/run evaluate RUN [--text FILE]
 
-Prints one JSON object: `loss_nats`, the mean negative log-likelihood of the scored characters; the same in
-`bits_per_character`; and `characters`, how many were scored. A character is scored after every window of the text, each
-window read from the zero state, so the first window's characters are not.
+Prints one JSON object. `loss_nats`, the mean negative log-likelihood of the scored characters, the same in
+`bits_per_character`, and `characters`, how many were scored: the one after every window of the text, each window read
+from the zero state. `stateful` holds the same for the whole text read as one stream, every character but the first
+scored. `loss_by_position` is the mean loss given the 1, 2, ... characters before: how much the context helps.
+`calibration` says at which temperature the loss is lowest, and how far confidence and accuracy are apart on average
+there and at temperature 1. `baselines` are the nats per character of the same text under models that need no training
+to speak of, given the run's training text. The pictures go into the run's folder.
 """
 
 import json
@@ -15,8 +19,9 @@ from pathlib import Path
 
 import tyro
 
+from charlm_jax.choices import Checkpoint
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.command_line import exit_codes, tell
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Arguments:
     """Text to score: a file, a folder or a corpus's name; the run's held-out text if not given."""
     encoding: str | None = None
     """Encoding of the text's bytes; UTF-8, or a named corpus's own, if not given."""
+    checkpoint: Checkpoint = "best"
+    """Which model: the best by held-out loss, which is the newest where nothing was held out, or the newest."""
     stride: int | None = None
     """Characters from one window's start to the next one's: 1 scores every character; the run's if not given."""
     devices: int | None = None
@@ -41,41 +48,73 @@ class Arguments:
 
 
 def main(flags: Sequence[str]) -> None:
-    """Evaluate, and print."""
+    """Evaluate, print and draw."""
     arguments = tyro.cli(Arguments, prog="scripts/run evaluate", description=__doc__, args=flags)
 
     import jax.numpy as jnp
 
+    from charlm_jax.analysis.baselines import baselines
+    from charlm_jax.analysis.calibration import calibrate
+    from charlm_jax.analysis.evaluation_figure import plot_evaluation
     from charlm_jax.data.corpus import load_corpus
-    from charlm_jax.learning.evaluation import BATCH_SIZE, evaluate
-    from charlm_jax.runs.assembly import load_held_out, load_model
+    from charlm_jax.learning.evaluation import BATCH_SIZE, Evaluation, evaluate, evaluate_stream, loss_by_position
+    from charlm_jax.runs.assembly import load_model, load_text
     from charlm_jax.runs.devices import open_mesh
-    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.directory import open_run, save_figure
 
     run = open_run(arguments.run)
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
-    model = load_model(run)
-    window = model.configuration.window
+    model = load_model(run, arguments.checkpoint)
+    window, stride = model.configuration.window, arguments.stride or model.configuration.stride
+    training = None
     if arguments.text is None:
-        ids = load_held_out(run)
+        training, text = load_text(run)
+        if not len(text):
+            raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
     else:
         lowercase = model.configuration.lowercase
         corpus = load_corpus(arguments.text, encoding=arguments.encoding, lowercase=lowercase)
-        ids = model.vocabulary.encode(corpus.text, f"text {corpus.name!r}")
-        if len(ids) <= window:
+        text = model.vocabulary.encode(corpus.text, f"text {corpus.name!r}")
+        if len(text) <= window:
             raise InputError(
-                f"the text {corpus.name!r} has {len(ids)} characters, but a window and its target need {window + 1}"
+                f"the text {corpus.name!r} has {len(text)} characters, but a window and its target need {window + 1}"
             )
-    result = evaluate(
-        model.network,
-        model.parameters,
-        jnp.array(ids),
-        mesh,
-        window=window,
-        stride=arguments.stride or model.configuration.stride,
-    )
-    record = {"loss_nats": result.loss_nats, "bits_per_character": result.bits_per_character}
-    print(json.dumps({**record, "characters": result.characters}))
+        try:
+            training, _ = load_text(run)
+        except InputError as error:
+            tell(f"without baselines: {error}")
+    ids, windows = jnp.array(text), {"window": window, "stride": stride}
+    windowed = evaluate(model.network, model.parameters, ids, mesh, **windows)
+    stream, _ = evaluate_stream(model.network, model.parameters, text)
+    positions = loss_by_position(model.network, model.parameters, ids, mesh, **windows)
+    calibration = calibrate(model.network, model.parameters, ids, mesh, window=window, stride=stride)
+    others = {} if training is None else baselines(training, text, len(model.vocabulary), model.vocabulary.decode)
+
+    def record(evaluation: Evaluation) -> dict:
+        return {
+            "loss_nats": evaluation.loss_nats,
+            "bits_per_character": evaluation.bits_per_character,
+            "characters": evaluation.characters,
+        }
+
+    best, at_one = calibration.best, list(calibration.temperatures).index(1.0)
+    result = {
+        **record(windowed),
+        "stateful": record(stream),
+        "baselines": others,
+        "calibration": {
+            "best_temperature": float(calibration.temperatures[best]),
+            "loss_nats_at_best": float(calibration.losses[best]),
+            "expected_error": float(calibration.expected_errors[at_one]),
+            "expected_error_at_best": float(calibration.expected_errors[best]),
+        },
+        "loss_by_position": [round(loss, 5) for loss in positions.tolist()],
+    }
+    print(json.dumps(result))
+    name = "held-out text" if arguments.text is None else Path(arguments.text).name
+    figure = plot_evaluation(positions, stream.loss_nats, others, calibration, title=f"{run.path.name}: {name}")
+    for path in save_figure(run, "evaluation" if arguments.text is None else f"evaluation-{Path(name).stem}", figure):
+        tell(f"figure: {path}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from charlm_jax.choices import Sampler
+from charlm_jax.choices import Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import exit_codes, tell
 
@@ -30,6 +30,8 @@ class Arguments:
 
     run: tyro.conf.Positional[Path]
     """Directory of a run."""
+    checkpoint: Checkpoint = "best"
+    """Which model: the best by held-out loss, which is the newest where nothing was held out, or the newest."""
     prompt: tuple[str, ...] | None = None
     """Texts to continue, of any length, "" included; the run's last prompt if not given."""
     temperature: tuple[float, ...] = (0.5,)
@@ -88,7 +90,7 @@ def main(flags: Sequence[str]) -> None:
     temperatures = (0.0,) if arguments.greedy else arguments.temperature
     streams = list(product(prompts, temperatures, range(arguments.count)))
     mesh = open_mesh(arguments.devices, rows=len(streams))
-    model = load_model(run)
+    model = load_model(run, arguments.checkpoint)
     encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
     prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
     keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)

@@ -1,10 +1,10 @@
-"""Train a character-level LSTM on a text, and see after every epoch what it writes at several temperatures.
+"""Train a character-level LSTM on a text, and see now and then what it writes at several temperatures.
 
     scripts/run text_generation [PRESET] [flags]
 
 A preset is a full configuration, each of whose fields a flag overrides:
 
-    quick               (default) the language reference that Python carries: half a minute on two cores
+    quick               (default) every character learned, on the language reference that Python carries: a minute
     tf-keras-2.5        the published notebooks' job on Nietzsche: text rolls on from one temperature to the next
     keras-fixed-prompt  the same prompt after every epoch, each of five temperatures starting from it
     keras-2.4           the text read in a one-byte encoding
@@ -26,6 +26,7 @@ def main(flags: Sequence[str]) -> None:
     arguments = parse_training("text_generation", __doc__, flags, preset="quick")
 
     # JAX is loaded from here on: --help and mistakes in the flags have been answered without it.
+    from charlm_jax.analysis.baselines import baselines
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.loop import Epoch, train
 
@@ -41,11 +42,15 @@ def main(flags: Sequence[str]) -> None:
         for sample in epoch.samples:
             print(f"------ temperature: {sample.temperature:g}")
             print(sample.prompt + sample.text)
-        print(flush=True)
+        print(end="\n" if epoch.samples else "", flush=True)
 
     job, run_dir = prepare(arguments.configuration, arguments.devices), arguments.run_dir
     for epoch in train(job, run_dir):
         show(epoch)
+    if len(job.held_out_ids):
+        beside = baselines(job.training_ids, job.held_out_ids, len(job.vocabulary), job.vocabulary.decode)
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in beside.items())
+        print(f"without a network, the held-out text costs, in nats per character: {losses}")
     run_dir = shlex.quote(str(run_dir))
     tell(f"finished; {run_dir} holds the losses, the texts and the model. Next, for example:")
     tell(f"  scripts/run sample {run_dir} --temperature 0.5 --length 1000")

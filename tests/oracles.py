@@ -50,8 +50,9 @@ def numpy_lstm(cell, inputs, gate=sigmoid):
 def numpy_logits(parameters, ids, gate=sigmoid):
     """The logits after every character of `ids` (batch, time) of a network of any depth."""
     vocabulary_size = parameters["head"]["bias"].shape[0]
-    layer = np.eye(vocabulary_size)[np.asarray(ids)]
-    for number in range(len(parameters) - 1):
+    characters = parameters["embedding"]["embedding"] if "embedding" in parameters else np.eye(vocabulary_size)
+    layer = np.asarray(characters, np.float64)[np.asarray(ids)]
+    for number in range(sum(name.startswith("lstm_") for name in parameters)):
         layer = numpy_lstm(parameters[f"lstm_{number}"], layer, gate)
     head = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters["head"])
     return layer @ head["kernel"] + head["bias"]

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from charlm_jax.learning.evaluation import Evaluation
+from charlm_jax.runs import loop
 from charlm_jax.runs.assembly import load_model
 from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.configuration import PRESETS
@@ -20,7 +22,8 @@ from charlm_jax.runs.directory import open_run, read_records
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
-TINY = ["--window", "10", "--stride", "2", "--batch-size", "16", "--hidden-size", "8", "--sample-length", "20"]
+SMALL = ["--window", "10", "--stride", "2", "--batch-size", "16", "--hidden-size", "8", "--sample-length", "20"]
+TINY = [*SMALL, "--objective", "last-character", "--sampler", "windowed", "--sample-every", "1"]
 
 
 def command(experiment, *flags, **options):
@@ -81,7 +84,8 @@ def test_every_flag_of_the_design_is_there():
     assert code == 0
     text = ["corpus", "encoding", "lowercase", "held-out-fraction", "window", "stride", "batch-size"]
     model = ["hidden-size", "layers", "dropout", "gate-activation", "precision", "seed"]
-    learning = ["optimizer", "learning-rate", "schedule", "clip", "epochs"]
+    learning = ["objective", "carry", "optimizer", "learning-rate", "schedule", "warmup", "weight-decay", "clip"]
+    learning += ["epochs", "patience", "init-from", "embedding-size"]
     for flag in [*text, *model, *learning, "temperatures", "sample-length", "sampler", "run-dir", "devices"]:
         assert f"--{flag} " in output or f"--{flag}," in output
 
@@ -95,6 +99,20 @@ def test_the_main_job_prints_results_to_stdout_and_the_rest_to_stderr(trained):
     for word in ("1,064 characters", "21 distinct", "parameters", "cpu", "float32", "scripts/run sample"):
         assert word in errors, errors
     assert "epoch" not in output.split("epoch 1")[0]
+    baselines = output.splitlines()[-1]
+    assert baselines.startswith("without a network, the held-out text costs, in nats per character: uniform 3.0445, ")
+
+
+def test_the_default_learns_every_character_and_writes_now_and_then(corpus, tmp_path, capsys):
+    flags = ["--corpus", corpus, *SMALL, "--epochs", 4, "--sample-every", 2, "--run-dir", tmp_path / "run"]
+    assert call("text_generation", *flags) == 0
+    captured = capsys.readouterr()
+    assert "one after another with the state kept, every character learned; 4 x 5 steps of 16 windows" in captured.err
+    assert captured.out.count("epoch ") == 4
+    assert captured.out.count("--- prompt: ") == 2
+    samples = read_records(tmp_path / "run" / "samples.jsonl")
+    assert [record["epoch"] for record in samples] == [2] * 4 + [4] * 4
+    assert {record["sampler"] for record in samples} == {"stateful"}
 
 
 def test_sample_prints_only_text(trained, capsys):
@@ -162,7 +180,42 @@ def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsy
     text = tmp_path / "text.txt"
     text.write_text(corpus.read_text()[:100])
     assert call("evaluate", path, "--text", text, "--stride", 1) == 0
-    assert json.loads(capsys.readouterr().out)["characters"] == 90
+    result = json.loads(capsys.readouterr().out)
+    assert (result["characters"], result["stateful"]["characters"]) == (90, 99)
+
+
+def test_evaluate_says_what_the_model_earns_and_draws_it(trained, capsys):
+    path = trained[0]
+    assert call("evaluate", path) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert list(result["baselines"]) == ["uniform", "unigram", "7-gram", "bz2", "xz"]
+    assert result["baselines"]["uniform"] == pytest.approx(np.log(21))
+    assert len(result["loss_by_position"]) == 10
+    assert result["loss_by_position"][-1] == pytest.approx(result["loss_nats"], abs=2e-5)
+    calibration = result["calibration"]
+    assert calibration["loss_nats_at_best"] <= result["loss_nats"]
+    for suffix in ("svg", "png"):
+        figure = path / "figures" / f"evaluation.{suffix}"
+        assert figure.stat().st_size > 10_000
+        assert f"figure: {figure}" in captured.err
+
+
+def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch, capsys):
+    """The first epoch's, whatever the losses say: the second one is made to look worse."""
+    seen, real = [], loop.evaluate
+
+    def worse(*arguments, **options):
+        seen.append(real(*arguments, **options).loss_nats)
+        return Evaluation(loss_nats=float(len(seen)), characters=1)
+
+    monkeypatch.setattr(loop, "evaluate", worse)
+    assert call("text_generation", "--corpus", corpus, *TINY, "--epochs", 2, "--run-dir", tmp_path) == 0
+    devices = json.loads((tmp_path / "provenance.json").read_text())["device_count"]
+    for flags, loss in (([], seen[0]), (["--checkpoint", "best"], seen[0]), (["--checkpoint", "newest"], seen[1])):
+        capsys.readouterr()
+        assert call("evaluate", tmp_path, *flags, "--devices", devices) == 0
+        assert json.loads(capsys.readouterr().out)["loss_nats"] == loss
 
 
 def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys):
@@ -303,9 +356,9 @@ def test_a_killed_command_run_again_ends_as_if_unbroken(corpus, tmp_path, unbrok
             break
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
-    step = load_model(open_run(tmp_path)).step
+    step = load_model(open_run(tmp_path), "newest").step
     assert run("text_generation", *flags)[0] == 0
-    broken, whole = load_model(open_run(tmp_path)), load_model(open_run(unbroken))
+    broken, whole = load_model(open_run(tmp_path), "newest"), load_model(open_run(unbroken), "newest")
     assert step < broken.step == whole.step
     assert all(map(np.array_equal, jax.tree.leaves(broken.parameters), jax.tree.leaves(whole.parameters)))
     assert read_records(tmp_path / "samples.jsonl") == read_records(unbroken / "samples.jsonl")

@@ -72,3 +72,15 @@ def test_the_key_decides(parameters):
     assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(parameters)))
     assert not np.array_equal(other["head"]["kernel"], parameters["head"]["kernel"])
     assert not np.array_equal(parameters["lstm_0"]["hi"]["kernel"], parameters["lstm_1"]["hi"]["kernel"])
+
+
+def test_an_embedding_is_distributed_as_keras_draws_it():
+    layer = keras.layers.Embedding(500, 64)
+    with lenient_jax():
+        layer.build()
+    theirs = np.asarray(layer.get_weights()[0])
+    network = CharacterLSTM(500, 8, embedding_size=64)
+    ours = initial_parameters(network, "keras", jax.random.key(0))["embedding"]["embedding"]
+    assert ours.shape == theirs.shape
+    assert np.std(ours) == pytest.approx(np.std(theirs), rel=0.02)
+    assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.02)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import time
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.runs import loop
-from charlm_jax.runs.assembly import load_held_out, load_model, prepare
+from charlm_jax.runs.assembly import load_model, load_text, prepare
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, append_record, keep_records, open_run, read_records
@@ -38,12 +40,12 @@ def finish(configuration, path):
     """Train to the end; return what a run must reproduce: its final parameters and its records but for the clock."""
     epochs = list(train(prepare(configuration), path))
     run = RunDirectory(path)
-    model = load_model(run)
+    model, best = load_model(run, "newest"), load_model(run, "best")
     clock = ("seconds", "characters_per_second")
     metrics = [
         {key: value for key, value in record.items() if key not in clock} for record in read_records(run.metrics)
     ]
-    return epochs, jax.tree.leaves(model.parameters), metrics, read_records(run.samples)
+    return epochs, jax.tree.leaves((model.parameters, best.parameters)), metrics, read_records(run.samples)
 
 
 def same(one, other):
@@ -105,13 +107,13 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypat
         stop_after(patch, dispatches, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Preempted, match="run the same command to go on"):
             finish(tiny, tmp_path / "broken")
-    step = load_model(open_run(tmp_path / "broken")).step
+    step = load_model(open_run(tmp_path / "broken"), "newest").step
     assert 0 < step < prepare(tiny).steps
     assert same(finish(tiny, tmp_path / "broken"), unbroken)
 
 
 @pytest.mark.parametrize(
-    "place", ["before the checkpoint", "before the records", "amid the records", "after the records"]
+    "place", ["before the checkpoint", "before the best", "before the records", "amid the records", "after the records"]
 )
 def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place):
     """Die at the end of the second epoch, at each place where its checkpoint or its records may be missing."""
@@ -132,7 +134,9 @@ def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place)
 
     with monkeypatch.context() as patch:
         if place == "before the checkpoint":
-            patch.setattr(loop, "save_state", dying(loop.save_state, 2))
+            patch.setattr(loop, "save_state", dying(loop.save_state, 3))  # after the first epoch's two
+        elif place == "before the best":
+            patch.setattr(loop, "save_state", dying(loop.save_state, 4))
         elif place == "before the records":
             patch.setattr(loop, "evaluate", dying(loop.evaluate, 2))
         else:  # six records an epoch: four texts, the evaluation, the epoch
@@ -142,6 +146,66 @@ def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place)
         with pytest.raises(KeyboardInterrupt):
             finish(tiny, tmp_path / "broken")
     assert same(finish(tiny, tmp_path / "broken"), unbroken)
+
+
+def test_a_run_with_kept_carries_stopped_amid_an_epoch_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
+    every = dataclasses.replace(tiny, objective="every-character", batch_size=5, dropout=0.1)
+    unbroken = finish(every, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted):
+            finish(every, tmp_path / "broken")
+    step = load_model(open_run(tmp_path / "broken"), "newest").step
+    assert 0 < step < prepare(every).steps_per_epoch
+    assert same(finish(every, tmp_path / "broken"), unbroken)
+
+
+def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, tmp_path, monkeypatch, capsys):
+    """The third epoch is the best, two worse ones follow, and that is the end, for the next command too."""
+    losses = iter([3.0, 2.5, 2.0, 2.1, 2.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(next(losses), 7))
+    patient = dataclasses.replace(tiny, epochs=9, patience=2)
+    epochs = list(train(prepare(patient), tmp_path / "run"))
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4, 5]
+    assert "stopped early: no lower held-out loss for 2 epochs" in capsys.readouterr().err
+    run, steps = open_run(tmp_path / "run"), prepare(patient).steps_per_epoch
+    assert load_model(run).step == 3 * steps
+    assert load_model(run, "newest").step == 5 * steps
+    assert list(train(prepare(patient), tmp_path / "run")) == []
+    assert "stopped early" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_path, small_text):
+    finish(tiny, tmp_path / "first")
+    (tmp_path / "other.txt").write_text(small_text[200:])
+    second = dataclasses.replace(tiny, corpus=str(tmp_path / "other.txt"), init_from=str(tmp_path / "first"), seed=4)
+    job, source = prepare(second), load_model(open_run(tmp_path / "first"))
+    assert job.vocabulary == source.vocabulary
+    start = loop.first_state(job)
+    assert all(map(np.array_equal, jax.tree.leaves(start.parameters), jax.tree.leaves(source.parameters)))
+    assert int(start.step) == 0
+    epochs, *_ = finish(second, tmp_path / "second")
+    assert epochs[0].training_loss < finish(tiny, tmp_path / "first")[2][1]["training_loss"]
+
+    with pytest.raises(InputError, match=r"--init-from .*: its model differs: --hidden-size 8 there, 9 here"):
+        prepare(dataclasses.replace(second, hidden_size=9))
+    with pytest.raises(InputError, match="is not a run directory"):
+        prepare(dataclasses.replace(second, init_from=str(tmp_path / "nothing")))
+    (tmp_path / "other.txt").write_text(small_text + "🜁")
+    with pytest.raises(InputError, match=r"the corpus .* has '🜁' .* which is not among the"):
+        prepare(second)
+
+
+def test_streams_that_the_text_does_not_fill_are_refused_with_what_would_do(tiny):
+    every = dataclasses.replace(tiny, objective="every-character", batch_size=500)
+    with pytest.raises(InputError, match=r"do not fill --batch-size 500 windows of 10 .* give at most") as caught:
+        prepare(every)
+    most = int(re.findall(r"at most --batch-size (\d+)", str(caught.value))[0])
+    assert prepare(dataclasses.replace(every, batch_size=most)).steps_per_epoch == 1
+    with pytest.raises(InputError):
+        prepare(dataclasses.replace(every, batch_size=most + 1))
+    with pytest.raises(InputError, match="--warmup 99999 takes all"):
+        prepare(dataclasses.replace(tiny, schedule="cosine", warmup=99999))
 
 
 def test_more_epochs_extend_a_run_to_what_it_would_have_been(tiny, tmp_path):
@@ -177,10 +241,10 @@ def test_the_same_text_from_another_place_is_the_same_run(tiny, tmp_path, small_
     assert len(finish(dataclasses.replace(tiny, corpus=str(tmp_path / "copy.txt")), tmp_path / "run")[0]) == 1
     run = open_run(tmp_path / "run")
     assert run.configuration() == tiny, "the run keeps the place that it knows"
-    assert len(load_held_out(run)) == len(prepare(tiny).held_out_ids)
+    assert len(load_text(run)[1]) == len(prepare(tiny).held_out_ids)
     (tmp_path / "corpus.txt").write_text(small_text.replace("power", "tower"))
     with pytest.raises(InputError, match="not the text that the run"):
-        load_held_out(run)
+        load_text(run)
 
 
 def test_fewer_epochs_and_a_longer_cosine_are_refused(tiny, tmp_path):
@@ -316,7 +380,7 @@ def test_half_a_line_is_dropped_and_so_are_later_steps(tmp_path):
 
 def test_a_checkpoint_holds_every_bit(tiny, tmp_path):
     job = prepare(tiny)
-    state = loop.first_state(tiny, job.network, job.optimizer, job.key, job.mesh)
+    state = loop.first_state(job)
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert restore_state(checkpoints, state, job.mesh) is None
         save_state(checkpoints, state)
@@ -346,7 +410,7 @@ def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
             run.write_configuration(tiny)
     assert run.configuration().epochs == 1
     assert sorted(path.name for path in run.path.iterdir()) == [
-        "checkpoints", "config.json", "metrics.jsonl", "provenance.json", "samples.jsonl"
+        "best", "checkpoints", "config.json", "metrics.jsonl", "provenance.json", "samples.jsonl"
     ]  # fmt: skip
     assert json.loads((run.path / "config.json").read_text())["epochs"] == 1
 

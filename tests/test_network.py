@@ -64,7 +64,21 @@ def test_the_notebooks_model_has_102_585_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(parameters)) == 102_585
 
 
-def test_dropout_falls_between_layers_and_only_under_a_key():
+def test_an_embedding_equals_numpy_and_adds_its_rows():
+    network = CharacterLSTM(13, hidden_size=8, layers=2, embedding_size=5)
+    parameters = initial_parameters(network, "keras", jax.random.key(0))
+    logits, last = network.apply({"params": parameters}, IDS)
+    np.testing.assert_allclose(logits, numpy_logits(parameters, IDS), rtol=0, atol=2e-6)
+    carry = network.zero_carry(IDS.shape[:1])
+    for time in range(IDS.shape[1]):
+        carry = network.bind({"params": parameters}).step(IDS[:, time], carry)
+    for stepped, whole in zip(jax.tree.leaves(carry), jax.tree.leaves(last), strict=True):
+        np.testing.assert_allclose(stepped, whole, rtol=0, atol=1e-6)
+    count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+    assert count == 13 * 5 + 4 * 8 * (5 + 8 + 1) + 4 * 8 * (8 + 8 + 1) + 13 * (8 + 1)
+
+
+def test_dropout_falls_under_a_key_only():
     network, parameters = network_and_parameters(2)
     dropping = dataclasses.replace(network, dropout=0.5)
 
@@ -78,8 +92,18 @@ def test_dropout_falls_between_layers_and_only_under_a_key():
     assert not np.array_equal(logits(dropping, key), logits(dropping, jax.random.key(4)))
 
 
-def test_one_layer_has_no_place_for_dropout():
-    network, parameters = network_and_parameters(1)
-    dropping = dataclasses.replace(network, dropout=0.9)
-    with_key = dropping.bind({"params": parameters}, rngs={"dropout": jax.random.key(0)})(IDS)[0]
-    np.testing.assert_array_equal(with_key, network.bind({"params": parameters})(IDS)[0])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_window_loses_the_same_units_at_every_step_and_the_carry_none(layers):
+    """Of the top layer's outputs a unit is 0 all along, or 4/3 of itself; a lower layer's reach the top changed."""
+    network, parameters = network_and_parameters(layers)
+    dropping = dataclasses.replace(network, dropout=0.25)
+    hidden, carry = dropping.bind({"params": parameters}, rngs={"dropout": jax.random.key(0)}).read(IDS)
+    whole, whole_carry = network.bind({"params": parameters}).read(IDS)
+    dropped = np.asarray(hidden == 0)
+    np.testing.assert_array_equal(dropped.all(axis=1), dropped.any(axis=1))
+    assert 0 < dropped.mean() < 0.6
+    if layers == 1:
+        np.testing.assert_allclose(hidden, np.where(dropped, 0, whole / 0.75), rtol=1e-6)
+        assert all(map(np.array_equal, carry[0], whole_carry[0]))
+    else:
+        assert np.abs(carry[1].hidden - whole_carry[1].hidden).max() > 1e-3

@@ -5,14 +5,20 @@ import pytest
 from oracles import numpy_logits
 
 from charlm_jax.data.windows import Batch
-from charlm_jax.learning.objective import cross_entropy, last_character_losses
+from charlm_jax.learning.objective import cross_entropy, last_losses, losses_along, window_losses
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 
 NETWORK = CharacterLSTM(13, hidden_size=8)
 PARAMETERS = initial_parameters(NETWORK, "keras", jax.random.key(0))
-INPUTS = jax.random.randint(jax.random.key(1), (5, 12), 0, 13)
-TARGETS = jnp.array([0, 12, 3, 3, 7])
+CHARACTERS = jax.random.randint(jax.random.key(1), (5, 13), 0, 13)
+
+
+def numpy_losses(characters):
+    """What every character but the first costs, from the textbook's equations."""
+    logits = numpy_logits(PARAMETERS, characters[:, :-1])
+    chosen = np.take_along_axis(logits, np.asarray(characters)[:, 1:, None], axis=2)[..., 0]
+    return np.log(np.exp(logits).sum(axis=2)) - chosen
 
 
 def test_uniform_logits_cost_log_v_nats():
@@ -20,20 +26,32 @@ def test_uniform_logits_cost_log_v_nats():
 
 
 def test_losses_equal_numpy():
-    losses = last_character_losses(NETWORK, PARAMETERS, Batch(INPUTS, TARGETS, jnp.ones(5)))
-    logits = numpy_logits(PARAMETERS, INPUTS)[:, -1]
-    expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), TARGETS]
-    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    expected, ones = numpy_losses(CHARACTERS), jnp.ones(5)
+    np.testing.assert_allclose(last_losses(NETWORK, PARAMETERS, CHARACTERS), expected[:, -1], rtol=1e-6)
+    np.testing.assert_allclose(losses_along(NETWORK, PARAMETERS, CHARACTERS)[0], expected, rtol=2e-6)
+    batch = Batch(CHARACTERS, ones)
+    last, _ = window_losses(NETWORK, PARAMETERS, batch, "last-character")
+    every, _ = window_losses(NETWORK, PARAMETERS, batch, "every-character")
+    np.testing.assert_allclose(last, expected[:, -1], rtol=1e-6)
+    np.testing.assert_allclose(every, expected.mean(axis=1), rtol=1e-6)
 
 
-def test_padding_changes_neither_loss_nor_gradient():
+def test_a_carry_goes_on_where_the_text_before_ended():
+    """Twelve characters in two halves cost what they cost in one piece."""
+    first, carry = losses_along(NETWORK, PARAMETERS, CHARACTERS[:, :7])
+    second, _ = losses_along(NETWORK, PARAMETERS, CHARACTERS[:, 6:], carry)
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), numpy_losses(CHARACTERS), rtol=2e-6)
+
+
+@pytest.mark.parametrize("objective", ["last-character", "every-character"])
+def test_padding_changes_neither_loss_nor_gradient(objective):
     """The padded rows add exact zeros: what is left is the order of a sum of five."""
-    whole = Batch(INPUTS, TARGETS, jnp.ones(5))
-    padded = Batch(jnp.pad(INPUTS, ((0, 3), (0, 0))), jnp.pad(TARGETS, (0, 3)), jnp.pad(jnp.ones(5), (0, 3)))
+    whole = Batch(CHARACTERS, jnp.ones(5))
+    padded = Batch(jnp.pad(CHARACTERS, ((0, 3), (0, 0))), jnp.pad(jnp.ones(5), (0, 3)))
 
     @jax.value_and_grad
     def evaluate(parameters, batch):
-        return jnp.sum(batch.weights * last_character_losses(NETWORK, parameters, batch))
+        return jnp.sum(batch.weights * window_losses(NETWORK, parameters, batch, objective)[0])
 
     loss, gradient = evaluate(PARAMETERS, whole)
     padded_loss, padded_gradient = evaluate(PARAMETERS, padded)

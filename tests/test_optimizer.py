@@ -1,3 +1,6 @@
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -23,7 +26,7 @@ def descend(optimizer):
 
 
 def make(name, **options):
-    return make_optimizer(name, **{"learning_rate": 0.01, "schedule": "constant", "steps": 20, "clip": None, **options})
+    return make_optimizer(name, learning_rate=0.01, **options)
 
 
 def numpy_rmsprop(root):
@@ -85,15 +88,40 @@ def test_clipping_bounds_the_global_norm():
     np.testing.assert_allclose(first_moment(clipped, gradient / 100), gradient / 100, rtol=1e-6)
 
 
-def test_cosine_goes_from_the_rate_to_zero():
-    """Under a constant gradient each of Adam's updates is the learning rate itself."""
-    optimizer = make("adam", schedule="cosine", steps=10)
+def test_adamw_shrinks_kernels_and_leaves_biases():
+    """Without a gradient only the decay is left: a factor of 1 - 0.01 * 0.5 a step."""
+    optimizer = make("adamw", weight_decay=0.5)
+    parameters: Any = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state = optimizer.init(parameters)
+    for _ in range(3):
+        with lenient_jax():
+            updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), state, parameters)
+            parameters = optax.apply_updates(parameters, updates)
+    np.testing.assert_allclose(parameters["kernel"], 0.995**3, rtol=1e-6)
+    np.testing.assert_array_equal(parameters["bias"], 1)
+    np.testing.assert_allclose(descend(make("adamw", weight_decay=0.5)), numpy_adam(), rtol=0, atol=2e-6)
+
+
+def rates(optimizer, steps):
+    """The learning rates of an Adam, whose every update under a constant gradient is the rate itself."""
     parameters = jnp.zeros(1)
     state = optimizer.init(parameters)
-    rates: list[float] = []
-    for _ in range(11):
+    taken: list[float] = []
+    for _ in range(steps):
         with lenient_jax():
             update, state = optimizer.update(jnp.ones(1), state, parameters)
-        rates.append(-np.asarray(update).item())
+        taken.append(-np.asarray(update).item())
+    return taken
+
+
+def test_cosine_goes_from_the_rate_to_zero():
     expected = 0.01 * (1 + np.cos(np.pi * np.arange(11) / 10)) / 2
-    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(rates(make("adam", schedule="cosine", steps=10), 11), expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_warm_up_rises_in_a_straight_line_and_the_schedule_follows(schedule):
+    after = np.full(7, 0.01) if schedule == "constant" else 0.01 * (1 + np.cos(np.pi * np.arange(7) / 6)) / 2
+    expected = np.concatenate([0.01 * np.arange(4) / 4, after])
+    optimizer = make("adam", schedule=schedule, warmup=4, steps=10)
+    np.testing.assert_allclose(rates(optimizer, 11), expected, rtol=1e-4, atol=1e-9)

@@ -8,23 +8,25 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
 import pytest
 from oracles import keras_cell, lenient_jax
 
-from charlm_jax.choices import OptimizerName
+from charlm_jax.choices import Objective, OptimizerName
 from charlm_jax.data.vocabulary import Vocabulary
-from charlm_jax.data.windows import Batch, count_windows, draw_batch
+from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows
 from charlm_jax.keys import fold_text
-from charlm_jax.learning.evaluation import evaluate
-from charlm_jax.learning.objective import last_character_losses
+from charlm_jax.learning.evaluation import evaluate, loss_by_position
+from charlm_jax.learning.objective import last_losses
 from charlm_jax.learning.optimizer import make_optimizer
-from charlm_jax.learning.training import initial_state, make_train_steps, steps_per_epoch
+from charlm_jax.learning.training import initial_state, make_train_steps
 from charlm_jax.mesh import data_mesh, replicate
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 
 KEY = jax.random.key(7)
 MESH = data_mesh()
+ORDER = ShuffledWindows(20, stride=3, batch_size=16)
 
 
 def encode(text):
@@ -38,18 +40,17 @@ def start(
     *,
     rule: OptimizerName = "rmsprop-keras-2",
     rate=0.01,
-    window=20,
-    batch_size=16,
-    stride=3,
+    order: Order = ORDER,
+    objective: Objective = "last-character",
     hidden=16,
     mesh=MESH,
     **network,
 ):
     """Return the train steps and a function that makes the first state, which training donates."""
     model = CharacterLSTM(vocabulary_size, hidden_size=hidden, **network)
-    optimizer = make_optimizer(rule, learning_rate=rate, schedule="constant", steps=1, clip=None)
-    train_steps = make_train_steps(model, optimizer, mesh, window=window, stride=stride, batch_size=batch_size)
-    return train_steps, lambda: initial_state(initial_parameters(model, "keras", KEY), optimizer, mesh)
+    optimizer = make_optimizer(rule, learning_rate=rate)
+    train_steps = make_train_steps(model, optimizer, order, objective, mesh)
+    return train_steps, lambda: initial_state(model, initial_parameters(model, "keras", KEY), optimizer, order, mesh)
 
 
 def equal(one, other):
@@ -92,7 +93,7 @@ def keras_losses(parameters, batches, optimizer):
     model.set_weights([*keras_cell(parameters["lstm_0"]), *head])
     model.compile(loss="categorical_crossentropy", optimizer=optimizer)
     one_hot = np.eye(size, dtype=np.float32)
-    losses = [float(model.train_on_batch(one_hot[batch.inputs], one_hot[batch.targets])) for batch in batches]
+    losses = [float(model.train_on_batch(one_hot[batch.inputs], one_hot[batch.targets[:, -1]])) for batch in batches]
     return np.array(losses), model.get_weights()
 
 
@@ -110,7 +111,7 @@ def flax_losses(parameters, batches, root):
 
     losses, squares = [], jax.tree.map(jnp.zeros_like, parameters)
     for batch in batches:
-        value, gradient = loss(parameters, batch.inputs, batch.targets)
+        value, gradient = loss(parameters, batch.inputs, batch.targets[:, -1])
         squares = jax.tree.map(lambda square, slope: 0.9 * square + 0.1 * slope**2, squares, gradient)
         parameters = jax.tree.map(
             lambda old, slope, square: old - 0.01 * slope / root(square), parameters, gradient, squares
@@ -127,8 +128,9 @@ def fifty_steps(rule, rate, dtype, oracle):
     ids, size = encode(notebook_text())
     assert size == 57
     epoch_key = jax.random.fold_in(fold_text(KEY, "windows"), 0)
-    batches = [draw_batch(ids, epoch_key, jnp.int32(n), window=60, stride=3, batch_size=32) for n in range(50)]
-    train_steps, first = start(ids, size, rule=rule, rate=rate, window=60, batch_size=32, hidden=128)
+    order = ShuffledWindows(60, stride=3, batch_size=32)
+    batches = [order.batch(ids, epoch_key, jnp.int32(n)) for n in range(50)]
+    train_steps, first = start(ids, size, rule=rule, rate=rate, order=order, hidden=128)
 
     def in_precision(leaf):
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -214,6 +216,72 @@ def test_devices_share_a_batch(small_text, devices):
         assert len(one.sharding.device_set) == devices
 
 
+STREAMS = ParallelStreams(7, batch_size=5)
+
+
+def flax_stream_losses(parameters, batches, steps):
+    """Train Flax's cell on every character by automatic differentiation and Adam, the carry kept between batches."""
+    rnn: Any = nn.RNN(nn.LSTMCell(16), return_carry=True)
+    adam = optax.adam(0.01)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(parameters, carry, batch):
+        one_hot = jnp.eye(parameters["head"]["bias"].shape[0])
+        carry, hidden = rnn.apply(
+            {"params": {"cell": parameters["lstm_0"]}}, one_hot[batch.inputs], initial_carry=carry
+        )
+        logits = hidden @ parameters["head"]["kernel"] + parameters["head"]["bias"]
+        return -jnp.mean(jnp.sum(one_hot[batch.targets] * jax.nn.log_softmax(logits), axis=-1)), carry
+
+    losses, carry, state = [], None, adam.init(parameters)
+    for number, batch in enumerate(batches):
+        if number % steps == 0:
+            carry = (jnp.zeros((5, 16)), jnp.zeros((5, 16)))
+        (value, carry), gradient = loss(parameters, carry, batch)
+        updates, state = adam.update(gradient, state)
+        parameters = optax.apply_updates(parameters, updates)
+        losses.append(float(value))
+    return losses, parameters
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
+    """Over an epoch and a half, in dispatches of three steps: five streams, which no two devices divide."""
+    ids, size = encode(small_text)
+    mesh = data_mesh(jax.devices()[:devices])
+    steps = STREAMS.steps(len(ids))
+    assert 20 < steps < 40
+    train_steps, first = start(ids, size, rule="adam", order=STREAMS, objective="every-character", mesh=mesh)
+    batches = []
+    for epoch in (0, 1):
+        epoch_key = jax.random.fold_in(fold_text(KEY, "windows"), epoch)
+        batches += [STREAMS.batch(ids, epoch_key, jnp.int32(step)) for step in range(steps)]
+    batches = batches[: steps + 15]
+    state, shared = first(), replicate(ids, mesh)
+    with lenient_jax():
+        start_on_host, batches_on_host = jax.tree.map(np.asarray, (state.parameters, batches))
+        expected, parameters = flax_stream_losses(start_on_host, batches_on_host, steps)
+    for stop in (*range(3, steps, 3), steps):
+        state, _ = train_steps(state, shared, KEY, stop)
+    assert float(state.epoch_loss) == pytest.approx(np.mean(expected[:steps]), rel=1e-5)
+    state, _ = train_steps(state, shared, KEY, steps + 15)
+    assert float(state.epoch_loss) == pytest.approx(np.mean(expected[steps:]), rel=1e-5)
+    for mine, theirs in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+    assert all(leaf.shape == (5, 16) for leaf in jax.tree.leaves(state.carry))
+
+
+def test_fresh_carries_learn_from_every_character_of_shuffled_windows(small_text):
+    """Without learning, the mean over an epoch is the mean over all positions of its windows."""
+    ids, size = encode(small_text)
+    train_steps, first = start(ids, size, rate=1e-30, objective="every-character")
+    state, _ = train_steps(first(), ids, KEY, ORDER.steps(len(ids)))
+    along = loss_by_position(CharacterLSTM(size, 16), state.parameters, ids, MESH, window=20, stride=3)
+    assert float(state.epoch_loss) == pytest.approx(along.mean(), rel=1e-5)
+    assert state.carry == ()
+
+
 def test_the_key_and_nothing_else_draws_the_batches(small_text):
     ids, size = encode(small_text)
     train_steps, first = start(ids, size)
@@ -224,13 +292,14 @@ def test_the_key_and_nothing_else_draws_the_batches(small_text):
 def test_the_last_smaller_batch_is_trained_on_exactly(small_text):
     """With a batch as large as the epoch, one step sees every window once, whatever the padding."""
     ids, size = encode(small_text)
-    count = count_windows(len(ids), window=20, stride=3)
+    count = ORDER.windows(len(ids))
     results = []
     for batch_size in (count, count + 100):
-        train_steps, first = start(ids, size, batch_size=batch_size)
+        order = ShuffledWindows(20, stride=3, batch_size=batch_size)
+        train_steps, first = start(ids, size, order=order)
         state, _ = train_steps(first(), ids, KEY, 1)
         results.append(state)
-        assert steps_per_epoch(len(ids), window=20, stride=3, batch_size=batch_size) == 1
+        assert order.steps(len(ids)) == 1
     assert float(results[0].epoch_loss) == pytest.approx(float(results[1].epoch_loss), rel=1e-6)
     assert float(results[0].epoch_loss) == pytest.approx(np.log(size), rel=0.02)
 
@@ -239,7 +308,7 @@ def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
     """Without learning, the mean over an epoch is the evaluation of the same windows."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, rate=1e-30)
-    steps = steps_per_epoch(len(ids), window=20, stride=3, batch_size=16)
+    steps = ORDER.steps(len(ids))
     for epochs in (1, 2):
         state, _ = train_steps(first(), ids, KEY, epochs * steps)
         expected = evaluate(CharacterLSTM(size, 16), state.parameters, ids, MESH, window=20, stride=3)
@@ -275,13 +344,12 @@ def test_dropout_is_drawn_anew_at_every_step(small_text):
     epoch_key = jax.random.fold_in(fold_text(KEY, "windows"), 0)
 
     def loss(step, key_step):
-        batch = draw_batch(ids, epoch_key, jnp.int32(step), window=20, stride=3, batch_size=16)
+        characters = ORDER.batch(ids, epoch_key, jnp.int32(step)).characters
         step_key = jax.random.fold_in(fold_text(KEY, "dropout"), key_step)
         losses = []
         for device in range(3):
             own = jnp.minimum(6 * device + jnp.arange(6), 15)
-            share = Batch(batch.inputs[own], batch.targets[own], batch.weights[own])
-            losses.append(last_character_losses(model, parameters, share, jax.random.fold_in(step_key, device)))
+            losses.append(last_losses(model, parameters, characters[own], jax.random.fold_in(step_key, device)))
         return float(np.concatenate(losses)[:16].mean())
 
     one, two = (float(train_steps(first(), ids, KEY, stop)[0].epoch_loss) for stop in (1, 2))
@@ -294,15 +362,14 @@ def test_every_epoch_has_an_order_of_its_own(small_text):
     """The loss of the second epoch's first step is that of the batch which the second epoch's key draws."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size)
-    steps = steps_per_epoch(len(ids), window=20, stride=3, batch_size=16)
+    steps = ORDER.steps(len(ids))
     model = CharacterLSTM(size, 16)
     state, _ = train_steps(first(), ids, KEY, steps)
     parameters = jax.tree.map(jnp.copy, state.parameters)
     state, _ = train_steps(state, ids, KEY, steps + 1)
     for epoch, is_it in [(0, False), (1, True), (2, False)]:
         key = jax.random.fold_in(fold_text(KEY, "windows"), epoch)
-        batch = draw_batch(ids, key, jnp.int32(0), window=20, stride=3, batch_size=16)
-        expected = last_character_losses(model, parameters, batch).mean()
+        expected = last_losses(model, parameters, ORDER.batch(ids, key, jnp.int32(0)).characters).mean()
         assert (float(state.epoch_loss) == pytest.approx(float(expected), rel=1e-5)) is is_it
 
 
@@ -326,7 +393,7 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
         entropy_rate = np.nansum(stationary[:, None] * transitions * np.where(transitions > 0, surprise, 0))
 
     training, fresh = jnp.array(chain[:30_000]), jnp.array(chain[30_000:])
-    train_steps, first = start(training, 4, rule="adam", window=8, stride=1, batch_size=128, hidden=16)
+    train_steps, first = start(training, 4, rule="adam", order=ShuffledWindows(8, stride=1, batch_size=128))
     state, _ = train_steps(first(), training, KEY, 700)
     result = evaluate(CharacterLSTM(4, 16), state.parameters, fresh, MESH, window=8, stride=1)
 
@@ -344,7 +411,7 @@ def test_memory_does_not_grow_with_the_windows():
     ids = jax.ShapeDtypeStruct((1_000_000,), np.uint8)
 
     def temporary_bytes(stride):
-        train_steps, first = start(ids, 57, window=20, stride=stride)
+        train_steps, first = start(ids, 57, order=ShuffledWindows(20, stride, batch_size=16))
         compiled: Any = train_steps
         return compiled.lower(first(), ids, KEY, 5).compile().memory_analysis().temp_size_in_bytes
 

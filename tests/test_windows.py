@@ -5,8 +5,9 @@ import pytest
 
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import (
+    ParallelStreams,
+    ShuffledWindows,
     count_windows,
-    draw_batch,
     gather_batch,
     shuffled,
     split_held_out,
@@ -26,11 +27,11 @@ def test_windows_are_those_of_the_notebooks_loop(length, window, stride):
     expected = brute_force_windows(text, window, stride)
     assert count_windows(length, window=window, stride=stride) == len(expected)
     if expected:
-        batch = gather_batch(
-            jnp.asarray(text), jnp.arange(len(expected)), window=window, stride=stride, count=len(expected)
-        )
+        starts = stride * jnp.arange(len(expected))
+        batch = gather_batch(jnp.asarray(text), starts, jnp.ones(len(expected), bool), window=window)
         np.testing.assert_array_equal(batch.inputs, [inputs for inputs, _ in expected])
-        np.testing.assert_array_equal(batch.targets, [target for _, target in expected])
+        np.testing.assert_array_equal(batch.targets[:, -1], [target for _, target in expected])
+        np.testing.assert_array_equal(batch.targets[:, :-1], batch.inputs[:, 1:])
 
 
 def test_nietzsche_has_the_notebooks_windows(nietzsche):
@@ -69,9 +70,9 @@ def test_an_epoch_visits_every_window_once_and_pads_the_last_batch():
     ids = jnp.asarray(np.arange(101, dtype=np.uint8))
     count = count_windows(101, window=10, stride=3)
     assert count == 31
-    batches = [
-        draw_batch(ids, jax.random.key(3), jnp.int32(step), window=10, stride=3, batch_size=8) for step in range(4)
-    ]
+    order = ShuffledWindows(10, stride=3, batch_size=8)
+    assert order.steps(101) == 4
+    batches = [order.batch(ids, jax.random.key(3), jnp.int32(step)) for step in range(4)]
     assert [int(batch.weights.sum()) for batch in batches] == [8, 8, 8, 7]
     starts = np.concatenate([batch.inputs[:, 0][batch.weights > 0] for batch in batches])
     np.testing.assert_array_equal(np.sort(starts), 3 * np.arange(count))
@@ -79,7 +80,8 @@ def test_an_epoch_visits_every_window_once_and_pads_the_last_batch():
 
 def test_a_batch_depends_on_the_key_and_the_step_alone():
     ids = jnp.arange(1000)
-    draw = lambda key, step: draw_batch(ids, key, jnp.int32(step), window=10, stride=1, batch_size=8).targets  # noqa: E731
+    order = ShuffledWindows(10, stride=1, batch_size=8)
+    draw = lambda key, step: order.batch(ids, key, jnp.int32(step)).targets  # noqa: E731
     np.testing.assert_array_equal(draw(jax.random.key(0), 5), draw(jax.random.key(0), 5))
     assert not np.array_equal(draw(jax.random.key(0), 5), draw(jax.random.key(1), 5))
     assert not np.array_equal(draw(jax.random.key(0), 5), draw(jax.random.key(0), 6))
@@ -91,8 +93,8 @@ def test_no_training_window_touches_the_held_out_text():
     np.testing.assert_array_equal(np.concatenate([training, held_out]), ids)
     assert len(held_out) == 100
     count = count_windows(len(training), window=60, stride=1)
-    last = gather_batch(jnp.asarray(training), jnp.array([count - 1]), window=60, stride=1, count=count)
-    assert int(last.targets[0]) == 899
+    last = gather_batch(jnp.asarray(training), jnp.array([count - 1]), jnp.array([True]), window=60)
+    assert int(last.targets[0, -1]) == 899
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-6, 0.001, 0.1, 0.3, 1 / 3, 0.5, 0.9, 0.99])
@@ -117,6 +119,37 @@ def test_thousands_of_characters():
     vocabulary = Vocabulary.of(text)
     ids = vocabulary.encode(text)
     assert ids.dtype == np.uint16
-    batch = draw_batch(jnp.asarray(ids), jax.random.key(0), jnp.int32(0), window=9, stride=1, batch_size=4)
-    for row, target in zip(np.asarray(batch.inputs), np.asarray(batch.targets), strict=True):
-        assert vocabulary.decode(np.append(row, target)) in text
+    batch = ShuffledWindows(9, stride=1, batch_size=4).batch(jnp.asarray(ids), jax.random.key(0), jnp.int32(0))
+    for row in np.asarray(batch.characters):
+        assert vocabulary.decode(row) in text
+
+
+@pytest.mark.parametrize(("length", "steps"), [(8 * 10 * 3 + 1, 3), (8 * 10 * 4, 3), (8 * 10 * 4 + 1, 4), (80, 0)])
+def test_streams_read_stretches_of_the_text_side_by_side(length, steps):
+    """Each row goes on where it ended, and the rows' stretches follow one another: together they are one passage."""
+    order = ParallelStreams(10, batch_size=8)
+    assert order.steps(length) == steps
+    assert order.windows(length) == 8 * steps
+    phases = set()
+    for seed in range(20 if steps else 0):
+        batches = [order.batch(jnp.arange(length), jax.random.key(seed), jnp.int32(step)) for step in range(steps)]
+        inputs = np.concatenate([batch.inputs for batch in batches], axis=1)
+        targets = np.concatenate([batch.targets for batch in batches], axis=1)
+        phase = int(inputs[0, 0])
+        np.testing.assert_array_equal(inputs.ravel(), phase + np.arange(80 * steps))
+        np.testing.assert_array_equal(targets, inputs + 1)
+        assert targets.max() < length
+        phases.add(phase)
+    assert len(phases) == min(1, steps) if length % 80 == 1 else len(phases) > 10 or not steps
+
+
+def test_the_phase_of_streams_reaches_both_ends_of_the_text():
+    """Nine characters beside the passage: every phase from 0 to 9 comes, and no other."""
+    order = ParallelStreams(4, batch_size=5)
+    phases = [int(order.batch(jnp.arange(30), jax.random.key(n), jnp.int32(0)).inputs[0, 0]) for n in range(200)]
+    assert set(phases) == set(range(10))
+
+
+def test_rows_beyond_the_streams_are_padding():
+    batch = ParallelStreams(4, batch_size=5).batch(jnp.arange(30), jax.random.key(0), jnp.int32(0), jnp.arange(4, 8))
+    np.testing.assert_array_equal(batch.weights, [1, 0, 0, 0])

@@ -1,15 +1,17 @@
 """Windows by arithmetic: which characters a batch holds is a function of the text's length, a key and a step.
 
-Window `w` of a text starts at character `stride * w` and holds `window` characters; its target is the character after
-them. No window is ever stored: a batch is gathered from the one array of ids, and the order in which an epoch visits
-the windows is a keyed bijection that is evaluated at the places asked for. Memory does not grow with the windows.
+No window is ever stored: a batch is gathered from the one array of ids. There are two orders in which an epoch goes
+through a text. `ShuffledWindows` visits every window of the text once, by a keyed bijection that is evaluated at the
+places asked for. `ParallelStreams` reads consecutive segments of as many stretches of the text as there are rows, so
+that what a row remembers of one segment still holds for the next. Memory grows with neither.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, Integer, UInt32
+from jaxtyping import Array, Bool, Float, Int32, Integer, UInt32
 from numpy import ndarray
 
 from charlm_jax.errors import InputError
@@ -22,14 +24,22 @@ class Batch(NamedTuple):
     """A batch of windows.
 
     Attributes:
-        inputs: ids of the windows' characters.
-        targets: ids of the characters after them.
+        characters: ids of the windows' characters, and of the one after each window.
         weights: 1 for a window, 0 for the padding of a last, smaller batch.
     """
 
-    inputs: Int32[Array, "batch time"]
-    targets: Int32[Array, " batch"]
+    characters: Int32[Array, "batch length"]
     weights: Float[Array, " batch"]
+
+    @property
+    def inputs(self) -> Int32[Array, "batch time"]:
+        """The windows."""
+        return self.characters[:, :-1]
+
+    @property
+    def targets(self) -> Int32[Array, "batch time"]:
+        """The character after each one of the windows; the last is the one after the window."""
+        return self.characters[:, 1:]
 
 
 def count_windows(length: int, *, window: int, stride: int) -> int:
@@ -75,42 +85,103 @@ def _least_length(held_out_fraction: float, window: int) -> int:
 
 
 def gather_batch(
-    ids: Integer[Array, " character"], indices: Integer[Array, " batch"], *, window: int, stride: int, count: int
+    ids: Integer[Array, " character"], starts: Int32[Array, " batch"], there: Bool[Array, " batch"], *, window: int
 ) -> Batch:
-    """Gather windows by their indices; an index of `count` or more becomes padding of weight 0."""
-    weights = (indices < count).astype(jnp.float32)
-    starts = stride * jnp.minimum(indices, count - 1).astype(jnp.int32)
+    """Gather the windows that start at these places; where `there` is false the row becomes padding of weight 0."""
+    starts = jnp.where(there, starts, 0)
     characters = ids[starts[:, None] + jnp.arange(window + 1, dtype=jnp.int32)[None, :]].astype(jnp.int32)
-    return Batch(characters[:, :-1], characters[:, -1], weights)
+    return Batch(characters, there.astype(jnp.float32))
 
 
-def draw_batch(
-    ids: Integer[Array, " character"],
-    key: Key,
-    step: Int32[Array, ""],
-    rows: Int32[Array, " batch"] | None = None,
-    *,
-    window: int,
-    stride: int,
-    batch_size: int,
-) -> Batch:
-    """Draw one of an epoch's batches: every window comes once an epoch, in an order that the key gives.
+@dataclass(frozen=True)
+class ShuffledWindows:
+    """Every window of a text once an epoch, in an order drawn for the epoch.
 
-    Args:
-        ids: the training text.
-        key: the epoch's own key.
-        step: the batch's number within the epoch, from 0; the last batch may be smaller, its rest padding.
-        rows: which of the batch's windows, None being all; from `batch_size` on there is only padding.
+    Window `w` starts at character `stride * w`.
+
+    Attributes:
         window: characters in a window.
         stride: characters from one window's start to the next one's.
-        batch_size: windows in a batch.
+        batch_size: windows in a batch; an epoch's last batch may be smaller.
     """
-    count = count_windows(len(ids), window=window, stride=stride)
-    rows = jnp.arange(batch_size, dtype=jnp.int32) if rows is None else rows
-    positions = step * batch_size + rows
-    there = (rows < batch_size) & (positions < count)
-    indices = jnp.where(there, shuffled(key, positions % count, count), count)
-    return gather_batch(ids, indices, window=window, stride=stride, count=count)
+
+    window: int
+    stride: int
+    batch_size: int
+    consecutive: ClassVar[bool] = False
+    """Whether a row of a batch goes on where the same row of the batch before ended."""
+
+    def windows(self, length: int) -> int:
+        """Return how many windows an epoch over a text of `length` characters has."""
+        return count_windows(length, window=self.window, stride=self.stride)
+
+    def steps(self, length: int) -> int:
+        """Return how many batches an epoch has, the last, smaller one included."""
+        return -(-self.windows(length) // self.batch_size)
+
+    def batch(
+        self,
+        ids: Integer[Array, " character"],
+        key: Key,
+        step: Int32[Array, ""],
+        rows: Int32[Array, " batch"] | None = None,
+    ) -> Batch:
+        """Draw one of an epoch's batches.
+
+        Args:
+            ids: the text.
+            key: the epoch's own key.
+            step: the batch's number within the epoch, from 0.
+            rows: which of the batch's rows, None being all; from `batch_size` on there is only padding.
+        """
+        count = self.windows(len(ids))
+        rows = jnp.arange(self.batch_size, dtype=jnp.int32) if rows is None else rows
+        positions = step * self.batch_size + rows
+        starts = self.stride * shuffled(key, positions % count, count)
+        return gather_batch(ids, starts, (rows < self.batch_size) & (positions < count), window=self.window)
+
+
+@dataclass(frozen=True)
+class ParallelStreams:
+    """A text cut into as many stretches as a batch has rows, which an epoch reads side by side, a window at a time.
+
+    Each epoch cuts anew, at a phase of its own, so that segments do not always end at the same characters. What is
+    over, fewer characters than a batch holds, is not read in that epoch.
+
+    Attributes:
+        window: characters in a segment.
+        batch_size: streams.
+    """
+
+    window: int
+    batch_size: int
+    consecutive: ClassVar[bool] = True
+    """Whether a row of a batch goes on where the same row of the batch before ended."""
+
+    def windows(self, length: int) -> int:
+        """Return how many segments an epoch over a text of `length` characters has."""
+        return self.steps(length) * self.batch_size
+
+    def steps(self, length: int) -> int:
+        """Return how many batches an epoch has: segments in each stream."""
+        return (length - 1) // (self.batch_size * self.window)
+
+    def batch(
+        self,
+        ids: Integer[Array, " character"],
+        key: Key,
+        step: Int32[Array, ""],
+        rows: Int32[Array, " batch"] | None = None,
+    ) -> Batch:
+        """Return one of an epoch's batches; see `ShuffledWindows.batch`."""
+        stretch = self.steps(len(ids)) * self.window
+        rows = jnp.arange(self.batch_size, dtype=jnp.int32) if rows is None else rows
+        phase = jax.random.randint(key, (), 0, len(ids) - stretch * self.batch_size, jnp.int32)
+        starts = phase + rows * stretch + step * self.window
+        return gather_batch(ids, starts, rows < self.batch_size, window=self.window)
+
+
+Order = ShuffledWindows | ParallelStreams
 
 
 def shuffled(key: Key, positions: Int32[Array, " batch"], count: int) -> Int32[Array, " batch"]:

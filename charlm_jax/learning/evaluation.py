@@ -1,21 +1,27 @@
-"""How well a model predicts a text that it may not have seen."""
+"""How well a model predicts a text that it may not have seen: in windows from the zero state, or in one long stream."""
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int32, Integer
+from jaxtyping import Array, Float, Int32, Integer, PyTree
 
 from charlm_jax.data.windows import count_windows, gather_batch
-from charlm_jax.learning.objective import last_character_losses
+from charlm_jax.learning.objective import last_losses, losses_along
 from charlm_jax.mesh import DATA, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import Carry, CharacterLSTM
 
 BATCH_SIZE = 256  # windows read at once
+PIECE = 1 << 16  # characters of a stream read in one dispatch
+
+Score = Callable[[CharacterLSTM, Parameters, Array], PyTree]
+"""What to find out about windows, (network, parameters, characters (batch, time)) -> arrays with a row a window."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,106 @@ def evaluate(
 ) -> Evaluation:
     """Score the character after every window of a text, each window read from the zero state.
 
-    Stride 1 scores every character but the first `window`. Each device of the mesh reads its share of a batch.
+    Stride 1 scores every character but the first `window`.
     """
-    count = count_windows(len(ids), window=window, stride=stride)
+    options = {"window": window, "stride": stride, "batch_size": batch_size}
+    total, count = sum_over_windows(last_losses, network, parameters, ids, mesh, **options)
+    return Evaluation(loss_nats=float(total) / count, characters=count)
+
+
+def loss_by_position(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    ids: Integer[Array, " character"],
+    mesh: Mesh,
+    *,
+    window: int,
+    stride: int,
+    batch_size: int = BATCH_SIZE,
+) -> Float[np.ndarray, " window"]:
+    """Return the mean nats of a character given the 1, 2, ... `window` before it: how much the context helps.
+
+    The windows are those of `evaluate`, whose loss is the last entry.
+    """
+    options = {"window": window, "stride": stride, "batch_size": batch_size}
+    totals, count = sum_over_windows(_losses_along, network, parameters, ids, mesh, **options)
+    return totals / count
+
+
+def _losses_along(network: CharacterLSTM, parameters: Parameters, characters: Array) -> Array:
+    return losses_along(network, parameters, characters)[0]
+
+
+def evaluate_stream(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    ids: Integer[Array, " character"] | Integer[np.ndarray, " character"],
+    carry: Carry | None = None,
+    *,
+    piece: int = PIECE,
+) -> tuple[Evaluation, Carry]:
+    """Score every character of a text but the first, the state carried on from each to the next.
+
+    One stream, read in order on one device: the loss does not depend on how a batch is laid out.
+
+    Args:
+        network: the model.
+        parameters: its parameters.
+        ids: the text, of at least two characters.
+        carry: of the text before, whose last character is the first of `ids`; None is the zero state.
+        piece: characters in a dispatch.
+
+    Returns:
+        The loss, and the carry before the text's last character.
+    """
+    text, losses = np.asarray(ids), []
+    reached = network.zero_carry((1,)) if carry is None else carry
+    for start in range(0, len(text) - 1, piece):
+        characters = jnp.array(text[None, start : start + piece + 1], jnp.int32)
+        loss, reached = _stream_losses(network, parameters, characters, reached)
+        losses.append(np.asarray(loss[0], np.float64))
+    count = len(text) - 1
+    return Evaluation(loss_nats=math.fsum(np.concatenate(losses)) / count, characters=count), reached
+
+
+_stream_losses = jax.jit(losses_along, static_argnums=0)
+
+
+def sum_over_windows(
+    score: Score,
+    network: CharacterLSTM,
+    parameters: Parameters,
+    ids: Integer[Array, " character"],
+    mesh: Mesh,
+    *,
+    window: int,
+    stride: int,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[PyTree, int]:
+    """Add up what a function of windows returns, over all windows of a text; return the sums and how many windows.
+
+    Each device of the mesh reads its share of a batch. A batch's sums are float32; they are added up in float64 on the
+    host, so that the mean of millions keeps its digits.
+
+    Args:
+        score: see `Score`; compiled anew for every other function, so best one that stands at a module's top.
+        network: the model.
+        parameters: its parameters.
+        ids: the text.
+        mesh: the devices.
+        window: characters in a window.
+        stride: characters from one window's start to the next one's.
+        batch_size: windows read at once.
+    """
     parameters, ids = replicate((parameters, ids), mesh)
-    losses = _window_losses(network, parameters, ids, mesh, window, stride, batch_size)
-    # One float32 sum a batch and device, added in float64 on the host: the mean of millions keeps its digits.
-    return Evaluation(loss_nats=math.fsum(losses.tolist()) / count, characters=count)
+    sums = _batch_sums(score, network, parameters, ids, mesh, window, stride, batch_size)
+    totals = jax.tree.map(lambda batches: np.asarray(batches, np.float64).sum(axis=0), sums)
+    return totals, count_windows(len(ids), window=window, stride=stride)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
-def _window_losses(
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5, 6, 7))
+def _batch_sums(
+    score: Score,
     network: CharacterLSTM,
     parameters: Parameters,
     ids: Integer[Array, " character"],
@@ -66,20 +161,23 @@ def _window_losses(
     window: int,
     stride: int,
     batch_size: int,
-) -> Float[Array, " batches"]:
+) -> PyTree:
     count = count_windows(len(ids), window=window, stride=stride)
 
-    def own_losses(parameters: Parameters, ids: Integer[Array, " character"]) -> Float[Array, " batches"]:
+    def own_sums(parameters: Parameters, ids: Integer[Array, " character"]) -> PyTree:
         rows = own_rows(batch_size, mesh)
 
-        def batch_loss(number: Int32[Array, ""]) -> Float[Array, ""]:
-            indices = jnp.where(rows < batch_size, number * batch_size + rows, count)
-            batch = gather_batch(ids, indices, window=window, stride=stride, count=count)
-            return jnp.sum(batch.weights * last_character_losses(network, parameters, batch))
+        def batch_sum(number: Int32[Array, ""]) -> PyTree:
+            windows = number * batch_size + rows
+            batch = gather_batch(ids, stride * windows, (rows < batch_size) & (windows < count), window=window)
+            scores = score(network, parameters, batch.characters)
+            return jax.tree.map(
+                lambda values: jnp.tensordot(batch.weights, values, axes=1, precision="highest"), scores
+            )
 
-        return jax.lax.map(batch_loss, jnp.arange(-(-count // batch_size)))
+        return jax.lax.map(batch_sum, jnp.arange(-(-count // batch_size)))
 
     sharded = jax.shard_map(
-        own_losses, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(DATA), check_vma=False
+        own_sums, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(DATA), check_vma=False
     )
     return sharded(parameters, ids)

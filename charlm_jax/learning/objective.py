@@ -1,12 +1,14 @@
 """What training minimises, in nats per character."""
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32
 
+from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch
 from charlm_jax.keys import Key
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import Carry, CharacterLSTM
 
 
 def cross_entropy(logits: Float[Array, "*batch vocab"], targets: Int32[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -18,17 +20,64 @@ def cross_entropy(logits: Float[Array, "*batch vocab"], targets: Int32[Array, "*
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def last_character_losses(
-    network: CharacterLSTM, parameters: Parameters, batch: Batch, dropout_key: Key | None = None
-) -> Float[Array, " batch"]:
-    """Return the nats that the character after each window costs, given the window read from the zero state.
+def losses_along(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    characters: Int32[Array, "batch length"],
+    carry: Carry | None = None,
+    dropout_key: Key | None = None,
+) -> tuple[Float[Array, "batch length-1"], Carry]:
+    """Return the nats that every character but the first costs, given those before it, and the carry after them.
 
     Args:
         network: the model.
         parameters: its parameters.
-        batch: the windows; padding has some loss too, which its weight of 0 is there to remove.
+        characters: ids; the last of each row is a target only.
+        carry: of the text before; None is the zero state.
         dropout_key: switches dropout on.
     """
-    model = network.bind({"params": parameters}, rngs=None if dropout_key is None else {"dropout": dropout_key})
-    _, carry = model.read(batch.inputs)
-    return cross_entropy(model.predict(carry[-1].hidden), batch.targets)
+    model = _bind(network, parameters, dropout_key)
+    logits, carry = model(characters[:, :-1], carry)
+    return cross_entropy(logits, characters[:, 1:]), carry
+
+
+def last_losses(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    characters: Int32[Array, "batch length"],
+    dropout_key: Key | None = None,
+) -> Float[Array, " batch"]:
+    """Return the nats that the last character costs, given those before it, read from the zero state.
+
+    Args:
+        network: the model.
+        parameters: its parameters.
+        characters: ids of windows, each with the character after it.
+        dropout_key: switches dropout on.
+    """
+    model = _bind(network, parameters, dropout_key)
+    hidden, _ = model.read(characters[:, :-1])
+    return cross_entropy(model.predict(hidden[:, -1]), characters[:, -1])
+
+
+def window_losses(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    batch: Batch,
+    objective: Objective,
+    carry: Carry | None = None,
+    dropout_key: Key | None = None,
+) -> tuple[Float[Array, " batch"], Carry | None]:
+    """Return what an objective makes of each window of a batch, in nats per character, and the carry after it.
+
+    `last-character` scores the character after the window, read from the zero state. `every-character` is the mean over
+    all of the window's targets. Padding has some loss too, which its weight of 0 is there to remove.
+    """
+    if objective == "last-character":
+        return last_losses(network, parameters, batch.characters, dropout_key), carry
+    losses, carry = losses_along(network, parameters, batch.characters, carry, dropout_key)
+    return jnp.mean(losses, axis=1), carry
+
+
+def _bind(network: CharacterLSTM, parameters: Parameters, dropout_key: Key | None) -> CharacterLSTM:
+    return network.bind({"params": parameters}, rngs=None if dropout_key is None else {"dropout": dropout_key})

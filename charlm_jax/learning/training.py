@@ -10,12 +10,13 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
-from charlm_jax.data.windows import count_windows, draw_batch
+from charlm_jax.choices import Objective
+from charlm_jax.data.windows import Order
 from charlm_jax.keys import Key, fold_text
-from charlm_jax.learning.objective import last_character_losses
+from charlm_jax.learning.objective import window_losses
 from charlm_jax.mesh import DATA, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import Carry, CharacterLSTM
 
 
 class TrainingState(NamedTuple):
@@ -26,22 +27,24 @@ class TrainingState(NamedTuple):
         parameters: the network's.
         optimizer_state: the optimizer's.
         epoch_loss: nats per character, the mean over the current epoch's windows so far, each as it was trained on.
+        carry: what each row of a batch remembers of the segments before; empty where windows start from the zero state.
     """
 
     step: Int32[Array, ""]
     parameters: Parameters
     optimizer_state: optax.OptState
     epoch_loss: Float[Array, ""]
+    carry: Carry
 
 
-def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainingState:
+def initial_state(
+    network: CharacterLSTM, parameters: Parameters, optimizer: optax.GradientTransformation, order: Order, mesh: Mesh
+) -> TrainingState:
     """Return the state before the first step, whole on every device of the mesh."""
-    return replicate(TrainingState(jnp.int32(0), parameters, optimizer.init(parameters), jnp.float32(0)), mesh)
-
-
-def steps_per_epoch(length: int, *, window: int, stride: int, batch_size: int) -> int:
-    """Return the batches in an epoch over a text of `length` characters, the last, smaller one included."""
-    return -(-count_windows(length, window=window, stride=stride) // batch_size)
+    # Copies: what is donated must not be there twice.
+    carry = jax.tree.map(jnp.copy, network.zero_carry((order.batch_size,))) if order.consecutive else ()
+    state = TrainingState(jnp.int32(0), parameters, optimizer.init(parameters), jnp.float32(0), carry)
+    return replicate(state, mesh)
 
 
 TrainSteps = Callable[
@@ -52,11 +55,9 @@ TrainSteps = Callable[
 def make_train_steps(
     network: CharacterLSTM,
     optimizer: optax.GradientTransformation,
+    order: Order,
+    objective: Objective,
     mesh: Mesh,
-    *,
-    window: int,
-    stride: int,
-    batch_size: int,
 ) -> TrainSteps:
     """Return `train_steps(state, ids, key, stop) -> (state, finite)`, compiled.
 
@@ -68,29 +69,34 @@ def make_train_steps(
     mesh reads its share of a batch, the gradients are added up, and every device takes the same step. All arguments
     belong on the whole mesh (`replicate`); what is elsewhere is copied there each time. Another number of devices adds
     up in another order, and drops other outputs where there is dropout.
+
+    Where the order is of consecutive segments, each starts from the carry of the one before, through which no gradient
+    flows (truncated backpropagation through time; Williams and Peng, 1990), and an epoch's first from the zero state.
     """
+    batch_size = order.batch_size
 
     def train_step(
         state: TrainingState, ids: Integer[Array, " character"], key: Key
     ) -> tuple[TrainingState, Bool[Array, ""]]:
-        steps = steps_per_epoch(len(ids), window=window, stride=stride, batch_size=batch_size)
+        steps = order.steps(len(ids))
         epoch, step = state.step // steps, state.step % steps
         epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
-        rows = own_rows(batch_size, mesh)
-        batch = draw_batch(ids, epoch_key, step, rows, window=window, stride=stride, batch_size=batch_size)
+        batch = order.batch(ids, epoch_key, step, own_rows(batch_size, mesh))
         before = step * batch_size
-        trained = jnp.minimum(count_windows(len(ids), window=window, stride=stride) - before, batch_size)
+        trained = jnp.minimum(order.windows(len(ids)) - before, batch_size)
         dropout_key = None
         if network.dropout:
             dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step)
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA))
+        start = jax.tree.map(lambda value: jnp.where(step == 0, 0.0, value), state.carry) or None
 
-        def mean_loss(parameters: Parameters) -> Float[Array, ""]:
-            losses = last_character_losses(network, parameters, batch, dropout_key)
-            return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32)
+        def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
+            losses, carry = window_losses(network, parameters, batch, objective, start, dropout_key)
+            return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry or ()
 
+        (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)
         # As one array: the devices wait for one another once, not once for each parameter.
-        flat, unflatten = ravel_pytree(jax.value_and_grad(mean_loss)(state.parameters))
+        flat, unflatten = ravel_pytree((own_loss, own_gradient))
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
         # A running mean, where a sum of float32 would lose the digits of its small terms; it starts anew at step 0.
         share = trained / (before + trained)
@@ -101,18 +107,24 @@ def make_train_steps(
             parameters=optax.apply_updates(state.parameters, updates),
             optimizer_state=optimizer_state,
             epoch_loss=state.epoch_loss + (loss - state.epoch_loss) * share,
+            carry=carry if order.consecutive else (),
         )
-        finite = _all_finite(after)
+        # Not the carry, of which a device knows its own rows only: all of it is in the loss.
+        finite = _all_finite(after._replace(carry=()))
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite
 
     def train_steps(
         state: TrainingState, ids: Integer[Array, " character"], key: Key, stop: int | Int32[Array, ""]
     ) -> tuple[TrainingState, Bool[Array, ""]]:
-        return jax.lax.while_loop(
+        rows = jnp.minimum(own_rows(batch_size, mesh), batch_size - 1)
+        own = state._replace(carry=jax.tree.map(lambda value: value[rows], state.carry))
+        own, finite = jax.lax.while_loop(
             lambda loop: loop[1] & (loop[0].step < stop),
             lambda loop: train_step(loop[0], ids, key),
-            (state, jnp.bool(True)),
+            (own, jnp.bool(True)),
         )
+        everyones = jax.lax.all_gather(own.carry, DATA, tiled=True)
+        return own._replace(carry=jax.tree.map(lambda value: value[:batch_size], everyones)), finite
 
     everywhere = PartitionSpec()
     sharded = jax.shard_map(train_steps, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)

@@ -32,14 +32,11 @@ def keras_parameters(network: CharacterLSTM, key: Key) -> Parameters:
 
     Input kernels are Glorot-uniform and recurrent kernels orthogonal over the four gates jointly, as (in, 4H) and
     (H, 4H) matrices; the head is Glorot-uniform; biases are zero but for the forget gate's, which is one
-    (`unit_forget_bias`; Jozefowicz, Zaremba and Sutskever, 2015).
+    (`unit_forget_bias`; Jozefowicz, Zaremba and Sutskever, 2015). An embedding is uniform in -0.05..0.05.
     """
     shapes = jax.eval_shape(lambda key: flax_parameters(network, key), key)
-    parameters = {}
-    for name, layer in shapes.items():
-        layer_key = fold_text(key, name)
-        parameters[name] = _dense(layer, layer_key) if name == "head" else _cell(layer, layer_key)
-    return parameters
+    makers = {"head": _dense, "embedding": _embedding}
+    return {name: makers.get(name, _cell)(layer, fold_text(key, name)) for name, layer in shapes.items()}
 
 
 def _cell(shapes: Mapping, key: Key) -> Mapping:
@@ -57,6 +54,10 @@ def _cell(shapes: Mapping, key: Key) -> Mapping:
 
 def _dense(shapes: Mapping, key: Key) -> Mapping:
     return {"kernel": glorot_uniform()(key, shapes["kernel"].shape), "bias": jnp.zeros(shapes["bias"].shape)}
+
+
+def _embedding(shapes: Mapping, key: Key) -> Mapping:
+    return {"embedding": jax.random.uniform(key, shapes["embedding"].shape, minval=-0.05, maxval=0.05)}
 
 
 def _split(kernel: Array) -> dict[str, Array]:

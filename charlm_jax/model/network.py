@@ -24,15 +24,17 @@ class CharacterLSTM(nn.Module):
 
     The parameters are exactly those of one `flax.linen.LSTMCell` a layer (`lstm_0`, `lstm_1`, ...) and one
     `flax.linen.Dense` (`head`); with V characters and H hidden units one layer and the head hold
-    4 H (V + H + 1) + V (H + 1) of them. Dropout falls on each layer's output but the last one's, and only where a
-    `dropout` key is given to `apply`.
+    4 H (V + H + 1) + V (H + 1) of them. An `embedding` puts E V more before the first layer, which then has
+    4 H (E + H + 1). Dropout falls on every layer's output, and only where a `dropout` key is given to `apply`; a
+    sequence loses the same units at each of its steps (Gal and Ghahramani, 2016).
 
     Attributes:
         vocabulary_size: characters that the model knows.
         hidden_size: units of each layer.
         layers: how many.
         gate_activation: of the input, forget and output gates.
-        dropout: share of the outputs between layers that is dropped while training.
+        dropout: share of each layer's outputs that is dropped while training.
+        embedding_size: numbers that stand for a character, learned; None is one-hot.
     """
 
     vocabulary_size: int
@@ -40,13 +42,16 @@ class CharacterLSTM(nn.Module):
     layers: int = 1
     gate_activation: GateActivation = "sigmoid"
     dropout: float = 0.0
+    embedding_size: int | None = None
 
     def setup(self) -> None:
         """Declare the layers (Linen calls this; users do not)."""
         gate = gate_function(self.gate_activation)
         self.lstm = [nn.LSTMCell(self.hidden_size, gate_fn=gate) for _ in range(self.layers)]
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = nn.Dropout(self.dropout, broadcast_dims=(0,))  # along time, which comes first
         self.head = nn.Dense(self.vocabulary_size)
+        if self.embedding_size:
+            self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
 
     def __call__(
         self, ids: Int32[Array, "batch time"], carry: Carry | None = None
@@ -61,12 +66,15 @@ class CharacterLSTM(nn.Module):
         """Read characters from a carry (None is the zero state); return the top hidden state after each."""
         carry = self.zero_carry(ids.shape[:1]) if carry is None else carry
         weights = self._weights()
-        projected = project_ids(weights[0], ids.T)  # time first, as the recurrence goes
-        hidden, after = lstm_sequence(weights[0].recurrent_kernel, projected, carry[0], self.gate_activation)
+
+        def read_layer(layer: Weights, projected: Array, before: LayerCarry) -> tuple[Array, LayerCarry]:
+            hidden, after = lstm_sequence(layer.recurrent_kernel, projected, before, self.gate_activation)
+            return self.drop(hidden, deterministic=not self.has_rng("dropout")), after
+
+        hidden, after = read_layer(weights[0], project_ids(weights[0], ids.T), carry[0])  # time first, as it passes
         layers = [after]
         for layer, before in zip(weights[1:], carry[1:], strict=True):
-            projected = project(layer, self.drop(hidden, deterministic=not self.has_rng("dropout")))
-            hidden, after = lstm_sequence(layer.recurrent_kernel, projected, before, self.gate_activation)
+            hidden, after = read_layer(layer, project(layer, hidden), before)
             layers.append(after)
         return jnp.swapaxes(hidden, 0, 1), tuple(layers)
 
@@ -95,7 +103,11 @@ class CharacterLSTM(nn.Module):
     def _weights(self) -> list[Weights]:
         if self.is_initializing():
             # Flax creates a module's parameters where it is first called.
-            inputs = [self.vocabulary_size] + [self.hidden_size] * (self.layers - 1)
+            inputs = [self.embedding_size or self.vocabulary_size] + [self.hidden_size] * (self.layers - 1)
             for cell, carry, size in zip(self.lstm, self.zero_carry(()), inputs, strict=True):
                 cell(tuple(carry), jnp.zeros(size))
-        return [fuse(cell.variables["params"]) for cell in self.lstm]
+        first, *others = [fuse(cell.variables["params"]) for cell in self.lstm]
+        if self.embedding_size:
+            # The projections of all characters at once, of which an id is then a row as it is without an embedding.
+            first = first._replace(input_kernel=self.embedding.embedding @ first.input_kernel)
+        return [first, *others]

@@ -1,5 +1,6 @@
 """From a configuration to the objects of the other rooms: before training, and from a run that has trained."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,20 +10,21 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
+from charlm_jax.choices import Checkpoint
 from charlm_jax.data.corpus import Corpus, load_corpus
 from charlm_jax.data.vocabulary import Vocabulary
-from charlm_jax.data.windows import count_windows, split_held_out
+from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.optimizer import make_optimizer
-from charlm_jax.learning.training import TrainingState, initial_state, steps_per_epoch
+from charlm_jax.learning.training import TrainingState, initial_state
 from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import Parameters, flax_parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import open_checkpoints, restore_state
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_devices, open_mesh, set_up
-from charlm_jax.runs.directory import RunDirectory
+from charlm_jax.runs.directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Job:
         optimizer: the update rule.
         key: the run's root key.
         mesh: the devices that it runs on.
-        steps_per_epoch: updates in an epoch.
+        order: in which an epoch goes through the training text.
     """
 
     configuration: Configuration
@@ -51,13 +53,17 @@ class Job:
     optimizer: optax.GradientTransformation
     key: Key
     mesh: Mesh
-    steps_per_epoch: int
+    order: Order
 
     @property
     def windows(self) -> int:
         """Training windows in an epoch."""
-        chosen = self.configuration
-        return count_windows(len(self.training_ids), window=chosen.window, stride=chosen.stride)
+        return self.order.windows(len(self.training_ids))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch."""
+        return self.order.steps(len(self.training_ids))
 
     @property
     def steps(self) -> int:
@@ -80,12 +86,19 @@ class Job:
         count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
         held_out = f"{len(self.held_out_ids):,} characters" if len(self.held_out_ids) else "nothing"
         layers = "1 layer" if chosen.layers == 1 else f"{chosen.layers} layers"
+        how = f"one every {chosen.stride}, the character after each learned"
+        if chosen.objective == "every-character":
+            how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
+            how += ", every character learned"
+        embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
+        dropped = f", dropout {chosen.dropout:g}" if chosen.dropout else ""
         lines = {
             "corpus": f"{self.corpus.name}, {len(self.corpus.text):,} characters, {len(self.vocabulary)} distinct",
-            "training": f"{self.windows:,} windows of {chosen.window} characters, one every {chosen.stride}; "
+            "training": f"{self.windows:,} windows of {chosen.window} characters, {how}; "
             f"{chosen.epochs} x {self.steps_per_epoch:,} steps of {chosen.batch_size} windows",
             "held out": held_out,
-            "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates, {count:,} parameters",
+            "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}{dropped}, "
+            f"{count:,} parameters",
             "optimizer": f"{chosen.optimizer}, learning rate {chosen.learning_rate:g}, {chosen.schedule}",
             "device": f"{describe_devices(self.mesh)}, {chosen.precision}, jax {jax.__version__}",
             "run": str(path),
@@ -108,9 +121,11 @@ def prepare(configuration: Configuration, devices: int | None = None) -> Job:
     mesh = open_mesh(devices, chosen.batch_size)
     set_up(chosen.precision)
     corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
-    vocabulary = Vocabulary.of(corpus.text)
+    vocabulary = _trained_vocabulary(chosen) if chosen.init_from else Vocabulary.of(corpus.text)
     training_ids, held_out_ids = split_held_out(
-        vocabulary.encode(corpus.text), held_out_fraction=chosen.held_out_fraction, window=chosen.window
+        vocabulary.encode(corpus.text, f"corpus {corpus.name!r}"),
+        held_out_fraction=chosen.held_out_fraction,
+        window=chosen.window,
     )
     if len(vocabulary) == 1:
         raise InputError(
@@ -124,7 +139,16 @@ def prepare(configuration: Configuration, devices: int | None = None) -> Job:
         )
     if len(corpus.text) >= 2**31:
         raise InputError(f"{corpus.name!r} has {len(corpus.text):,} characters; places in a text are 32-bit numbers")
-    steps = steps_per_epoch(len(training_ids), window=chosen.window, stride=chosen.stride, batch_size=chosen.batch_size)
+    order = make_order(chosen)
+    steps = order.steps(len(training_ids))
+    if not steps:
+        most = (len(training_ids) - 1) // chosen.window
+        raise InputError(
+            f"the {len(training_ids):,} characters of training text do not fill --batch-size {chosen.batch_size} "
+            f"windows of {chosen.window} side by side; give at most --batch-size {most}, or --carry fresh"
+        )
+    if chosen.schedule == "cosine" and chosen.warmup >= chosen.epochs * steps:
+        raise InputError(f"--warmup {chosen.warmup} takes all of the run's {chosen.epochs * steps:,} steps; give fewer")
     if chosen.epochs * steps >= 2**31:
         raise InputError(
             f"--epochs {chosen.epochs} makes {chosen.epochs * steps:,} steps, which a 32-bit counter does not hold; "
@@ -140,26 +164,47 @@ def prepare(configuration: Configuration, devices: int | None = None) -> Job:
         optimizer=_optimizer(chosen, chosen.epochs * steps),
         key=jax.random.key(chosen.seed),
         mesh=mesh,
-        steps_per_epoch=steps,
+        order=order,
     )
 
 
-def load_held_out(run: RunDirectory) -> Integer[np.ndarray, " held_out"]:
-    """Return the text that a run holds out.
+def make_order(configuration: Configuration) -> Order:
+    """Return the order in which an epoch goes through the training text."""
+    chosen = configuration
+    if chosen.objective == "every-character" and chosen.carry == "kept":
+        return ParallelStreams(chosen.window, chosen.batch_size)
+    return ShuffledWindows(chosen.window, chosen.stride, chosen.batch_size)
+
+
+def _trained_vocabulary(configuration: Configuration) -> Vocabulary:
+    """Return the vocabulary of the run to start from.
 
     Raises:
-        InputError: it holds out nothing, or its corpus is no longer what it was.
+        InputError: there is no such run, or its model has another shape.
     """
-    configuration = run.configuration()
-    if not configuration.held_out_fraction:
-        raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
-    job = prepare(configuration)
+    assert configuration.init_from is not None
+    source = open_run(Path(configuration.init_from))
+    there = source.configuration()
+    names = ("hidden_size", "layers", "gate_activation", "embedding_size")
+    same = dataclasses.replace(there, **{name: getattr(configuration, name) for name in names})
+    if differences := there.differences(same):
+        raise InputError(f"--init-from {configuration.init_from}: its model differs: {'; '.join(differences)}")
+    return source.vocabulary()
+
+
+def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Integer[np.ndarray, " held_out"]]:
+    """Return the text that a run learned from, and what it held out, which may be nothing.
+
+    Raises:
+        InputError: its corpus cannot be read, or is no longer what it was.
+    """
+    job = prepare(run.configuration())
     if job.corpus.sha256 != run.provenance()["corpus"]["sha256"]:
         raise InputError(
             f"the corpus {job.corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
             "put that one back, or name a text with --text FILE"
         )
-    return job.held_out_ids
+    return job.training_ids, job.held_out_ids
 
 
 def make_network(configuration: Configuration, vocabulary: Vocabulary) -> CharacterLSTM:
@@ -170,15 +215,18 @@ def make_network(configuration: Configuration, vocabulary: Vocabulary) -> Charac
         layers=configuration.layers,
         gate_activation=configuration.gate_activation,
         dropout=configuration.dropout,
+        embedding_size=configuration.embedding_size,
     )
 
 
-def first_state(
-    configuration: Configuration, network: CharacterLSTM, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
-) -> TrainingState:
+def first_state(job: Job) -> TrainingState:
     """Return the state before the first step."""
-    parameters = initial_parameters(network, configuration.initializer, fold_text(key, "parameters"))
-    return initial_state(parameters, optimizer, mesh)
+    chosen = job.configuration
+    if chosen.init_from:
+        parameters = load_model(open_run(Path(chosen.init_from))).parameters
+    else:
+        parameters = initial_parameters(job.network, chosen.initializer, fold_text(job.key, "parameters"))
+    return initial_state(job.network, parameters, job.optimizer, job.order, job.mesh)
 
 
 @dataclass(frozen=True)
@@ -200,26 +248,34 @@ class TrainedModel:
     step: int
 
 
-def load_model(run: RunDirectory) -> TrainedModel:
-    """Return the model of a run's newest checkpoint, on one device.
+def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedModel:
+    """Return a run's model, on one device.
+
+    Args:
+        run: the run.
+        checkpoint: `best` by held-out loss, which is the newest where nothing is held out, or the `newest`.
 
     Raises:
         InputError: the run has no checkpoint yet.
     """
     configuration = run.configuration()
     set_up(configuration.precision)
-    vocabulary = Vocabulary(run.provenance()["corpus"]["vocabulary"])
+    vocabulary = run.vocabulary()
     network = make_network(configuration, vocabulary)
-    optimizer = _optimizer(configuration, 1)
-    mesh = data_mesh(jax.devices()[:1])
-    like = jax.eval_shape(lambda key: first_state(configuration, network, optimizer, key, mesh), jax.random.key(0))
-    state = None
-    if run.checkpoints.is_dir():
-        with open_checkpoints(run.checkpoints) as checkpoints:
-            state = restore_state(checkpoints, like, mesh)
-    if state is None:
-        raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
-    return TrainedModel(configuration, network, state.parameters, vocabulary, int(state.step))
+    optimizer, order, mesh = _optimizer(configuration, 2**31), make_order(configuration), data_mesh(jax.devices()[:1])
+
+    def state_like(key: Key) -> TrainingState:
+        return initial_state(network, flax_parameters(network, key), optimizer, order, mesh)
+
+    like = jax.eval_shape(state_like, jax.random.key(0))
+    folders = [run.best, run.checkpoints] if checkpoint == "best" else [run.checkpoints]
+    for folder in folders:
+        if folder.is_dir():
+            with open_checkpoints(folder) as checkpoints:
+                state = restore_state(checkpoints, like, mesh)
+            if state is not None:
+                return TrainedModel(configuration, network, state.parameters, vocabulary, int(state.step))
+    raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
 
 
 def _optimizer(configuration: Configuration, steps: int) -> optax.GradientTransformation:
@@ -227,6 +283,8 @@ def _optimizer(configuration: Configuration, steps: int) -> optax.GradientTransf
         configuration.optimizer,
         learning_rate=configuration.learning_rate,
         schedule=configuration.schedule,
+        warmup=configuration.warmup,
         steps=steps,
+        weight_decay=configuration.weight_decay,
         clip=configuration.clip,
     )

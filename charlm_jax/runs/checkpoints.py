@@ -13,15 +13,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from charlm_jax.errors import InputError
 from charlm_jax.learning.training import TrainingState
 
-_KEPT = 2  # the newest, and one to go back to by hand should it be damaged
-
 
 @contextmanager
-def open_checkpoints(path: Path) -> Iterator[ocp.CheckpointManager]:
-    """Open a run's folder of checkpoints; a state that was saved is on the disk when `save_state` returns."""
+def open_checkpoints(path: Path, kept: int = 2) -> Iterator[ocp.CheckpointManager]:
+    """Open a run's folder of checkpoints; a state that was saved is on the disk when `save_state` returns.
+
+    Args:
+        path: the folder.
+        kept: the newest so many stay: one, and one to go back to by hand should it be damaged.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT), enable_async_checkpointing=False
+        preservation_policy=ocp.checkpoint_managers.LatestN(kept), enable_async_checkpointing=False
     )
     with ocp.CheckpointManager(path.absolute(), options=options) as manager:
         yield manager

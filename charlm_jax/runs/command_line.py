@@ -61,11 +61,13 @@ def parse_training(experiment: str, description: str | None, flags: Sequence[str
     if arguments.run_dir == defaults.run_dir:
         run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
         arguments = dataclasses.replace(arguments, run_dir=run_dir)
-    corpus = arguments.configuration.corpus
-    if not corpus or corpus in NAMES or not Path(corpus).exists():
-        return arguments
-    corpus = str(Path(corpus).resolve())  # the run must find its text again from any directory
-    return dataclasses.replace(arguments, configuration=dataclasses.replace(arguments.configuration, corpus=corpus))
+    # The run must find its text and its source again from any directory.
+    chosen, places = arguments.configuration, {}
+    if chosen.corpus and chosen.corpus not in NAMES and Path(chosen.corpus).exists():
+        places["corpus"] = str(Path(chosen.corpus).resolve())
+    if chosen.init_from is not None:
+        places["init_from"] = str(Path(chosen.init_from).resolve())
+    return dataclasses.replace(arguments, configuration=dataclasses.replace(chosen, **places))
 
 
 @contextmanager

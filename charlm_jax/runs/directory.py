@@ -5,6 +5,7 @@ provenance.json   command, commit, versions, devices, corpus, vocabulary
 metrics.jsonl     one object a line: epochs and evaluations
 samples.jsonl     one object a line: generated texts
 checkpoints/      resumable states
+best/             the state with the lowest held-out loss
 figures/          pictures
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError
 from charlm_jax.runs.configuration import Configuration
 
@@ -49,6 +51,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The folder of the state with the lowest held-out loss."""
+        return self.path / "best"
+
+    @property
     def figures(self) -> Path:
         """The folder of pictures."""
         return self.path / "figures"
@@ -75,6 +82,10 @@ class RunDirectory:
                 "restore it from a copy, or train again"
             )
         return record
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the characters that the run's model knows."""
+        return Vocabulary(self.provenance()["corpus"]["vocabulary"])
 
     def write_provenance(self, record: dict) -> None:
         """Replace provenance.json."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from orbax.checkpoint import CheckpointManager
 from tqdm import tqdm
 
 from charlm_jax.errors import DivergedError, Preempted
@@ -38,7 +39,7 @@ class Epoch:
         training_loss: nats per character, the mean over the epoch's windows while the model learned from them.
         held_out: the loss on the held-out text after the epoch; None if none is held out.
         seconds: of training, the first epoch's with its compilation; None for an epoch that a stop divided.
-        samples: one text a temperature.
+        samples: one text a temperature, after every `sample_every` epochs.
     """
 
     epoch: int
@@ -61,18 +62,20 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
         Preempted: SIGTERM or SIGINT came; the state is saved.
     """
     chosen = job.configuration
-    train_steps = make_train_steps(
-        job.network, job.optimizer, job.mesh, window=chosen.window, stride=chosen.stride, batch_size=chosen.batch_size
-    )
+    train_steps = make_train_steps(job.network, job.optimizer, job.order, chosen.objective, job.mesh)
     # Copies: on a CPU a device array may be a view of NumPy's memory.
-    ids, held_out_ids, key = replicate((jnp.array(job.training_ids), jnp.array(job.held_out_ids), job.key), job.mesh)
-    state = first_state(chosen, job.network, job.optimizer, key, job.mesh)
+    ids, held_out_ids = replicate((jnp.array(job.training_ids), jnp.array(job.held_out_ids)), job.mesh)
+    state = first_state(job)
     provenance = {**describe_process(chosen.precision, job.mesh), "corpus": job.describe_corpus()}
     run = create_run(path, chosen, provenance)
     tell(job.describe(path))
     _warn_of_other_bits(run.provenance(), provenance)
 
-    with open_checkpoints(run.checkpoints) as checkpoints, _stop_requests() as stop_requested:
+    with (
+        open_checkpoints(run.checkpoints) as checkpoints,
+        open_checkpoints(run.best, kept=1) as best,
+        _stop_requests() as stop_requested,
+    ):
         restored = restore_state(checkpoints, state, job.mesh)
         if restored is not None:
             state = restored
@@ -81,10 +84,13 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
         unrecorded = _drop_unfinished_records(run, job, int(state.step))
         while True:
             if unrecorded:
-                done = _finish_epoch(run, job, state, held_out_ids, seconds)
+                done = _finish_epoch(run, job, state, held_out_ids, seconds, best)
                 unrecorded = False
                 yield done
             if int(state.step) == job.steps:
+                return
+            if chosen.patience and (since := _epochs_since_best(run)) >= chosen.patience:
+                tell(f"stopped early: no lower held-out loss for {since} epochs; the best model is kept in {run.best}")
                 return
             if stop_requested():
                 raise Preempted(_stopped(int(state.step), job))
@@ -108,10 +114,25 @@ def _drop_unfinished_records(run: RunDirectory, job: Job, step: int) -> bool:
     return ends_epoch and not recorded
 
 
+def _held_out_losses(run: RunDirectory) -> list[float]:
+    """Return the held-out losses of the run's epochs so far, in nats per character."""
+    return [record["held_out_loss"] for record in read_records(run.metrics) if record["event"] == "evaluation"]
+
+
+def _epochs_since_best(run: RunDirectory) -> int:
+    losses = _held_out_losses(run)
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
 def _finish_epoch(
-    run: RunDirectory, job: Job, state: TrainingState, held_out_ids: jax.Array, seconds: float | None
+    run: RunDirectory,
+    job: Job,
+    state: TrainingState,
+    held_out_ids: jax.Array,
+    seconds: float | None,
+    best: CheckpointManager,
 ) -> Epoch:
-    """Evaluate and sample the model at an epoch's end, and write the records."""
+    """Evaluate and sample the model at an epoch's end, keep it if it is the best so far, and write the records."""
     chosen, epoch = job.configuration, int(state.step) // job.steps_per_epoch
     held_out = None
     if len(held_out_ids):
@@ -120,13 +141,15 @@ def _finish_epoch(
         )
         if not math.isfinite(held_out.loss_nats):
             raise DivergedError(_diverged(int(state.step), epoch))
+        if held_out.loss_nats < min(_held_out_losses(run), default=math.inf):
+            save_state(best, state)
     done = Epoch(
         epoch=epoch,
         step=int(state.step),
         training_loss=float(state.epoch_loss),
         held_out=held_out,
         seconds=seconds,
-        samples=sample_texts(job, state.parameters, epoch),
+        samples=() if epoch % chosen.sample_every else sample_texts(job, state.parameters, epoch),
     )
     _record(run, job, done)
     return done

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from worker import BATCH_SIZE, PRODUCT_SIDE, VOCABULARY, WINDOW
 
 from charlm_jax.choices import Sampler
+from charlm_jax.data.windows import ShuffledWindows
 from charlm_jax.generation.generate import SamplingState, generate_piece, read_prompts
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
@@ -36,10 +37,11 @@ class Contender:
 
     @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
     def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
-        rule = make_optimizer("rmsprop-keras-3", learning_rate=0.01, schedule="constant", steps=1, clip=None)
-        train_steps = make_train_steps(self.network, rule, self.mesh, window=WINDOW, stride=3, batch_size=BATCH_SIZE)
+        rule = make_optimizer("rmsprop-keras-3", learning_rate=0.01)
+        order = ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
+        train_steps = make_train_steps(self.network, rule, order, "last-character", self.mesh)
         ids = np.random.default_rng(0).integers(0, VOCABULARY, characters, np.uint8)
-        state = initial_state(jax.tree.map(jnp.copy, self.parameters), rule, self.mesh)
+        state = initial_state(self.network, jax.tree.map(jnp.copy, self.parameters), rule, order, self.mesh)
         return train_steps, replicate(jnp.array(ids), self.mesh), [state]
 
     def train(self, count: int, characters: int = 600_893) -> None:

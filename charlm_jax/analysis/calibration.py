@@ -1,0 +1,93 @@
+"""Whether a model's probabilities mean what they say, at every temperature."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32, Integer
+
+from charlm_jax.generation.temperature import reweight
+from charlm_jax.learning.evaluation import sum_over_windows
+from charlm_jax.learning.objective import cross_entropy
+from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import CharacterLSTM
+
+TEMPERATURES = tuple(round(0.5 + 0.02 * step, 2) for step in range(51))  # 0.5 to 1.5
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What becomes of a text's loss and of the model's confidence when its logits are divided by a temperature.
+
+    The confidence is the probability of the likeliest character, the accuracy how often that character came; both are
+    known for `BINS` equally wide bins of confidence from 0 to 1 (Guo, Pleiss, Sun and Weinberger, 2017).
+
+    Attributes:
+        temperatures: softmax temperatures.
+        losses: nats per character at each.
+        counts: predictions in each bin.
+        confidences: mean in each bin; nan where none is.
+        accuracies: share of each bin's predictions that were right; nan where none is.
+    """
+
+    temperatures: Float[np.ndarray, " temperature"]
+    losses: Float[np.ndarray, " temperature"]
+    counts: Float[np.ndarray, "temperature bin"]
+    confidences: Float[np.ndarray, "temperature bin"]
+    accuracies: Float[np.ndarray, "temperature bin"]
+
+    @property
+    def best(self) -> int:
+        """The place of the temperature with the lowest loss."""
+        return int(np.argmin(self.losses))
+
+    @property
+    def expected_errors(self) -> Float[np.ndarray, " temperature"]:
+        """Expected calibration error at each temperature: how far accuracy and confidence differ, on average."""
+        distances = np.abs(np.nan_to_num(self.accuracies) - np.nan_to_num(self.confidences))
+        return np.sum(self.counts * distances, axis=1) / np.sum(self.counts, axis=1)
+
+
+def calibrate(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    ids: Integer[Array, " character"],
+    mesh: Mesh,
+    *,
+    window: int,
+    stride: int,
+    temperatures: tuple[float, ...] = TEMPERATURES,
+) -> Calibration:
+    """Compare predictions with what came, after every window of a text read from the zero state."""
+    score = functools.partial(_score, temperatures=temperatures)
+    (losses, bins), count = sum_over_windows(score, network, parameters, ids, mesh, window=window, stride=stride)
+    counts, confidences, accuracies = np.moveaxis(bins, -1, 0)
+    with np.errstate(invalid="ignore"):
+        return Calibration(np.array(temperatures), losses / count, counts, confidences / counts, accuracies / counts)
+
+
+def _score(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    characters: Int32[Array, "batch length"],
+    temperatures: tuple[float, ...],
+) -> tuple[Float[Array, "batch temperature"], Float[Array, "batch temperature bin 3"]]:
+    """Return each window's loss at each temperature, and its one prediction in its bin: 1, confidence, accuracy."""
+    model = network.bind({"params": parameters})
+    hidden, _ = model.read(characters[:, :-1])
+    targets = characters[:, -1]
+
+    def one(logits: Float[Array, " vocab"], target: Int32[Array, ""], temperature: Float[Array, ""]) -> tuple:
+        weighed = reweight(logits, temperature)
+        confidence = jnp.max(jax.nn.softmax(weighed))
+        right = (jnp.argmax(weighed) == target).astype(jnp.float32)
+        place = jnp.minimum((confidence * BINS).astype(jnp.int32), BINS - 1)
+        facts = jnp.stack([jnp.ones_like(right), confidence, right])
+        return cross_entropy(weighed, target), jax.nn.one_hot(place, BINS)[:, None] * facts[None, :]
+
+    every = jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))
+    return every(model.predict(hidden[:, -1]), targets, jnp.array(temperatures))

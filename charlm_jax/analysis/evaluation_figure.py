@@ -1,0 +1,73 @@
+"""An evaluation as a picture."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from charlm_jax.analysis.calibration import BINS, Calibration
+
+_MODEL, _OTHER = "#D55E00", "#0072B2"  # of Okabe and Ito's colours, told apart by every kind of eye
+
+
+def plot_evaluation(
+    by_position: Float[np.ndarray, " window"],
+    stream_loss: float,
+    baselines: Mapping[str, float],
+    calibration: Calibration,
+    *,
+    title: str,
+) -> Figure:
+    """Draw the loss against the context, the loss against the temperature, and the reliability of the predictions.
+
+    Args:
+        by_position: mean nats given 1, 2, ... characters.
+        stream_loss: nats per character of the text as one stream.
+        baselines: nats per character by name.
+        calibration: at a few temperatures, 1 among them.
+        title: of the whole.
+    """
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    context, temperature, reliability = figure.subplots(1, 3)
+
+    given = np.arange(1, len(by_position) + 1)
+    context.plot(given, by_position, color=_MODEL, lw=2, label="model, fresh state")
+    context.axhline(stream_loss, color=_MODEL, ls="--", lw=1.2, label="model, one stream")
+    top = max(by_position[:2].max(), stream_loss * 1.3)
+    for number, (name, loss) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):
+        if loss < top:
+            context.axhline(loss, color="0.6", lw=0.8, zorder=0)
+            left = number % 2 == 1  # neighbours at different ends, so that close lines keep their names apart
+            context.annotate(
+                name, (0.30 if left else 0.99, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                fontsize=8, color="0.35",
+            )  # fmt: skip
+    context.set_xlabel("characters of context")
+    context.set_ylabel("nats per character")
+    context.legend(frameon=False, fontsize=8, loc="upper right")
+
+    best = calibration.best
+    temperature.plot(calibration.temperatures, calibration.losses, color=_MODEL, lw=2)
+    temperature.plot(calibration.temperatures[best], calibration.losses[best], "o", color=_MODEL)
+    temperature.axvline(1, color="0.6", lw=0.8, zorder=0)
+    temperature.set_title(f"lowest at {calibration.temperatures[best]:g}", fontsize=9)
+    temperature.set_xlabel("softmax temperature")
+    temperature.set_ylabel("nats per character")
+
+    at_one = int(np.argmin(np.abs(calibration.temperatures - 1)))
+    reliability.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+    reliability.plot(calibration.confidences[at_one], calibration.accuracies[at_one], "o-", color=_MODEL, ms=4)
+    share = calibration.counts[at_one] / calibration.counts[at_one].sum()
+    reliability.bar((np.arange(BINS) + 0.5) / BINS, share, 1 / BINS, color=_OTHER, alpha=0.25, label="share of all")
+    reliability.set_title(f"expected error {calibration.expected_errors[at_one]:.3f}", fontsize=9)
+    reliability.set_xlabel("probability of the likeliest character")
+    reliability.set_ylabel("how often it came")
+    reliability.legend(frameon=False, fontsize=8, loc="upper left")
+
+    context.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (context, temperature, reliability):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
