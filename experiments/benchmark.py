@@ -31,7 +31,7 @@ import tyro
 from tqdm import tqdm
 
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, require_picture, tell
 
 _PEERS = Path(__file__).with_name("peers")
 _WINDOW, _BATCH_SIZE, _PRODUCT_SIDE = 60, 128, 512  # as in peers/worker.py
@@ -89,10 +89,7 @@ class Arguments:
         for size in self.hidden_sizes:
             require_count("--hidden-sizes", size)
         require_count("--rounds", self.rounds)
-        suffix = None if self.figure is None else self.figure.suffix
-        require("--figure", str(self.figure), suffix in (None, ".svg", ".png"), "a file that ends in .svg or .png")
-        there = self.figure is None or self.figure.parent.is_dir()
-        require("--figure", str(self.figure), there, "in a folder that is there")
+        require_picture(self.figure)
 
 
 class Worker:
@@ -309,6 +306,8 @@ def _draw(timings: Sequence[Timing], path: Path, first: int) -> None:
     """Draw the contenders' medians and ranges, a panel a task, on logarithmic scales."""
     from matplotlib.figure import Figure
 
+    from charlm_jax.runs.directory import save_picture
+
     figure = Figure(figsize=(11, 3), layout="constrained")
     figure.suptitle(f"Hidden size {first}: median and range", fontsize=11)
     for axes, title in zip(figure.subplots(1, 3), (TRAINING, WINDOWED, STATEFUL), strict=True):
@@ -327,7 +326,7 @@ def _draw(timings: Sequence[Timing], path: Path, first: int) -> None:
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("seconds (logarithmic)")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_picture(figure, path)
 
 
 def _processor() -> str:

@@ -1,6 +1,6 @@
 """Score a text with a trained model: its own held-out text, or any other.
 
-    scripts/run evaluate RUN [--text FILE]
+    scripts/run evaluate RUN [--text FILE] [--figure FILE]
 
 Prints one JSON object. `loss_nats`, the mean negative log-likelihood of the scored characters, the same in
 `bits_per_character`, and `characters`, how many were scored: the one after every window of the text, each window read
@@ -8,7 +8,8 @@ from the zero state. `stateful` holds the same for the whole text read as one st
 scored. `loss_by_position` is the mean loss given the 1, 2, ... characters before: how much the context helps.
 `calibration` says at which temperature the loss is lowest, and how far confidence and accuracy are apart on average
 there and at temperature 1. `baselines` are the nats per character of the same text under models that need no training
-to speak of, given the run's training text. The pictures go into the run's folder.
+to speak of, given the run's training text; of long texts, the 4,000,000 characters that end the training text and as
+many that begin this one. --figure draws it all.
 """
 
 import json
@@ -21,7 +22,7 @@ import tyro
 
 from charlm_jax.choices import Checkpoint
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, require_picture, tell
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class Arguments:
     """Which model: the best by held-out loss, which is the newest where nothing was held out, or the newest."""
     stride: int | None = None
     """Characters from one window's start to the next one's: 1 scores every character; the run's if not given."""
+    figure: Path | None = None
+    """Where to draw it, as SVG or PNG by its ending."""
     devices: int | None = None
     """Devices to split the windows over; all if not given (on a CPU one a core)."""
 
     def __post_init__(self) -> None:
         require_count("--stride", self.stride)
         require_count("--devices", self.devices)
+        require_picture(self.figure)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
 
 
@@ -59,12 +63,13 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.data.corpus import load_corpus
     from charlm_jax.learning.evaluation import BATCH_SIZE, Evaluation, evaluate, evaluate_stream, loss_by_position
     from charlm_jax.runs.assembly import load_model, load_text
-    from charlm_jax.runs.devices import open_mesh
-    from charlm_jax.runs.directory import open_run, save_figure
+    from charlm_jax.runs.devices import open_mesh, set_up
+    from charlm_jax.runs.directory import open_run, save_picture
 
     run = open_run(arguments.run)
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
     model = load_model(run, arguments.checkpoint)
+    set_up(model.configuration.precision)
     window, stride = model.configuration.window, arguments.stride or model.configuration.stride
     training = None
     if arguments.text is None:
@@ -97,24 +102,29 @@ def main(flags: Sequence[str]) -> None:
             "characters": evaluation.characters,
         }
 
-    best, at_one = calibration.best, list(calibration.temperatures).index(1.0)
+    best, at_one = calibration.best, calibration.at_one
     result = {
         **record(windowed),
+        **windows,
+        "step": model.step,
         "stateful": record(stream),
         "baselines": others,
         "calibration": {
             "best_temperature": float(calibration.temperatures[best]),
             "loss_nats_at_best": float(calibration.losses[best]),
-            "expected_error": float(calibration.expected_errors[at_one]),
-            "expected_error_at_best": float(calibration.expected_errors[best]),
+            "expected_calibration_error": float(calibration.expected_errors[at_one]),
+            "expected_calibration_error_at_best": float(calibration.expected_errors[best]),
+            "temperatures": calibration.temperatures.tolist(),
+            "loss_nats": calibration.losses.tolist(),
         },
-        "loss_by_position": [round(loss, 5) for loss in positions.tolist()],
+        "loss_by_position": positions.tolist(),
     }
-    print(json.dumps(result))
-    name = "held-out text" if arguments.text is None else Path(arguments.text).name
-    figure = plot_evaluation(positions, stream.loss_nats, others, calibration, title=f"{run.path.name}: {name}")
-    for path in save_figure(run, "evaluation" if arguments.text is None else f"evaluation-{Path(name).stem}", figure):
-        tell(f"figure: {path}")
+    print(json.dumps(result), flush=True)
+    if arguments.figure is not None:
+        subject = "held-out text" if arguments.text is None else Path(arguments.text).name
+        title = f"{run.path.resolve().name}, step {model.step:,}: {subject}"
+        save_picture(plot_evaluation(positions, stream.loss_nats, others, calibration, title=title), arguments.figure)
+        tell(f"figure: {arguments.figure}")
 
 
 if __name__ == "__main__":

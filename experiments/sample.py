@@ -75,7 +75,7 @@ def main(flags: Sequence[str]) -> None:
 
     from charlm_jax.generation.generate import generate_pieces, stream_keys
     from charlm_jax.runs.assembly import load_model
-    from charlm_jax.runs.devices import open_mesh
+    from charlm_jax.runs.devices import open_mesh, set_up
     from charlm_jax.runs.directory import open_run, read_records
 
     run = open_run(arguments.run)
@@ -91,6 +91,7 @@ def main(flags: Sequence[str]) -> None:
     streams = list(product(prompts, temperatures, range(arguments.count)))
     mesh = open_mesh(arguments.devices, rows=len(streams))
     model = load_model(run, arguments.checkpoint)
+    set_up(model.configuration.precision)
     encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
     prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
     keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)

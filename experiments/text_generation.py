@@ -11,7 +11,7 @@ A preset is a full configuration, each of whose fields a flag overrides:
     keras-2.2           hard-sigmoid gates, three epochs
     tf-keras            as tf-keras-2.5
 
-The same --run-dir again goes on where the run stopped, and a larger --epochs extends it.
+The same --run-dir again goes on where the run stopped, and a larger --epochs extends it if its rate is constant.
 """
 
 import shlex
@@ -26,7 +26,7 @@ def main(flags: Sequence[str]) -> None:
     arguments = parse_training("text_generation", __doc__, flags, preset="quick")
 
     # JAX is loaded from here on: --help and mistakes in the flags have been answered without it.
-    from charlm_jax.analysis.baselines import baselines
+    from charlm_jax.analysis.baselines import LIMIT, baselines
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.loop import Epoch, train
 
@@ -44,10 +44,12 @@ def main(flags: Sequence[str]) -> None:
             print(sample.prompt + sample.text)
         print(end="\n" if epoch.samples else "", flush=True)
 
-    job, run_dir = prepare(arguments.configuration, arguments.devices), arguments.run_dir
+    job, run_dir = prepare(arguments.configuration, arguments.devices, arguments.run_dir), arguments.run_dir
     for epoch in train(job, run_dir):
         show(epoch)
     if len(job.held_out_ids):
+        if max(len(job.training_ids), len(job.held_out_ids)) > LIMIT:
+            tell(f"baselines are of the {LIMIT:,} characters before and after the place where the held-out text begins")
         beside = baselines(job.training_ids, job.held_out_ids, len(job.vocabulary), job.vocabulary.decode)
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in beside.items())
         print(f"without a network, the held-out text costs, in nats per character: {losses}")

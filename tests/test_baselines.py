@@ -8,6 +8,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+import charlm_jax.analysis.baselines as module
 from charlm_jax.analysis.baselines import KneserNey, baselines
 from charlm_jax.data.vocabulary import Vocabulary
 
@@ -100,3 +101,11 @@ def test_every_baseline_is_what_its_name_says():
         len(lzma.compress(TEXT.encode(), preset=preset)) - len(lzma.compress(TEXT[:100].encode(), preset=preset))
     )
     assert result["xz"] == pytest.approx(bits * math.log(2) / len(text))
+
+
+def test_of_long_texts_only_the_characters_about_their_border_count(monkeypatch):
+    training, text = IDS[:100], IDS[100:]
+    monkeypatch.setattr(module, "LIMIT", 40)
+    cut = baselines(training, text, SIZE, VOCABULARY.decode)
+    monkeypatch.undo()
+    assert cut == baselines(training[-40:], text[:40], SIZE, VOCABULARY.decode)

@@ -43,8 +43,8 @@ def test_losses_and_bins_equal_counting_by_hand(small_text):
         assert len(np.flatnonzero(result.counts[number])) > 2
 
 
-def test_a_model_whose_logits_are_doubled_is_best_at_temperature_two():
-    """Characters drawn from the head's bias: the true distribution, until its logarithms are doubled."""
+def test_a_model_whose_logits_are_scaled_is_best_at_that_temperature():
+    """Characters drawn from the head's bias: the true distribution, until its logarithms are multiplied."""
     random, probabilities = np.random.default_rng(0), np.array([0.4, 0.3, 0.2, 0.1])
     ids = jnp.array(random.choice(4, p=probabilities, size=20_000), jnp.uint8)
     network = CharacterLSTM(4, 2)

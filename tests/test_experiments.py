@@ -1,5 +1,6 @@
 """The commands as their users meet them: flags, output, errors, exit codes."""
 
+import csv
 import importlib
 import json
 import os
@@ -184,21 +185,21 @@ def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsy
     assert (result["characters"], result["stateful"]["characters"]) == (90, 99)
 
 
-def test_evaluate_says_what_the_model_earns_and_draws_it(trained, capsys):
+def test_evaluate_says_what_the_model_earns_and_draws_it(trained, tmp_path, capsys):
     path = trained[0]
-    assert call("evaluate", path) == 0
+    figure = tmp_path / "figure.svg"
+    assert call("evaluate", path, "--figure", figure) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
+    assert (result["window"], result["stride"], result["step"]) == (10, 2, load_model(open_run(path)).step)
     assert list(result["baselines"]) == ["uniform", "unigram", "7-gram", "bz2", "xz"]
     assert result["baselines"]["uniform"] == pytest.approx(np.log(21))
     assert len(result["loss_by_position"]) == 10
-    assert result["loss_by_position"][-1] == pytest.approx(result["loss_nats"], abs=2e-5)
+    assert result["loss_by_position"][-1] == pytest.approx(result["loss_nats"], rel=1e-6)
     calibration = result["calibration"]
-    assert calibration["loss_nats_at_best"] <= result["loss_nats"]
-    for suffix in ("svg", "png"):
-        figure = path / "figures" / f"evaluation.{suffix}"
-        assert figure.stat().st_size > 10_000
-        assert f"figure: {figure}" in captured.err
+    assert calibration["loss_nats_at_best"] == min(calibration["loss_nats"]) <= result["loss_nats"]
+    assert figure.stat().st_size > 10_000
+    assert f"figure: {figure}" in captured.err
 
 
 def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch, capsys):
@@ -218,6 +219,39 @@ def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch
         assert json.loads(capsys.readouterr().out)["loss_nats"] == loss
 
 
+def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
+    """The trained run, and one of a larger model, whose first epoch's seconds a stop has made unknown."""
+    other = tmp_path / "larger"
+    flags = ["--corpus", corpus, *TINY, "--hidden-size", 12, "--epochs", 2, "--run-dir", other]
+    assert call("text_generation", *flags) == 0
+    lines = (other / "metrics.jsonl").read_text().splitlines()
+    first = {**json.loads(lines[1]), "seconds": None}
+    (other / "metrics.jsonl").write_text("\n".join([lines[0], json.dumps(first), *lines[2:]]) + "\n")
+    table, figure = tmp_path / "table.csv", tmp_path / "figure.png"
+    capsys.readouterr()
+    assert call("compare", trained[0], other, "--table", table, "--figure", figure, "--target", 9) == 0
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert header == ["run", "hidden_size", "held_out_loss", "epoch", "seconds", "seconds_to_9.0000"]
+    remark, *written = csv.reader(table.read_text().splitlines())
+    assert remark[0].startswith("# held-out loss in nats per character")
+    assert [[cell for cell in row if cell] for row in written] == [header, *rows]
+    assert figure.stat().st_size > 10_000
+    records = read_records(trained[0] / "metrics.jsonl")
+    assert rows[0][:4] == ["run", "8", f"{records[2]['held_out_loss']:.4f}", "2"]
+    assert float(rows[0][4]) == pytest.approx(records[1]["seconds"] + records[3]["seconds"], abs=0.06)
+    assert float(rows[0][5]) == pytest.approx(records[1]["seconds"], abs=0.06)
+    assert rows[1][1] == "12"
+    assert len(rows[1]) == 4, "after the stop its times are unknown"
+    assert call("compare", trained[0], other) == 0
+    assert "seconds_to_" + rows[0][2] in capsys.readouterr().out
+    for bad, message in [
+        ([tmp_path], "is not a run directory"),
+        ([other, "--figure", "x.txt"], "ends in .svg or .png"),
+    ]:
+        assert call("compare", *bad) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys):
     flags = ["--corpus", corpus, *TINY, "--epochs", 2, "--run-dir", tmp_path / "run"]
     assert call("reproduce", "keras-2.2", *flags) == 0
@@ -234,14 +268,17 @@ def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys
 BAD_TRAINING = {
     "an unknown preset": (["qick"], "no preset 'qick'; name one of quick, tf-keras-2.5"),
     "an unknown corpus": (["--corpus", "neitzsche"], "no corpus, file or folder 'neitzsche'; name one of python-docs"),
-    "an empty text": (["--corpus", "empty.txt"], "has 0 characters.*needs at least 330"),
+    "an empty text": (["--corpus", "empty.txt"], "has 0 characters.*needs at least 610"),
     "a text of one character": (["--corpus", "one.txt"], "has 1 characters"),
-    "a text too short": (["--corpus", "short.txt"], "has 300 characters.*needs at least 330"),
+    "a text too short": (["--corpus", "short.txt"], "has 300 characters.*needs at least 610"),
     "one distinct character": (["--corpus", "same.txt"], "only one distinct character, 'a'"),
     "bytes that do not decode": (["--corpus", "latin.txt"], r"byte 0xe9 at offset 3 \(line 2\).*--encoding cp1252"),
     "an unknown encoding": (["--corpus", "short.txt", "--encoding", "utf8000"], "'utf8000' is not a text encoding"),
     "a directory of files": (["--run-dir", "."], "holds files but no run"),
-    "a directory under a file": (["--corpus", "long.txt", "--run-dir", "one.txt/run"], "cannot be written"),
+    "a directory under a file": (
+        ["--corpus", "long.txt", "--batch-size", "8", "--run-dir", "one.txt/run"],
+        "cannot be written",
+    ),
     "a negative seed": (["--seed", "-1"], r"--seed -1.*0 to 4294967295"),
     "a large seed": (["--seed", str(2**32)], r"--seed 4294967296.*0 to 4294967295"),
     "a negative temperature": (["--temperatures", "0.5", "-0.1"], r"--temperatures -0.1.*0 \(always"),
@@ -250,7 +287,16 @@ BAD_TRAINING = {
     "an empty name": (["--corpus", ""], "no corpus, file or folder ''"),
     "a very long name": (["--corpus", "x" * 300], "File name too long"),
     "a count beyond 32 bits": (["--stride", "10000000000"], "--stride 10000000000.*2147483647"),
-    "steps beyond 32 bits": (["--corpus", "long.txt", "--epochs", "2000000000"], "32-bit counter.*at most 536870911"),
+    "steps beyond 32 bits": (
+        ["--corpus", "long.txt", "--carry", "fresh", "--epochs", "2000000000"],
+        "32-bit counter.*at most 238609294",
+    ),
+    "too little for the streams": (["--corpus", "long.txt"], "do not fill --batch-size 32.*at most --batch-size 14"),
+    "a decay that adam ignores": (["--optimizer", "adam"], "--weight-decay 0.01.*0 without --optimizer adamw"),
+    "patience with nothing": (["--patience", "3", "--held-out-fraction", "0"], "--patience 3.*nothing is held out"),
+    "a negative warm-up": (["--warmup", "-0.1"], "--warmup -0.1.*at least 0"),
+    "no embedding": (["--embedding-size", "0"], "--embedding-size 0.*from 1 to 2147483647"),
+    "no run to start from": (["--init-from", "long.txt"], "long.txt' is not a run directory"),
     "a sliver held out": (["--held-out-fraction", "1e-9"], "--held-out-fraction 1e-09.*from 1e-6"),
     "no window": (["--window", "0"], "--window 0.*from 1 to 2147483647"),
     "no stride": (["--stride", "0"], "--stride 0.*from 1 to 2147483647"),
@@ -261,7 +307,7 @@ BAD_TRAINING = {
     "all dropped": (["--dropout", "1"], "--dropout 1.*below 1"),
     "all held out": (["--held-out-fraction", "1"], "--held-out-fraction 1.*below 1"),
     "a rate that is no number": (["--learning-rate", "nan"], "--learning-rate nan.*positive"),
-    "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "last possible start is 868"),
+    "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "last possible start is 840"),
 }
 
 

@@ -11,7 +11,7 @@ ROOMS = {
     "model": set(),
     "learning": {"data", "model"},
     "generation": {"model"},
-    "analysis": {"learning", "generation"},
+    "analysis": {"model", "learning", "generation"},
     "runs": {"data", "model", "learning", "generation", "analysis"},
 }
 FOUNDATION = {"choices", "errors", "keys", "mesh"}  # modules beside the rooms that every room may import

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from typing import Any
@@ -38,7 +39,7 @@ def tiny(tmp_path, small_text):
 
 def finish(configuration, path):
     """Train to the end; return what a run must reproduce: its final parameters and its records but for the clock."""
-    epochs = list(train(prepare(configuration), path))
+    epochs = list(train(prepare(configuration, path=path), path))
     run = RunDirectory(path)
     model, best = load_model(run, "newest"), load_model(run, "best")
     clock = ("seconds", "characters_per_second")
@@ -173,6 +174,31 @@ def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, 
     assert load_model(run, "newest").step == 5 * steps
     assert list(train(prepare(patient), tmp_path / "run")) == []
     assert "stopped early" in capsys.readouterr().err
+    losses = iter([1.9])
+    more = dataclasses.replace(patient, patience=3)
+    assert next(train(prepare(more), tmp_path / "run")).epoch == 6, "more patience goes on"
+    assert open_run(tmp_path / "run").configuration().patience == 3
+
+
+def test_a_best_model_that_no_record_supports_is_dropped(tiny, tmp_path):
+    """Whoever removes the checkpoints starts over, and what was best before is no more."""
+    unbroken = finish(tiny, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert same(finish(tiny, tmp_path / "run"), unbroken)
+
+
+def test_a_state_that_is_not_saved_is_not_passed_over(tiny, tmp_path):
+    job = prepare(tiny)
+    state = loop.first_state(job)
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+        save_state(checkpoints, state._replace(step=state.step + 5))
+        with pytest.raises(RuntimeError, match=r"step 3 was not saved: .* holds step 5"):
+            save_state(checkpoints, state._replace(step=state.step + 3))
+
+
+def test_texts_come_every_few_epochs_and_at_the_end(tiny, tmp_path):
+    samples = finish(dataclasses.replace(tiny, epochs=5, sample_every=2), tmp_path / "run")[3]
+    assert [record["epoch"] for record in samples] == [2] * 4 + [4] * 4 + [5] * 4
 
 
 def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_path, small_text):
@@ -186,6 +212,19 @@ def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_pat
     assert int(start.step) == 0
     epochs, *_ = finish(second, tmp_path / "second")
     assert epochs[0].training_loss < finish(tiny, tmp_path / "first")[2][1]["training_loss"]
+
+    precision = jax.config.values["jax_default_matmul_precision"]
+    assert precision == "highest"
+    other_precision = dataclasses.replace(tiny, precision="bfloat16", epochs=1)
+    finish(other_precision, tmp_path / "coarse")
+    loop.first_state(prepare(dataclasses.replace(second, init_from=str(tmp_path / "coarse"))))
+    assert jax.config.values["jax_default_matmul_precision"] == precision, "the source's precision stays its own"
+
+    (tmp_path / "first").rename(tmp_path / "gone")
+    longer = dataclasses.replace(second, epochs=3)
+    assert [epoch.epoch for epoch in finish(longer, tmp_path / "second")[0]] == [3], "the source is needed no more"
+    assert len(load_text(open_run(tmp_path / "second"))[1]) == len(job.held_out_ids)
+    (tmp_path / "gone").rename(tmp_path / "first")
 
     with pytest.raises(InputError, match=r"--init-from .*: its model differs: --hidden-size 8 there, 9 here"):
         prepare(dataclasses.replace(second, hidden_size=9))
@@ -204,8 +243,6 @@ def test_streams_that_the_text_does_not_fill_are_refused_with_what_would_do(tiny
     assert prepare(dataclasses.replace(every, batch_size=most)).steps_per_epoch == 1
     with pytest.raises(InputError):
         prepare(dataclasses.replace(every, batch_size=most + 1))
-    with pytest.raises(InputError, match="--warmup 99999 takes all"):
-        prepare(dataclasses.replace(tiny, schedule="cosine", warmup=99999))
 
 
 def test_more_epochs_extend_a_run_to_what_it_would_have_been(tiny, tmp_path):
@@ -252,8 +289,12 @@ def test_fewer_epochs_and_a_longer_cosine_are_refused(tiny, tmp_path):
     finish(cosine, tmp_path / "run")
     with pytest.raises(InputError, match="--epochs 2 there, 1 here"):
         finish(dataclasses.replace(cosine, epochs=1), tmp_path / "run")
-    with pytest.raises(InputError, match="a cosine schedule spans all epochs"):
+    with pytest.raises(InputError, match="a warm-up and a cosine schedule span all epochs"):
         finish(dataclasses.replace(cosine, epochs=3), tmp_path / "run")
+    warm = dataclasses.replace(tiny, warmup=0.5)
+    finish(warm, tmp_path / "warm")
+    with pytest.raises(InputError, match="a warm-up and a cosine schedule span all epochs"):
+        finish(dataclasses.replace(warm, epochs=3), tmp_path / "warm")
 
 
 @pytest.mark.parametrize("use", ["a file", "in a file", "other files"])

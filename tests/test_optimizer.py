@@ -88,7 +88,7 @@ def test_clipping_bounds_the_global_norm():
     np.testing.assert_allclose(first_moment(clipped, gradient / 100), gradient / 100, rtol=1e-6)
 
 
-def test_adamw_shrinks_kernels_and_leaves_biases():
+def test_adamw_shrinks_matrices_and_leaves_biases():
     """Without a gradient only the decay is left: a factor of 1 - 0.01 * 0.5 a step."""
     optimizer = make("adamw", weight_decay=0.5)
     parameters: Any = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
@@ -125,3 +125,11 @@ def test_a_warm_up_rises_in_a_straight_line_and_the_schedule_follows(schedule):
     expected = np.concatenate([0.01 * np.arange(4) / 4, after])
     optimizer = make("adam", schedule=schedule, warmup=4, steps=10)
     np.testing.assert_allclose(rates(optimizer, 11), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_what_a_rule_would_ignore_is_refused():
+    with pytest.raises(ValueError, match="adam has no weight decay"):
+        make("adam", weight_decay=0.1)
+    for options in ({}, {"steps": 4, "warmup": 4}):
+        with pytest.raises(ValueError, match="nowhere to go down"):
+            make("adam", schedule="cosine", **options)

@@ -272,6 +272,11 @@ def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
     assert all(leaf.shape == (5, 16) for leaf in jax.tree.leaves(state.carry))
 
 
+def test_consecutive_segments_whose_carry_would_be_ignored_are_refused():
+    with pytest.raises(ValueError, match="give it ShuffledWindows"):
+        start(jnp.arange(9), 9, order=STREAMS)
+
+
 def test_fresh_carries_learn_from_every_character_of_shuffled_windows(small_text):
     """Without learning, the mean over an epoch is the mean over all positions of its windows."""
     ids, size = encode(small_text)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer
 
 ORDER = 7  # of the n-gram among the baselines: a character given six
+LIMIT = 4_000_000  # characters of either text that the baselines look at: half a minute's work
 
 
 def baselines(
@@ -26,11 +27,12 @@ def baselines(
     """Return the nats per character of `text` under each baseline, by its name.
 
     Args:
-        training: ids of the text to learn from.
-        text: ids of the text to predict.
+        training: ids of the text to learn from; the last `LIMIT` of them are.
+        text: ids of the text to predict; the first `LIMIT` of them are.
         vocabulary_size: characters there are.
         decode: from ids to text, whose UTF-8 the compressors read.
     """
+    training, text = training[-LIMIT:], text[:LIMIT]
     before, after = decode(training).encode(errors="surrogatepass"), decode(text).encode(errors="surrogatepass")
     return {
         "uniform": math.log(vocabulary_size),
@@ -106,7 +108,7 @@ class KneserNey:
             discounts = _discounts(counts)[np.minimum(counts, 3)]
             freed = np.bincount(grams // vocabulary_size, discounts, contexts)
             shares = (counts - discounts) / total[grams // vocabulary_size]
-            # A context that only ends the text has nothing after it.
+            # A context that stands at the text's beginning only follows no character, so what it counts is nothing.
             rest = np.divide(freed, total, out=np.ones(contexts), where=total > 0)
             levels.append(_Level(codes[length], grams, shares, rest))
             longer = grams

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Integer
 
 from charlm_jax.generation.temperature import reweight
-from charlm_jax.learning.evaluation import sum_over_windows
+from charlm_jax.learning.evaluation import Score, sum_over_windows
 from charlm_jax.learning.objective import cross_entropy
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import CharacterLSTM
@@ -42,8 +42,13 @@ class Calibration:
 
     @property
     def best(self) -> int:
-        """The place of the temperature with the lowest loss."""
+        """The place of the temperature with the lowest loss, among those that were tried."""
         return int(np.argmin(self.losses))
+
+    @property
+    def at_one(self) -> int:
+        """The place of the temperature nearest to 1."""
+        return int(np.argmin(np.abs(self.temperatures - 1)))
 
     @property
     def expected_errors(self) -> Float[np.ndarray, " temperature"]:
@@ -63,11 +68,16 @@ def calibrate(
     temperatures: tuple[float, ...] = TEMPERATURES,
 ) -> Calibration:
     """Compare predictions with what came, after every window of a text read from the zero state."""
-    score = functools.partial(_score, temperatures=temperatures)
+    score = _score_at(temperatures)
     (losses, bins), count = sum_over_windows(score, network, parameters, ids, mesh, window=window, stride=stride)
     counts, confidences, accuracies = np.moveaxis(bins, -1, 0)
     with np.errstate(invalid="ignore"):
         return Calibration(np.array(temperatures), losses / count, counts, confidences / counts, accuracies / counts)
+
+
+@functools.cache  # the same function each time, so that it is compiled once
+def _score_at(temperatures: tuple[float, ...]) -> Score:
+    return functools.partial(_score, temperatures=temperatures)
 
 
 def _score(

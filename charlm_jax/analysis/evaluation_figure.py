@@ -42,9 +42,11 @@ def plot_evaluation(
             context.axhline(loss, color="0.6", lw=0.8, zorder=0)
             left = number % 2 == 1  # neighbours at different ends, so that close lines keep their names apart
             context.annotate(
-                name, (0.30 if left else 0.99, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                fontsize=8, color="0.35",
+                name, (0.30 if left else 0.99, loss), xycoords=("axes fraction", "data"), ha="right",
+                va="top" if loss < stream_loss else "bottom", fontsize=8, color="0.35",
             )  # fmt: skip
+    shown = [*by_position, stream_loss, *(loss for loss in baselines.values() if loss < top)]
+    context.set_ylim(min(shown) - 0.1 * (max(shown) - min(shown)))  # room for a name under the lowest line
     context.set_xlabel("characters of context")
     context.set_ylabel("nats per character")
     context.legend(frameon=False, fontsize=8, loc="upper right")
@@ -57,12 +59,12 @@ def plot_evaluation(
     temperature.set_xlabel("softmax temperature")
     temperature.set_ylabel("nats per character")
 
-    at_one = int(np.argmin(np.abs(calibration.temperatures - 1)))
+    at_one = calibration.at_one
     reliability.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     reliability.plot(calibration.confidences[at_one], calibration.accuracies[at_one], "o-", color=_MODEL, ms=4)
     share = calibration.counts[at_one] / calibration.counts[at_one].sum()
     reliability.bar((np.arange(BINS) + 0.5) / BINS, share, 1 / BINS, color=_OTHER, alpha=0.25, label="share of all")
-    reliability.set_title(f"expected error {calibration.expected_errors[at_one]:.3f}", fontsize=9)
+    reliability.set_title(f"expected calibration error {calibration.expected_errors[at_one]:.3f}", fontsize=9)
     reliability.set_xlabel("probability of the likeliest character")
     reliability.set_ylabel("how often it came")
     reliability.legend(frameon=False, fontsize=8, loc="upper left")

@@ -18,7 +18,7 @@ from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import Carry, CharacterLSTM
 
 BATCH_SIZE = 256  # windows read at once
-PIECE = 1 << 16  # characters of a stream read in one dispatch
+LOGITS = 1 << 22  # of a stream that are computed in one dispatch
 
 Score = Callable[[CharacterLSTM, Parameters, Array], PyTree]
 """What to find out about windows, (network, parameters, characters (batch, time)) -> arrays with a row a window."""
@@ -90,7 +90,7 @@ def evaluate_stream(
     ids: Integer[Array, " character"] | Integer[np.ndarray, " character"],
     carry: Carry | None = None,
     *,
-    piece: int = PIECE,
+    piece: int | None = None,
 ) -> tuple[Evaluation, Carry]:
     """Score every character of a text but the first, the state carried on from each to the next.
 
@@ -101,19 +101,20 @@ def evaluate_stream(
         parameters: its parameters.
         ids: the text, of at least two characters.
         carry: of the text before, whose last character is the first of `ids`; None is the zero state.
-        piece: characters in a dispatch.
+        piece: characters in a dispatch; None is as many as keep the logits small.
 
     Returns:
         The loss, and the carry before the text's last character.
     """
-    text, losses = np.asarray(ids), []
+    piece = max(LOGITS // network.vocabulary_size, 256) if piece is None else piece
+    text, total = np.asarray(ids), 0.0
     reached = network.zero_carry((1,)) if carry is None else carry
     for start in range(0, len(text) - 1, piece):
         characters = jnp.array(text[None, start : start + piece + 1], jnp.int32)
         loss, reached = _stream_losses(network, parameters, characters, reached)
-        losses.append(np.asarray(loss[0], np.float64))
+        total += float(np.sum(np.asarray(loss), dtype=np.float64))
     count = len(text) - 1
-    return Evaluation(loss_nats=math.fsum(np.concatenate(losses)) / count, characters=count), reached
+    return Evaluation(loss_nats=total / count, characters=count), reached
 
 
 _stream_losses = jax.jit(losses_along, static_argnums=0)

@@ -24,7 +24,7 @@ def losses_along(
     network: CharacterLSTM,
     parameters: Parameters,
     characters: Int32[Array, "batch length"],
-    carry: Carry | None = None,
+    carry: Carry = (),
     dropout_key: Key | None = None,
 ) -> tuple[Float[Array, "batch length-1"], Carry]:
     """Return the nats that every character but the first costs, given those before it, and the carry after them.
@@ -33,11 +33,11 @@ def losses_along(
         network: the model.
         parameters: its parameters.
         characters: ids; the last of each row is a target only.
-        carry: of the text before; None is the zero state.
+        carry: of the text before; an empty one is the zero state.
         dropout_key: switches dropout on.
     """
     model = _bind(network, parameters, dropout_key)
-    logits, carry = model(characters[:, :-1], carry)
+    logits, carry = model(characters[:, :-1], carry or None)
     return cross_entropy(logits, characters[:, 1:]), carry
 
 
@@ -65,9 +65,9 @@ def window_losses(
     parameters: Parameters,
     batch: Batch,
     objective: Objective,
-    carry: Carry | None = None,
+    carry: Carry = (),
     dropout_key: Key | None = None,
-) -> tuple[Float[Array, " batch"], Carry | None]:
+) -> tuple[Float[Array, " batch"], Carry]:
     """Return what an objective makes of each window of a batch, in nats per character, and the carry after it.
 
     `last-character` scores the character after the window, read from the zero state. `every-character` is the mean over

@@ -12,7 +12,7 @@ def make_optimizer(
     learning_rate: float,
     schedule: Schedule = "constant",
     warmup: int = 0,
-    steps: int = 1,
+    steps: int | None = None,
     weight_decay: float = 0.0,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
@@ -25,13 +25,23 @@ def make_optimizer(
     Args:
         name: which rule; `adamw` is Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
         learning_rate: after the warm-up.
-        schedule: `constant`, or `cosine`: down to zero at the last step (Loshchilov and Hutter, 2017).
+        schedule: `constant`, or `cosine`: down to what would be zero one step after the last (Loshchilov and Hutter,
+            2017).
         warmup: steps over which the rate rises from zero, in a straight line; none at 0.
-        steps: of the whole run; only `cosine` looks at it.
-        weight_decay: of `adamw`, for a rate of 1: a step shrinks every kernel by this times the rate; biases are left.
+        steps: of the whole run, warm-up included; `cosine` needs it.
+        weight_decay: of `adamw`, for a rate of 1: a step shrinks every matrix by this times the rate; biases are left.
         clip: bound on the gradient's global norm; None leaves it alone.
+
+    Raises:
+        ValueError: a weight decay without `adamw`, or a cosine without as many steps.
     """
-    rate = learning_rate if schedule == "constant" else optax.cosine_decay_schedule(learning_rate, steps - warmup)
+    if weight_decay and name != "adamw":
+        raise ValueError(f"{name} has no weight decay; adamw has")
+    rate = learning_rate
+    if schedule == "cosine":
+        if steps is None or steps <= warmup:
+            raise ValueError(f"a cosine over {steps} steps, {warmup} of them warm-up, has nowhere to go down")
+        rate = optax.cosine_decay_schedule(learning_rate, steps - warmup)
     if warmup:
         after = rate if callable(rate) else optax.constant_schedule(rate)
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
@@ -39,7 +49,7 @@ def make_optimizer(
         case "adam":
             rule = optax.adam(rate)
         case "adamw":
-            rule = optax.adamw(rate, weight_decay=weight_decay, mask=_kernels)
+            rule = optax.adamw(rate, weight_decay=weight_decay, mask=_matrices)
         case "rmsprop-keras-2":
             rule = optax.rmsprop(rate, decay=0.9, eps=1e-7, eps_in_sqrt=False)
         case "rmsprop-keras-3":
@@ -47,5 +57,5 @@ def make_optimizer(
     return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
 
 
-def _kernels(parameters: optax.Params) -> optax.Params:
+def _matrices(parameters: optax.Params) -> optax.Params:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)

@@ -72,8 +72,13 @@ def make_train_steps(
 
     Where the order is of consecutive segments, each starts from the carry of the one before, through which no gradient
     flows (truncated backpropagation through time; Williams and Peng, 1990), and an epoch's first from the zero state.
+
+    Raises:
+        ValueError: `last-character`, which reads every window from the zero state, with consecutive segments.
     """
     batch_size = order.batch_size
+    if order.consecutive and objective == "last-character":
+        raise ValueError("last-character reads every window from the zero state; give it ShuffledWindows")
 
     def train_step(
         state: TrainingState, ids: Integer[Array, " character"], key: Key
@@ -88,13 +93,15 @@ def make_train_steps(
         if network.dropout:
             dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step)
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA))
-        start = jax.tree.map(lambda value: jnp.where(step == 0, 0.0, value), state.carry) or None
+        start = jax.tree.map(lambda value: jnp.where(step == 0, 0.0, value), state.carry)
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
             losses, carry = window_losses(network, parameters, batch, objective, start, dropout_key)
-            return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry or ()
+            return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)
+        # Each device has its own rows of the carry, but the loss all see: a carry that is not finite makes it so too.
+        own_loss += sum(0.0 * jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
         # As one array: the devices wait for one another once, not once for each parameter.
         flat, unflatten = ravel_pytree((own_loss, own_gradient))
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
@@ -109,7 +116,6 @@ def make_train_steps(
             epoch_loss=state.epoch_loss + (loss - state.epoch_loss) * share,
             carry=carry if order.consecutive else (),
         )
-        # Not the carry, of which a device knows its own rows only: all of it is in the loss.
         finite = _all_finite(after._replace(carry=()))
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite
 

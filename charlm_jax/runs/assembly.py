@@ -92,6 +92,11 @@ class Job:
             how += ", every character learned"
         embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
         dropped = f", dropout {chosen.dropout:g}" if chosen.dropout else ""
+        extras = [
+            f"{name.replace('_', ' ')} {value:g}"
+            for name in ("warmup", "weight_decay", "clip")
+            if (value := getattr(chosen, name))
+        ]
         lines = {
             "corpus": f"{self.corpus.name}, {len(self.corpus.text):,} characters, {len(self.vocabulary)} distinct",
             "training": f"{self.windows:,} windows of {chosen.window} characters, {how}; "
@@ -99,19 +104,21 @@ class Job:
             "held out": held_out,
             "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}{dropped}, "
             f"{count:,} parameters",
-            "optimizer": f"{chosen.optimizer}, learning rate {chosen.learning_rate:g}, {chosen.schedule}",
+            "optimizer": f"{chosen.optimizer}, learning rate {chosen.learning_rate:g}, {chosen.schedule}"
+            + "".join(f", {extra}" for extra in extras),
             "device": f"{describe_devices(self.mesh)}, {chosen.precision}, jax {jax.__version__}",
             "run": str(path),
         }
         return "\n".join(f"{subject:<10} {text}" for subject, text in lines.items())
 
 
-def prepare(configuration: Configuration, devices: int | None = None) -> Job:
+def prepare(configuration: Configuration, devices: int | None = None, path: Path | None = None) -> Job:
     """Read the corpus and build what the configuration names; writes nothing.
 
     Args:
         configuration: every choice.
         devices: how many to split batches over; None is all that get a few windows each.
+        path: the run's directory; if the run is there already, it need not look at the one that it started from.
 
     Raises:
         InputError: the corpus cannot be read, is too short, or has no place for the prompt; or there are not so many
@@ -121,7 +128,12 @@ def prepare(configuration: Configuration, devices: int | None = None) -> Job:
     mesh = open_mesh(devices, chosen.batch_size)
     set_up(chosen.precision)
     corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
-    vocabulary = _trained_vocabulary(chosen) if chosen.init_from else Vocabulary.of(corpus.text)
+    if chosen.init_from and path is not None and (path / "config.json").is_file():
+        vocabulary = open_run(path).vocabulary()
+    elif chosen.init_from:
+        vocabulary = _trained_vocabulary(Path(chosen.init_from), chosen)
+    else:
+        vocabulary = Vocabulary.of(corpus.text)
     training_ids, held_out_ids = split_held_out(
         vocabulary.encode(corpus.text, f"corpus {corpus.name!r}"),
         held_out_fraction=chosen.held_out_fraction,
@@ -147,8 +159,6 @@ def prepare(configuration: Configuration, devices: int | None = None) -> Job:
             f"the {len(training_ids):,} characters of training text do not fill --batch-size {chosen.batch_size} "
             f"windows of {chosen.window} side by side; give at most --batch-size {most}, or --carry fresh"
         )
-    if chosen.schedule == "cosine" and chosen.warmup >= chosen.epochs * steps:
-        raise InputError(f"--warmup {chosen.warmup} takes all of the run's {chosen.epochs * steps:,} steps; give fewer")
     if chosen.epochs * steps >= 2**31:
         raise InputError(
             f"--epochs {chosen.epochs} makes {chosen.epochs * steps:,} steps, which a 32-bit counter does not hold; "
@@ -176,20 +186,19 @@ def make_order(configuration: Configuration) -> Order:
     return ShuffledWindows(chosen.window, chosen.stride, chosen.batch_size)
 
 
-def _trained_vocabulary(configuration: Configuration) -> Vocabulary:
+def _trained_vocabulary(source: Path, configuration: Configuration) -> Vocabulary:
     """Return the vocabulary of the run to start from.
 
     Raises:
         InputError: there is no such run, or its model has another shape.
     """
-    assert configuration.init_from is not None
-    source = open_run(Path(configuration.init_from))
-    there = source.configuration()
+    run = open_run(source)
+    there = run.configuration()
     names = ("hidden_size", "layers", "gate_activation", "embedding_size")
     same = dataclasses.replace(there, **{name: getattr(configuration, name) for name in names})
     if differences := there.differences(same):
-        raise InputError(f"--init-from {configuration.init_from}: its model differs: {'; '.join(differences)}")
-    return source.vocabulary()
+        raise InputError(f"--init-from {source}: its model differs: {'; '.join(differences)}; give the same flags here")
+    return run.vocabulary()
 
 
 def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Integer[np.ndarray, " held_out"]]:
@@ -198,13 +207,15 @@ def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Inte
     Raises:
         InputError: its corpus cannot be read, or is no longer what it was.
     """
-    job = prepare(run.configuration())
-    if job.corpus.sha256 != run.provenance()["corpus"]["sha256"]:
+    chosen, recorded = run.configuration(), run.provenance()["corpus"]
+    corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
+    if corpus.sha256 != recorded["sha256"]:
         raise InputError(
-            f"the corpus {job.corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
+            f"the corpus {corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
             "put that one back, or name a text with --text FILE"
         )
-    return job.training_ids, job.held_out_ids
+    ids = run.vocabulary().encode(corpus.text)
+    return split_held_out(ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window)
 
 
 def make_network(configuration: Configuration, vocabulary: Vocabulary) -> CharacterLSTM:
@@ -220,13 +231,24 @@ def make_network(configuration: Configuration, vocabulary: Vocabulary) -> Charac
 
 
 def first_state(job: Job) -> TrainingState:
-    """Return the state before the first step."""
+    """Return the state before the first step: of a model drawn anew, or of the trained one to start from."""
     chosen = job.configuration
     if chosen.init_from:
         parameters = load_model(open_run(Path(chosen.init_from))).parameters
     else:
         parameters = initial_parameters(job.network, chosen.initializer, fold_text(job.key, "parameters"))
     return initial_state(job.network, parameters, job.optimizer, job.order, job.mesh)
+
+
+def state_shapes(
+    network: CharacterLSTM, optimizer: optax.GradientTransformation, order: Order, mesh: Mesh
+) -> TrainingState:
+    """Return a training state's shapes and types in place of its arrays."""
+
+    def state(key: Key) -> TrainingState:
+        return initial_state(network, flax_parameters(network, key), optimizer, order, mesh)
+
+    return jax.eval_shape(state, jax.random.key(0))
 
 
 @dataclass(frozen=True)
@@ -253,21 +275,16 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
 
     Args:
         run: the run.
-        checkpoint: `best` by held-out loss, which is the newest where nothing is held out, or the `newest`.
+        checkpoint: `best` by held-out loss, which is the newest where none was measured yet, or the `newest`.
 
     Raises:
         InputError: the run has no checkpoint yet.
     """
     configuration = run.configuration()
-    set_up(configuration.precision)
     vocabulary = run.vocabulary()
     network = make_network(configuration, vocabulary)
-    optimizer, order, mesh = _optimizer(configuration, 2**31), make_order(configuration), data_mesh(jax.devices()[:1])
-
-    def state_like(key: Key) -> TrainingState:
-        return initial_state(network, flax_parameters(network, key), optimizer, order, mesh)
-
-    like = jax.eval_shape(state_like, jax.random.key(0))
+    mesh = data_mesh(jax.devices()[:1])
+    like = state_shapes(network, _optimizer(configuration, 2**31), make_order(configuration), mesh)
     folders = [run.best, run.checkpoints] if checkpoint == "best" else [run.checkpoints]
     for folder in folders:
         if folder.is_dir():
@@ -283,7 +300,7 @@ def _optimizer(configuration: Configuration, steps: int) -> optax.GradientTransf
         configuration.optimizer,
         learning_rate=configuration.learning_rate,
         schedule=configuration.schedule,
-        warmup=configuration.warmup,
+        warmup=int(configuration.warmup * steps),
         steps=steps,
         weight_decay=configuration.weight_decay,
         clip=configuration.clip,

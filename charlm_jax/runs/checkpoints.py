@@ -32,8 +32,15 @@ def open_checkpoints(path: Path, kept: int = 2) -> Iterator[ocp.CheckpointManage
 
 def save_state(manager: ocp.CheckpointManager, state: TrainingState) -> None:
     """Save a state under its step, unless that step is there already."""
-    if manager.latest_step() != int(state.step):
-        manager.save(int(state.step), args=ocp.args.StandardSave(state))
+    step = int(state.step)
+    if manager.latest_step() != step and not manager.save(step, args=ocp.args.StandardSave(state)):
+        raise RuntimeError(f"step {step} was not saved: {manager.directory} holds step {manager.latest_step()}")
+
+
+def drop_later_states(manager: ocp.CheckpointManager, step: int) -> None:
+    """Remove states of later steps: training goes on from `step`, and will come to its own."""
+    for later in [saved for saved in manager.all_steps() if saved > step]:
+        manager.delete(later)
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainingState, mesh: Mesh) -> TrainingState | None:

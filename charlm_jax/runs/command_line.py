@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from charlm_jax.data.corpus import NAMES
-from charlm_jax.errors import DivergedError, InputError, Preempted, require_count
+from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
 from charlm_jax.runs.configuration import PRESETS, Configuration
 
 BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
@@ -23,6 +23,20 @@ BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
 def tell(message: str) -> None:
     """Write a line for the person who watches: to stderr, where progress and warnings go."""
     print(message, file=sys.stderr, flush=True)
+
+
+def require_picture(path: Path | None) -> None:
+    """Raise an InputError unless a picture can be drawn into the file of --figure; None passes."""
+    if path is not None:
+        require("--figure", str(path), path.suffix in (".svg", ".png"), "a file that ends in .svg or .png")
+        require("--figure", str(path), path.parent.is_dir(), "in a folder that is there")
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows, the header first, with columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
 
 
 @dataclass(frozen=True)

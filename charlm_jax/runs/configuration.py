@@ -40,11 +40,11 @@ class Configuration:
     carry: SegmentCarry = "kept"
     """With every-character: windows follow one another and the state is kept between them, or each starts fresh."""
     window: int = 60
-    """Characters that the model reads before it learns; also what windowed texts and evaluations look back on."""
+    """Characters in a window: what a step reads, and what windowed texts and evaluations look back on."""
     stride: int = 3
     """Characters from one window's start to the next one's; while the state is kept, of evaluations only."""
     batch_size: int = 128
-    """Windows in one update; an epoch's last batch may be smaller. While the state is kept: texts read side by side."""
+    """Windows in one update; an epoch's last batch may be smaller. Parts read side by side where the state is kept."""
 
     hidden_size: int = 128
     """Units of each LSTM layer."""
@@ -59,7 +59,7 @@ class Configuration:
     initializer: Initializer = "keras"
     """Initial parameters as Keras draws them (Glorot, jointly orthogonal, forget bias 1) or as Flax does."""
     init_from: str | None = None
-    """Start from the model of this run, with its vocabulary; its model flags must be the same."""
+    """Start from the best model of this run, with its vocabulary; the optimizer starts anew."""
 
     optimizer: OptimizerName = "adam"
     """Update rule; the two RMSprops put epsilon outside (Keras 2, tf.keras 2) or inside (Keras 3) the root."""
@@ -67,10 +67,10 @@ class Configuration:
     """Learning rate, the highest over the run."""
     schedule: Schedule = "constant"
     """Learning rate over the run: constant, or cosine down to zero."""
-    warmup: int = 0
-    """Steps over which the learning rate first rises from zero."""
+    warmup: float = 0.0
+    """Share of the run's steps over which the learning rate first rises from zero."""
     weight_decay: float = 0.0
-    """Share of each weight, times the learning rate, that every step of adamw takes off."""
+    """Share of each matrix, times the learning rate, that every step of adamw takes off."""
     clip: float | None = None
     """Bound on the gradient's global norm; none if not given."""
     epochs: int = 1
@@ -81,7 +81,7 @@ class Configuration:
     temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 1.2)
     """Softmax temperatures at which text is generated after an epoch."""
     sample_every: int = 1
-    """Epochs from one set of texts to the next."""
+    """Epochs from one set of texts to the next; the last epoch has one too."""
     sample_length: int = 400
     """Characters generated at each temperature."""
     sampler: Sampler = "windowed"
@@ -120,7 +120,7 @@ class Configuration:
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             require(flag(name), value, value is None or 0 < value < math.inf, "a positive number")
-        require("--warmup", self.warmup, self.warmup >= 0, "at least 0")
+        require("--warmup", self.warmup, 0 <= self.warmup < 1, "at least 0 and below 1")
         decays = self.optimizer == "adamw"
         require("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         require("--weight-decay", self.weight_decay, decays or not self.weight_decay, "0 without --optimizer adamw")
@@ -166,14 +166,15 @@ PRESETS = {
     "quick": Configuration(
         objective="every-character",
         batch_size=32,
-        dropout=0.1,
+        dropout=0.2,
         optimizer="adamw",
-        learning_rate=0.02,
+        learning_rate=0.03,
         schedule="cosine",
+        warmup=0.03,
         weight_decay=0.01,
         clip=1.0,
-        epochs=30,
-        sample_every=10,
+        epochs=24,
+        sample_every=8,
         sampler="stateful",
         prompt_start=47,
     ),

@@ -9,10 +9,12 @@ best/             the state with the lowest held-out loss
 figures/          pictures
 """
 
+import csv
 import dataclasses
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +114,7 @@ def open_run(path: Path) -> RunDirectory:
 def create_run(path: Path, configuration: Configuration, provenance: dict) -> RunDirectory:
     """Create a run's directory, or return the one that is there if it holds the same run.
 
-    A larger number of epochs extends a run whose learning rate is constant.
+    A larger number of epochs extends a run whose learning rate is constant from the start, and patience may change.
 
     Raises:
         InputError: the directory cannot be written, holds something else, or holds another run; nothing is changed.
@@ -121,8 +123,9 @@ def create_run(path: Path, configuration: Configuration, provenance: dict) -> Ru
     if (path / "config.json").is_file():
         _check_same(run, configuration, provenance)
         there = run.configuration()
-        if configuration.epochs > there.epochs:
-            run.write_configuration(dataclasses.replace(there, epochs=configuration.epochs))
+        run.write_configuration(
+            dataclasses.replace(there, epochs=configuration.epochs, patience=configuration.patience)
+        )
         return run
     try:
         if path.exists() and any(map(_is_foreign, path.iterdir())):
@@ -147,13 +150,14 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
     compared = configuration
     if recorded.get("sha256") == here["sha256"]:
         compared = dataclasses.replace(compared, corpus=there.corpus)  # the same text from another place
-    extends = configuration.epochs > there.epochs and there.schedule == "constant"
+    extends = configuration.epochs > there.epochs and there.schedule == "constant" and not there.warmup
     if extends:
         compared = dataclasses.replace(compared, epochs=there.epochs)
+    compared = dataclasses.replace(compared, patience=there.patience)  # which decides how far to go, not how
     differences = there.differences(compared)
     if configuration.epochs > there.epochs and not extends:
-        differences.append("(a cosine schedule spans all epochs, so it cannot be extended)")
-    for name in ("characters", "sha256"):
+        differences.append("(a warm-up and a cosine schedule span all epochs, so the run cannot be extended)")
+    for name in ("characters", "sha256", "vocabulary"):
         if recorded.get(name) != here[name]:
             differences.append(f"the text's {name} {recorded.get(name)} there, {here[name]} here")
     if differences:
@@ -168,8 +172,21 @@ def save_figure(run: RunDirectory, name: str, figure: "Figure") -> list[Path]:
     run.figures.mkdir(exist_ok=True)
     paths = [run.figures / f"{name}.{suffix}" for suffix in ("svg", "png")]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        save_picture(figure, path)
     return paths
+
+
+def save_picture(figure: "Figure", path: Path) -> None:
+    """Write a picture as its file's ending says; the same picture is the same file."""
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = ()) -> None:
+    """Write comma-separated values, remarks first, each after a #."""
+    text = io.StringIO("".join(f"# {remark}\n" for remark in remarks))
+    text.seek(0, io.SEEK_END)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    _write_atomically(path, text.getvalue())
 
 
 def append_record(path: Path, record: dict) -> None:

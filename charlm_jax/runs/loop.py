@@ -19,8 +19,8 @@ from charlm_jax.errors import DivergedError, Preempted
 from charlm_jax.learning.evaluation import Evaluation, evaluate
 from charlm_jax.learning.training import TrainingState, TrainSteps, make_train_steps
 from charlm_jax.mesh import replicate
-from charlm_jax.runs.assembly import Job, first_state
-from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
+from charlm_jax.runs.assembly import Job, first_state, state_shapes
+from charlm_jax.runs.checkpoints import drop_later_states, open_checkpoints, restore_state, save_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, append_record, create_run, keep_records, read_records
@@ -39,7 +39,7 @@ class Epoch:
         training_loss: nats per character, the mean over the epoch's windows while the model learned from them.
         held_out: the loss on the held-out text after the epoch; None if none is held out.
         seconds: of training, the first epoch's with its compilation; None for an epoch that a stop divided.
-        samples: one text a temperature, after every `sample_every` epochs.
+        samples: one text a temperature, after every `sample_every` epochs and the last.
     """
 
     epoch: int
@@ -65,7 +65,6 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
     train_steps = make_train_steps(job.network, job.optimizer, job.order, chosen.objective, job.mesh)
     # Copies: on a CPU a device array may be a view of NumPy's memory.
     ids, held_out_ids = replicate((jnp.array(job.training_ids), jnp.array(job.held_out_ids)), job.mesh)
-    state = first_state(job)
     provenance = {**describe_process(chosen.precision, job.mesh), "corpus": job.describe_corpus()}
     run = create_run(path, chosen, provenance)
     tell(job.describe(path))
@@ -76,12 +75,16 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
         open_checkpoints(run.best, kept=1) as best,
         _stop_requests() as stop_requested,
     ):
-        restored = restore_state(checkpoints, state, job.mesh)
-        if restored is not None:
+        like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
+        restored = restore_state(checkpoints, like, job.mesh)
+        if restored is None:
+            state = first_state(job)
+        else:
             state = restored
             tell(f"going on from step {int(state.step):,} of {job.steps:,} in {path}")
         seconds = None  # of the training of an epoch whose records are missing; unknown if it was before a stop
         unrecorded = _drop_unfinished_records(run, job, int(state.step))
+        drop_later_states(best, int(state.step))
         while True:
             if unrecorded:
                 done = _finish_epoch(run, job, state, held_out_ids, seconds, best)
@@ -143,13 +146,14 @@ def _finish_epoch(
             raise DivergedError(_diverged(int(state.step), epoch))
         if held_out.loss_nats < min(_held_out_losses(run), default=math.inf):
             save_state(best, state)
+    due = epoch % chosen.sample_every == 0 or epoch == chosen.epochs
     done = Epoch(
         epoch=epoch,
         step=int(state.step),
         training_loss=float(state.epoch_loss),
         held_out=held_out,
         seconds=seconds,
-        samples=() if epoch % chosen.sample_every else sample_texts(job, state.parameters, epoch),
+        samples=sample_texts(job, state.parameters, epoch) if due else (),
     )
     _record(run, job, done)
     return done
