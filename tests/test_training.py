@@ -272,6 +272,22 @@ def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
     assert all(leaf.shape == (5, 16) for leaf in jax.tree.leaves(state.carry))
 
 
+def test_kept_carries_go_on_over_another_number_of_devices(small_text):
+    """Five rows on two devices, then on three: what two would have come to, but for the order of sums."""
+    ids, size = encode(small_text)
+
+    def train(state, devices, stop):
+        mesh = data_mesh(jax.devices()[:devices])
+        train_steps, first = start(ids, size, rate=0.001, order=STREAMS, objective="every-character", mesh=mesh)
+        state = first() if state is None else replicate(jax.tree.map(np.asarray, state), mesh)
+        return train_steps(state, replicate(ids, mesh), KEY, stop)[0]
+
+    moved, stayed = train(train(None, 2, 8), 3, 14), train(train(None, 2, 8), 2, 14)
+    for one, another in zip(jax.tree.leaves(moved), jax.tree.leaves(stayed), strict=True):
+        np.testing.assert_allclose(one, another, rtol=1e-4, atol=1e-5)
+    assert np.abs(moved.carry[0].hidden).max(axis=1).min() > 0, "every row has read something"
+
+
 def test_consecutive_segments_whose_carry_would_be_ignored_are_refused():
     with pytest.raises(ValueError, match="give it ShuffledWindows"):
         start(jnp.arange(9), 9, order=STREAMS)
