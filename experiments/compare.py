@@ -39,7 +39,8 @@ class Arguments:
     """Where to draw loss against seconds, as SVG or PNG by its ending."""
 
     def __post_init__(self) -> None:
-        require("RUN", "without a directory", self.runs != (), "followed by one or more")
+        if not self.runs:
+            raise InputError("no run is named; give directories of runs: scripts/run compare RUN RUN...")
         require_picture(self.figure)
         there = self.table is None or self.table.parent.is_dir()
         require("--table", str(self.table), there, "in a folder that is there")

@@ -245,6 +245,7 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
     assert call("compare", trained[0], other) == 0
     assert "seconds_to_" + rows[0][2] in capsys.readouterr().out
     for bad, message in [
+        ([], "no run is named; give directories"),
         ([tmp_path], "is not a run directory"),
         ([other, "--figure", "x.txt"], "ends in .svg or .png"),
     ]:

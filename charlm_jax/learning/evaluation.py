@@ -88,7 +88,7 @@ def evaluate_stream(
     network: CharacterLSTM,
     parameters: Parameters,
     ids: Integer[Array, " character"] | Integer[np.ndarray, " character"],
-    carry: Carry | None = None,
+    carry: Carry = (),
     *,
     piece: int | None = None,
 ) -> tuple[Evaluation, Carry]:
@@ -100,7 +100,7 @@ def evaluate_stream(
         network: the model.
         parameters: its parameters.
         ids: the text, of at least two characters.
-        carry: of the text before, whose last character is the first of `ids`; None is the zero state.
+        carry: of the text before, whose last character is the first of `ids`; an empty one is the zero state.
         piece: characters in a dispatch; None is as many as keep the logits small.
 
     Returns:
@@ -108,13 +108,13 @@ def evaluate_stream(
     """
     piece = max(LOGITS // network.vocabulary_size, 256) if piece is None else piece
     text, total = np.asarray(ids), 0.0
-    reached = network.zero_carry((1,)) if carry is None else carry
+    carry = carry or network.zero_carry((1,))
     for start in range(0, len(text) - 1, piece):
         characters = jnp.array(text[None, start : start + piece + 1], jnp.int32)
-        loss, reached = _stream_losses(network, parameters, characters, reached)
+        loss, carry = _stream_losses(network, parameters, characters, carry)
         total += float(np.sum(np.asarray(loss), dtype=np.float64))
     count = len(text) - 1
-    return Evaluation(loss_nats=total / count, characters=count), reached
+    return Evaluation(loss_nats=total / count, characters=count), carry
 
 
 _stream_losses = jax.jit(losses_along, static_argnums=0)

@@ -37,7 +37,7 @@ def losses_along(
         dropout_key: switches dropout on.
     """
     model = _bind(network, parameters, dropout_key)
-    logits, carry = model(characters[:, :-1], carry or None)
+    logits, carry = model(characters[:, :-1], carry)
     return cross_entropy(logits, characters[:, 1:]), carry
 
 

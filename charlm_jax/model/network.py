@@ -54,17 +54,17 @@ class CharacterLSTM(nn.Module):
             self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
 
     def __call__(
-        self, ids: Int32[Array, "batch time"], carry: Carry | None = None
+        self, ids: Int32[Array, "batch time"], carry: Carry = ()
     ) -> tuple[Float[Array, "batch time vocab"], Carry]:
         """Return the logits of the character after each one read, and the carry after the last."""
         hidden, carry = self.read(ids, carry)
         return self.predict(hidden), carry
 
     def read(
-        self, ids: Int32[Array, "batch time"], carry: Carry | None = None
+        self, ids: Int32[Array, "batch time"], carry: Carry = ()
     ) -> tuple[Float[Array, "batch time hidden"], Carry]:
-        """Read characters from a carry (None is the zero state); return the top hidden state after each."""
-        carry = self.zero_carry(ids.shape[:1]) if carry is None else carry
+        """Read characters from a carry (an empty one is the zero state); return the top hidden state after each."""
+        carry = carry or self.zero_carry(ids.shape[:1])
         weights = self._weights()
 
         def read_layer(layer: Weights, projected: Array, before: LayerCarry) -> tuple[Array, LayerCarry]:

@@ -65,5 +65,5 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainingState, mesh: Mes
         folder = str(Path(manager.directory) / str(step))
         raise InputError(
             f"the checkpoint {folder!r} cannot be read ({type(error).__name__}); "
-            "remove that folder to go on from the one before it"
+            "remove that folder to go on from what else was kept"
         ) from error
