@@ -379,7 +379,7 @@ def test_precision_is_what_it_says(tiny):
         ("provenance.json", '{"versions": {}, "corpus": {}}', "provenance.json' does not say where"),
         ("metrics.jsonl", "not JSON\n", "metrics.jsonl' line 1 is not a record"),
         ("samples.jsonl", "{}\n", "samples.jsonl' line 1 is not a record"),
-        ("checkpoints", None, r"checkpoint .*\d+' cannot be read .* remove that folder to go on from the one before"),
+        ("checkpoints", None, r"checkpoint .*\d+' cannot be read .* remove that folder to go on from what else was kept"),
     ],
 )
 def test_damaged_files_are_named(tiny, tmp_path, file, content, message):
