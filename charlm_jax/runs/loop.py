@@ -22,6 +22,7 @@ from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import drop_later_states, open_checkpoints, restore_state, save_state
 from charlm_jax.runs.command_line import tell
+from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, append_record, create_run, keep_records, read_records
 from charlm_jax.runs.samples import Sample, sample_texts
@@ -92,8 +93,11 @@ def train(job: Job, path: Path) -> Iterator[Epoch]:
                 yield done
             if int(state.step) == job.steps:
                 return
-            if chosen.patience and (since := _epochs_since_best(run)) >= chosen.patience:
-                tell(f"stopped early: no lower held-out loss for {since} epochs; the best model is kept in {run.best}")
+            if _out_of_patience(chosen, _held_out_losses(run)):
+                tell(
+                    f"stopped early: no lower held-out loss for {chosen.patience} epochs; "
+                    f"the best model is kept in {run.best}"
+                )
                 return
             if stop_requested():
                 raise Preempted(_stopped(int(state.step), job))
@@ -122,9 +126,10 @@ def _held_out_losses(run: RunDirectory) -> list[float]:
     return [record["held_out_loss"] for record in read_records(run.metrics) if record["event"] == "evaluation"]
 
 
-def _epochs_since_best(run: RunDirectory) -> int:
-    losses = _held_out_losses(run)
-    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+def _out_of_patience(configuration: Configuration, losses: list[float]) -> bool:
+    """Say whether as many epochs as patience allows have passed since the lowest of the held-out losses."""
+    patience = configuration.patience
+    return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def _finish_epoch(
@@ -137,16 +142,17 @@ def _finish_epoch(
 ) -> Epoch:
     """Evaluate and sample the model at an epoch's end, keep it if it is the best so far, and write the records."""
     chosen, epoch = job.configuration, int(state.step) // job.steps_per_epoch
-    held_out = None
+    held_out, losses = None, _held_out_losses(run)
     if len(held_out_ids):
         held_out = evaluate(
             job.network, state.parameters, held_out_ids, job.mesh, window=chosen.window, stride=chosen.stride
         )
         if not math.isfinite(held_out.loss_nats):
             raise DivergedError(_diverged(int(state.step), epoch))
-        if held_out.loss_nats < min(_held_out_losses(run), default=math.inf):
+        if held_out.loss_nats < min(losses, default=math.inf):
             save_state(best, state)
-    due = epoch % chosen.sample_every == 0 or epoch == chosen.epochs
+        losses.append(held_out.loss_nats)
+    due = epoch % chosen.sample_every == 0 or epoch == chosen.epochs or _out_of_patience(chosen, losses)
     done = Epoch(
         epoch=epoch,
         step=int(state.step),
