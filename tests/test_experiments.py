@@ -84,7 +84,7 @@ def test_every_flag_of_the_design_is_there():
     code, output, _ = run("text_generation", "--help")
     assert code == 0
     text = ["corpus", "encoding", "lowercase", "held-out-fraction", "window", "stride", "batch-size"]
-    model = ["hidden-size", "layers", "dropout", "gate-activation", "precision", "seed"]
+    model = ["hidden-size", "layers", "dropout", "weight-dropout", "gate-activation", "precision", "seed"]
     learning = ["objective", "carry", "optimizer", "learning-rate", "schedule", "warmup", "weight-decay", "clip"]
     learning += ["epochs", "patience", "init-from", "embedding-size"]
     for flag in [*text, *model, *learning, "temperatures", "sample-length", "sampler", "run-dir", "devices"]:
@@ -306,6 +306,7 @@ BAD_TRAINING = {
     "no layers": (["--layers", "0"], "--layers 0.*from 1 to 2147483647"),
     "no epochs": (["--epochs", "0"], "--epochs 0.*from 1 to 2147483647"),
     "all dropped": (["--dropout", "1"], "--dropout 1.*below 1"),
+    "more than all dropped": (["--weight-dropout", "1.5"], "--weight-dropout 1.5.*below 1"),
     "all held out": (["--held-out-fraction", "1"], "--held-out-fraction 1.*below 1"),
     "a rate that is no number": (["--learning-rate", "nan"], "--learning-rate nan.*positive"),
     "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "last possible start is 840"),

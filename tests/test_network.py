@@ -9,6 +9,8 @@ from oracles import GATES, numpy_logits
 from charlm_jax.choices import GateActivation
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.recurrence import GATES as ORDER
+from charlm_jax.model.recurrence import fuse
 
 IDS = jax.random.randint(jax.random.key(1), (3, 20), 0, 13)
 
@@ -107,3 +109,23 @@ def test_a_window_loses_the_same_units_at_every_step_and_the_carry_none(layers):
         assert all(map(np.array_equal, carry[0], whole_carry[0]))
     else:
         assert np.abs(carry[1].hidden - whole_carry[1].hidden).max() > 1e-3
+
+
+def test_all_sequences_and_steps_lose_the_same_recurrent_weights():
+    """Of the matrix between the states a weight is 0, or 4/3 of itself; reading with that matrix is what is read."""
+    network, parameters = network_and_parameters(1)
+    dropping = dataclasses.replace(network, weight_dropout=0.25)
+
+    def bound():
+        return dropping.bind({"params": parameters}, rngs={"dropout": jax.random.key(0)})
+
+    kernel = np.asarray(fuse(parameters["lstm_0"]).recurrent_kernel)
+    dropped = np.asarray(bound().drop_weights(kernel, deterministic=False))
+    np.testing.assert_allclose(dropped, np.where(dropped == 0, 0, kernel / 0.75), rtol=1e-6)
+    assert 0.1 < (dropped == 0).mean() < 0.4
+    cell = parameters["lstm_0"] | {
+        f"h{gate}": {**parameters["lstm_0"][f"h{gate}"], "kernel": columns}
+        for gate, columns in zip(ORDER, np.split(dropped, 4, axis=1), strict=True)
+    }
+    hidden, _ = bound().read(IDS)
+    np.testing.assert_allclose(hidden, network.bind({"params": {**parameters, "lstm_0": cell}}).read(IDS)[0], atol=1e-6)

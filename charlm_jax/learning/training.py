@@ -68,7 +68,7 @@ def make_train_steps(
     `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone. Each device of the
     mesh reads its share of a batch, the gradients are added up, and every device takes the same step. All arguments
     belong on the whole mesh (`replicate`); what is elsewhere is copied there each time. Another number of devices adds
-    up in another order, and drops other outputs where there is dropout.
+    up in another order, and drops other outputs and weights where there is dropout.
 
     Where the order is of consecutive segments, each starts from the carry of the one before, through which no gradient
     flows (truncated backpropagation through time; Williams and Peng, 1990), and an epoch's first from the zero state.
@@ -90,7 +90,7 @@ def make_train_steps(
         before = step * batch_size
         trained = jnp.minimum(order.windows(len(ids)) - before, batch_size)
         dropout_key = None
-        if network.dropout:
+        if network.dropout or network.weight_dropout:
             dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step)
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA))
         start = jax.tree.map(lambda value: jnp.where(step == 0, 0.0, value), state.carry)

@@ -25,8 +25,11 @@ class CharacterLSTM(nn.Module):
     The parameters are exactly those of one `flax.linen.LSTMCell` a layer (`lstm_0`, `lstm_1`, ...) and one
     `flax.linen.Dense` (`head`); with V characters and H hidden units one layer and the head hold
     4 H (V + H + 1) + V (H + 1) of them. An `embedding` puts E V more before the first layer, which then has
-    4 H (E + H + 1). Dropout falls on every layer's output, and only where a `dropout` key is given to `apply`; a
-    sequence loses the same units at each of its steps (Gal and Ghahramani, 2016).
+    4 H (E + H + 1).
+
+    Where a `dropout` key is given to `apply`, and only there, dropout falls on every layer's output, of which a
+    sequence loses the same units at each of its steps (Gal and Ghahramani, 2016), and on the recurrent weights, of
+    which all sequences lose the same ones (Merity, Keskar and Socher, 2018).
 
     Attributes:
         vocabulary_size: characters that the model knows.
@@ -34,6 +37,7 @@ class CharacterLSTM(nn.Module):
         layers: how many.
         gate_activation: of the input, forget and output gates.
         dropout: share of each layer's outputs that is dropped while training.
+        weight_dropout: share of each layer's recurrent weights that is dropped while training.
         embedding_size: numbers that stand for a character, learned; None is one-hot.
     """
 
@@ -42,6 +46,7 @@ class CharacterLSTM(nn.Module):
     layers: int = 1
     gate_activation: GateActivation = "sigmoid"
     dropout: float = 0.0
+    weight_dropout: float = 0.0
     embedding_size: int | None = None
 
     def setup(self) -> None:
@@ -49,6 +54,7 @@ class CharacterLSTM(nn.Module):
         gate = gate_function(self.gate_activation)
         self.lstm = [nn.LSTMCell(self.hidden_size, gate_fn=gate) for _ in range(self.layers)]
         self.drop = nn.Dropout(self.dropout, broadcast_dims=(0,))  # along time, which comes first
+        self.drop_weights = nn.Dropout(self.weight_dropout)
         self.head = nn.Dense(self.vocabulary_size)
         if self.embedding_size:
             self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
@@ -66,10 +72,12 @@ class CharacterLSTM(nn.Module):
         """Read characters from a carry (an empty one is the zero state); return the top hidden state after each."""
         carry = carry or self.zero_carry(ids.shape[:1])
         weights = self._weights()
+        whole = not self.has_rng("dropout")
 
         def read_layer(layer: Weights, projected: Array, before: LayerCarry) -> tuple[Array, LayerCarry]:
-            hidden, after = lstm_sequence(layer.recurrent_kernel, projected, before, self.gate_activation)
-            return self.drop(hidden, deterministic=not self.has_rng("dropout")), after
+            kernel = self.drop_weights(layer.recurrent_kernel, deterministic=whole)
+            hidden, after = lstm_sequence(kernel, projected, before, self.gate_activation)
+            return self.drop(hidden, deterministic=whole), after
 
         hidden, after = read_layer(weights[0], project_ids(weights[0], ids.T), carry[0])  # time first, as it passes
         layers = [after]

@@ -91,21 +91,21 @@ class Job:
             how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
             how += ", every character learned"
         embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
-        dropped = f", dropout {chosen.dropout:g}" if chosen.dropout else ""
-        extras = [
-            f"{name.replace('_', ' ')} {value:g}"
-            for name in ("warmup", "weight_decay", "clip")
-            if (value := getattr(chosen, name))
-        ]
+
+        def named(*names: str) -> str:
+            """Name those ingredients that are in use."""
+            values = {name.replace("_", " "): getattr(chosen, name) for name in names}
+            return "".join(f", {name} {value:g}" for name, value in values.items() if value)
+
         lines = {
             "corpus": f"{self.corpus.name}, {len(self.corpus.text):,} characters, {len(self.vocabulary)} distinct",
             "training": f"{self.windows:,} windows of {chosen.window} characters, {how}; "
             f"{chosen.epochs} x {self.steps_per_epoch:,} steps of {chosen.batch_size} windows",
             "held out": held_out,
-            "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}{dropped}, "
-            f"{count:,} parameters",
+            "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}"
+            f"{named('dropout', 'weight_dropout')}, {count:,} parameters",
             "optimizer": f"{chosen.optimizer}, learning rate {chosen.learning_rate:g}, {chosen.schedule}"
-            + "".join(f", {extra}" for extra in extras),
+            f"{named('warmup', 'weight_decay', 'clip')}",
             "device": f"{describe_devices(self.mesh)}, {chosen.precision}, jax {jax.__version__}",
             "run": str(path),
         }
@@ -226,6 +226,7 @@ def make_network(configuration: Configuration, vocabulary: Vocabulary) -> Charac
         layers=configuration.layers,
         gate_activation=configuration.gate_activation,
         dropout=configuration.dropout,
+        weight_dropout=configuration.weight_dropout,
         embedding_size=configuration.embedding_size,
     )
 

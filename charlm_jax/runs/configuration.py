@@ -54,6 +54,8 @@ class Configuration:
     """Numbers, learned, that stand for each character before the first layer; one-hot if not given."""
     dropout: float = 0.0
     """Share of every layer's outputs that is dropped while training, the same ones along a window."""
+    weight_dropout: float = 0.0
+    """Share of every layer's recurrent weights that is dropped while training, others in each batch."""
     gate_activation: GateActivation = "sigmoid"
     """Activation of the gates; hard_sigmoid is Keras 2's, clip(0.2 x + 0.5, 0, 1)."""
     initializer: Initializer = "keras"
@@ -114,13 +116,14 @@ class Configuration:
             require_count(flag(name), getattr(self, name))
         for name in ("embedding_size", "patience"):
             require_count(flag(name), getattr(self, name))
-        held_out, dropout = self.held_out_fraction, self.dropout
+        held_out = self.held_out_fraction
         require("--held-out-fraction", held_out, held_out == 0 or 1e-6 <= held_out < 1, "0, or from 1e-6 to below 1")
-        require("--dropout", dropout, 0 <= dropout < 1, "at least 0 and below 1")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             require(flag(name), value, value is None or 0 < value < math.inf, "a positive number")
-        require("--warmup", self.warmup, 0 <= self.warmup < 1, "at least 0 and below 1")
+        for name in ("dropout", "weight_dropout", "warmup"):
+            value = getattr(self, name)
+            require(flag(name), value, 0 <= value < 1, "at least 0 and below 1")
         decays = self.optimizer == "adamw"
         require("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         require("--weight-decay", self.weight_decay, decays or not self.weight_decay, "0 without --optimizer adamw")
