@@ -2,9 +2,17 @@
 
 from collections.abc import Iterable
 
+# What a command exits with: what the user gave cannot be used; training diverged; stopped by a signal with the state
+# saved; stopped at once; the reader of the output has left.
+BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
+
 
 class InputError(Exception):
     """Something the user gave cannot be used; the message names it, its place and the way out."""
+
+
+class DamagedError(InputError):
+    """A saved state is not what was saved; the message says in what."""
 
 
 def require(flag: str, value: object, holds: bool, wanted: str) -> None:
@@ -30,7 +38,7 @@ def require_temperatures(flag: str, values: Iterable[float]) -> None:
 
 
 class DivergedError(ArithmeticError):
-    """Training produced a non-finite number; the last finite state has been kept."""
+    """Training went astray; the last good state has been kept."""
 
 
 class Preempted(Exception):

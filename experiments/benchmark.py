@@ -306,7 +306,7 @@ def _draw(timings: Sequence[Timing], path: Path, first: int) -> None:
     """Draw the contenders' medians and ranges, a panel a task, on logarithmic scales."""
     from matplotlib.figure import Figure
 
-    from charlm_jax.runs.directory import save_picture
+    from charlm_jax.runs.files import save_picture
 
     figure = Figure(figsize=(11, 3), layout="constrained")
     figure.suptitle(f"Hidden size {first}: median and range", fontsize=11)

@@ -82,7 +82,8 @@ def read_course(path: Path) -> Course:
     Raises:
         InputError: there is no run, or it has no held-out loss yet.
     """
-    from charlm_jax.runs.directory import open_run, read_records
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.records import read_records
 
     run = open_run(path)
     records = read_records(run.metrics)
@@ -103,7 +104,7 @@ def main(flags: Sequence[str]) -> None:
     """Read, print and draw."""
     arguments = tyro.cli(Arguments, prog="scripts/run compare", description=__doc__, args=flags)
 
-    from charlm_jax.runs.directory import write_table
+    from charlm_jax.runs.files import write_table
 
     courses = [read_course(path) for path in arguments.runs]
     target = min(courses[0].losses) if arguments.target is None else arguments.target
@@ -147,7 +148,7 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    from charlm_jax.runs.directory import save_picture
+    from charlm_jax.runs.files import save_picture
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

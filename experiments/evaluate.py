@@ -62,9 +62,10 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.analysis.evaluation_figure import plot_evaluation
     from charlm_jax.data.corpus import load_corpus
     from charlm_jax.learning.evaluation import BATCH_SIZE, Evaluation, evaluate, evaluate_stream, loss_by_position
-    from charlm_jax.runs.assembly import load_model, load_text
     from charlm_jax.runs.devices import open_mesh, set_up
-    from charlm_jax.runs.directory import open_run, save_picture
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.files import save_picture
+    from charlm_jax.runs.trained import load_model, load_text
 
     run = open_run(arguments.run)
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import exit_codes, parse_training, print_table, tell
+from charlm_jax.runs.command_line import TrainingArguments, exit_codes, parse_training, print_table, tell
 from charlm_jax.runs.configuration import PRESETS, Configuration
+from charlm_jax.runs.stop import StopRequested, stop_requests
 
 _WINDOWS = 200_278, 200_281  # of Nietzsche, decoded as UTF-8 and one byte a character
 _PUBLISHED = Path(__file__).with_name("published_loss_curves.csv")
@@ -39,18 +40,25 @@ def _differences(configuration: Configuration, windows: int) -> list[str]:
 def main(flags: Sequence[str]) -> None:
     """Train, compare, print and draw."""
     arguments = parse_training("reproduce", __doc__, flags, preset="tf-keras-2.5")
+    with stop_requests() as stop_requested:
+        _run(arguments, stop_requested)
+
+
+def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     configuration, run_dir = arguments.configuration, arguments.run_dir
 
     from charlm_jax.analysis.loss_curves import compare, plot_comparison, read_published
     from charlm_jax.runs.assembly import prepare
-    from charlm_jax.runs.directory import RunDirectory, read_records, save_figure, write_table
+    from charlm_jax.runs.directory import RunDirectory, save_figure
+    from charlm_jax.runs.files import write_table
     from charlm_jax.runs.loop import train
+    from charlm_jax.runs.records import read_records
 
     job = prepare(configuration, arguments.devices, run_dir)
     differences = _differences(configuration, job.windows)
     if differences:
         tell(f"note: this is not the published job, whose curves it is laid over: {'; '.join(differences)}")
-    for epoch in train(job, run_dir):
+    for epoch in train(job, run_dir, stop_requested):
         tell(f"epoch {epoch.epoch}: training loss {epoch.training_loss:.4f} nats")
 
     run = RunDirectory(run_dir)

@@ -74,9 +74,10 @@ def main(flags: Sequence[str]) -> None:
     import numpy as np
 
     from charlm_jax.generation.generate import generate_pieces, stream_keys
-    from charlm_jax.runs.assembly import load_model
     from charlm_jax.runs.devices import open_mesh, set_up
-    from charlm_jax.runs.directory import open_run, read_records
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.records import read_records
+    from charlm_jax.runs.trained import load_model
 
     run = open_run(arguments.run)
     prompts = arguments.prompt

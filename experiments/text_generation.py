@@ -18,17 +18,23 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from charlm_jax.runs.command_line import exit_codes, parse_training, tell
+from charlm_jax.runs.command_line import TrainingArguments, exit_codes, parse_training, tell
+from charlm_jax.runs.stop import StopRequested, stop_requests
 
 
 def main(flags: Sequence[str]) -> None:
     """Train, and print each epoch as it ends."""
     arguments = parse_training("text_generation", __doc__, flags, preset="quick")
+    with stop_requests() as stop_requested:
+        _run(arguments, stop_requested)
 
+
+def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     # JAX is loaded from here on: --help and mistakes in the flags have been answered without it.
     from charlm_jax.analysis.baselines import LIMIT, baselines
     from charlm_jax.runs.assembly import prepare
-    from charlm_jax.runs.loop import Epoch, train
+    from charlm_jax.runs.history import Epoch
+    from charlm_jax.runs.loop import train
 
     def show(epoch: Epoch) -> None:
         seconds = "" if epoch.seconds is None else f" ({epoch.seconds:.0f} s)"
@@ -45,7 +51,7 @@ def main(flags: Sequence[str]) -> None:
         print(end="\n" if epoch.samples else "", flush=True)
 
     job, run_dir = prepare(arguments.configuration, arguments.devices, arguments.run_dir), arguments.run_dir
-    for epoch in train(job, run_dir):
+    for epoch in train(job, run_dir, stop_requested):
         show(epoch)
     if len(job.held_out_ids):
         if max(len(job.training_ids), len(job.held_out_ids)) > LIMIT:

@@ -16,10 +16,11 @@ import pytest
 
 from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.runs import loop
-from charlm_jax.runs.assembly import load_model
 from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.configuration import PRESETS
-from charlm_jax.runs.directory import open_run, read_records
+from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.records import read_records
+from charlm_jax.runs.trained import load_model
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))

@@ -16,13 +16,15 @@ import pytest
 
 from charlm_jax.errors import DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import Evaluation
-from charlm_jax.runs import loop
-from charlm_jax.runs.assembly import load_model, load_text, prepare
-from charlm_jax.runs.checkpoints import open_checkpoints, restore_state, save_state
+from charlm_jax.runs import history, loop
+from charlm_jax.runs.assembly import prepare
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.directory import RunDirectory, append_record, keep_records, open_run, read_records
+from charlm_jax.runs.directory import RunDirectory, open_run
 from charlm_jax.runs.loop import train
+from charlm_jax.runs.records import read_records
 from charlm_jax.runs.samples import _prompt
+from charlm_jax.runs.stop import stop_requests
+from charlm_jax.runs.trained import load_model, load_text
 
 TINY = Configuration(
     lowercase=True, window=10, stride=2, batch_size=16, hidden_size=8, epochs=2, sample_length=20, seed=3
@@ -39,7 +41,9 @@ def tiny(tmp_path, small_text):
 
 def finish(configuration, path):
     """Train to the end; return what a run must reproduce: its final parameters and its records but for the clock."""
-    epochs = list(train(prepare(configuration, path=path), path))
+    job = prepare(configuration, path=path)
+    with stop_requests() as stop_requested:
+        epochs = list(train(job, path, stop_requested))
     run = RunDirectory(path)
     model, best = load_model(run, "newest"), load_model(run, "best")
     clock = ("seconds", "characters_per_second")
@@ -70,6 +74,12 @@ def stop_after(monkeypatch, dispatches, deed):
         return counted
 
     monkeypatch.setattr(loop, "make_train_steps", counting)
+
+
+def terminate():
+    """Send this process a SIGTERM, and wait until it has been noted."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
 
 
 def test_what_a_run_records(tiny, tmp_path):
@@ -105,7 +115,7 @@ def test_nothing_held_out_is_nothing_evaluated(tiny, tmp_path):
 def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, dispatches):
     unbroken = finish(tiny, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        stop_after(patch, dispatches, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stop_after(patch, dispatches, terminate)
         with pytest.raises(Preempted, match="run the same command to go on"):
             finish(tiny, tmp_path / "broken")
     step = load_model(open_run(tmp_path / "broken"), "newest").step
@@ -141,9 +151,8 @@ def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place)
         elif place == "before the records":
             patch.setattr(loop, "evaluate", dying(loop.evaluate, 2))
         else:  # six records an epoch: four texts, the evaluation, the epoch
-            patch.setattr(
-                loop, "append_record", dying(loop.append_record, 9 if place == "amid the records" else 12, True)
-            )
+            call = 9 if place == "amid the records" else 12
+            patch.setattr(history, "append_record", dying(history.append_record, call, True))
         with pytest.raises(KeyboardInterrupt):
             finish(tiny, tmp_path / "broken")
     assert same(finish(tiny, tmp_path / "broken"), unbroken)
@@ -153,7 +162,7 @@ def test_a_run_with_kept_carries_stopped_amid_an_epoch_goes_on_bit_for_bit(tiny,
     every = dataclasses.replace(tiny, objective="every-character", batch_size=5, dropout=0.1)
     unbroken = finish(every, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        stop_after(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stop_after(patch, 2, terminate)
         with pytest.raises(Preempted):
             finish(every, tmp_path / "broken")
     step = load_model(open_run(tmp_path / "broken"), "newest").step
@@ -185,15 +194,6 @@ def test_a_best_model_that_no_record_supports_is_dropped(tiny, tmp_path):
     unbroken = finish(tiny, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert same(finish(tiny, tmp_path / "run"), unbroken)
-
-
-def test_a_state_that_is_not_saved_is_not_passed_over(tiny, tmp_path):
-    job = prepare(tiny)
-    state = loop.first_state(job)
-    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
-        save_state(checkpoints, state._replace(step=state.step + 5))
-        with pytest.raises(RuntimeError, match=r"step 3 was not saved: .* holds step 5"):
-            save_state(checkpoints, state._replace(step=state.step + 3))
 
 
 def test_texts_come_every_few_epochs_and_at_the_end(tiny, tmp_path):
@@ -311,7 +311,7 @@ def test_a_directory_that_cannot_hold_a_run(tiny, tmp_path, use):
 
 def test_training_that_diverges_keeps_the_last_finite_state(tiny, tmp_path):
     wild = dataclasses.replace(tiny, learning_rate=1e38)
-    with pytest.raises(DivergedError, match=r"in epoch 1, after step \d+, .* --learning-rate"):
+    with pytest.raises(DivergedError, match=r"in epoch 1, up to step \d+, 10 steps in a row.* --learning-rate"):
         finish(wild, tmp_path / "run")
     model = load_model(open_run(tmp_path / "run"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.parameters))
@@ -321,7 +321,7 @@ def test_divergence_that_only_the_evaluation_sees(tiny, tmp_path):
     """One huge step at the end of an epoch: finite parameters, but no finite loss."""
     wild = dataclasses.replace(tiny, learning_rate=1e37, batch_size=1000)
     for _ in range(2):
-        with pytest.raises(DivergedError, match="in epoch 1, after step 1,"):
+        with pytest.raises(DivergedError, match="in epoch 1, up to step 1,"):
             finish(wild, tmp_path / "run")
     assert load_model(open_run(tmp_path / "run")).step == 1
     assert read_records(tmp_path / "run" / "metrics.jsonl") == []
@@ -379,19 +379,12 @@ def test_precision_is_what_it_says(tiny):
         ("provenance.json", '{"versions": {}, "corpus": {}}', "provenance.json' does not say where"),
         ("metrics.jsonl", "not JSON\n", "metrics.jsonl' line 1 is not a record"),
         ("samples.jsonl", "{}\n", "samples.jsonl' line 1 is not a record"),
-        ("checkpoints", None, r"checkpoint .*\d+' cannot be read .* remove that folder to go on from what"),
     ],
 )
 def test_damaged_files_are_named(tiny, tmp_path, file, content, message):
     path = tmp_path / "run"
     finish(dataclasses.replace(tiny, epochs=1), path)
-    if content is None:
-        newest = max((path / "checkpoints").iterdir(), key=lambda step: int(step.name))
-        for part in newest.rglob("*"):
-            if part.is_file():
-                part.write_bytes(b"damaged")
-    else:
-        (path / file).write_text(content)
+    (path / file).write_text(content)
     with pytest.raises(InputError, match=message):
         finish(tiny, path)
 
@@ -406,28 +399,6 @@ def test_a_directory_that_an_interrupted_start_left_is_used(tiny, tmp_path):
 
 def test_no_temperatures_is_no_texts(tiny, tmp_path):
     assert finish(dataclasses.replace(tiny, temperatures=(), epochs=1), tmp_path / "run")[3] == []
-
-
-def test_half_a_line_is_dropped_and_so_are_later_steps(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    for step in (5, 10, 15):
-        append_record(path, {"step": step})
-    with path.open("a") as file:
-        file.write('{"step": 20, "los')
-    assert [record["step"] for record in read_records(path)] == [5, 10, 15]
-    keep_records(path, 10)
-    assert path.read_text() == '{"step": 5}\n{"step": 10}\n'
-
-
-def test_a_checkpoint_holds_every_bit(tiny, tmp_path):
-    job = prepare(tiny)
-    state = loop.first_state(job)
-    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert restore_state(checkpoints, state, job.mesh) is None
-        save_state(checkpoints, state)
-        restored = restore_state(checkpoints, state, job.mesh)
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(state)))
 
 
 def test_a_run_from_elsewhere_goes_on_with_a_warning(tiny, tmp_path, capsys):
@@ -451,24 +422,6 @@ def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
             run.write_configuration(tiny)
     assert run.configuration().epochs == 1
     assert sorted(path.name for path in run.path.iterdir()) == [
-        "best", "checkpoints", "config.json", "metrics.jsonl", "provenance.json", "samples.jsonl"
+        "best", "checkpoints", "config.json", "lock", "metrics.jsonl", "provenance.json", "samples.jsonl"
     ]  # fmt: skip
     assert json.loads((run.path / "config.json").read_text())["epochs"] == 1
-
-
-def test_the_second_signal_stops_at_once():
-    """The first is only noted; the second meets the handler that was there before."""
-    hits = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: hits.append(number))
-    try:
-        with loop._stop_requests() as requested:
-            assert not requested()
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-            assert requested()
-            assert not hits
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-            assert hits == [signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -19,7 +19,7 @@ from charlm_jax.keys import fold_text
 from charlm_jax.learning.evaluation import evaluate, loss_by_position
 from charlm_jax.learning.objective import last_losses
 from charlm_jax.learning.optimizer import make_optimizer
-from charlm_jax.learning.training import initial_state, make_train_steps
+from charlm_jax.learning.training import MOST_SKIPPED, initial_state, make_train_steps
 from charlm_jax.mesh import data_mesh, replicate
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
@@ -139,10 +139,9 @@ def fifty_steps(rule, rate, dtype, oracle):
     their_losses, theirs = oracle(jax.tree.map(np.asarray, state.parameters), batches)
     losses = []
     for stop in range(1, 51):
-        # A running mean of zeros and the step's own loss, whose share is a float32.
-        state, finite = train_steps(state._replace(epoch_loss=0 * state.epoch_loss), ids, KEY, jnp.int32(stop))
-        assert finite
-        losses.append(float(state.epoch_loss) / float(np.float32(1 / stop)))
+        state = train_steps(state._replace(epoch=jax.tree.map(jnp.zeros_like, state.epoch)), ids, KEY, jnp.int32(stop))
+        assert not int(state.skipped_in_a_row)
+        losses.append(float(state.epoch.loss))
     ours = state.parameters
     ours = [*keras_cell(ours["lstm_0"]), ours["head"]["kernel"], ours["head"]["bias"]]
     distances = [np.abs(mine - weight).max() for mine, weight in zip(ours, theirs, strict=True)]
@@ -188,10 +187,10 @@ def test_fifty_rmsprop_steps_at_the_notebooks_rate_equal_flax(rule, other, their
 def test_any_number_of_steps_is_the_same_program_and_the_same_result(small_text):
     ids, size = encode(small_text)
     train_steps, first = start(ids, size)
-    whole, _ = train_steps(first(), ids, KEY, 30)
+    whole = train_steps(first(), ids, KEY, 30)
     state = first()
     for stop in (1, 2, 9, 30):
-        state, _ = train_steps(state, ids, KEY, stop)
+        state = train_steps(state, ids, KEY, stop)
     assert equal(state, whole)
     compiled: Any = train_steps
     assert compiled._cache_size() == 1, "the program was compiled more than once"
@@ -205,9 +204,7 @@ def test_devices_share_a_batch(small_text, devices):
     def train(devices):
         mesh = data_mesh(jax.devices()[:devices])
         train_steps, first = start(ids, size, rate=0.001, mesh=mesh)
-        state, finite = train_steps(first(), replicate(ids, mesh), KEY, 10)
-        assert finite
-        return state
+        return train_steps(first(), replicate(ids, mesh), KEY, 10)
 
     alone, together = train(1), train(devices)
     assert equal(together, train(devices))
@@ -263,10 +260,10 @@ def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
         start_on_host, batches_on_host = jax.tree.map(np.asarray, (state.parameters, batches))
         expected, parameters = flax_stream_losses(start_on_host, batches_on_host, steps)
     for stop in (*range(3, steps, 3), steps):
-        state, _ = train_steps(state, shared, KEY, stop)
-    assert float(state.epoch_loss) == pytest.approx(np.mean(expected[:steps]), rel=1e-5)
-    state, _ = train_steps(state, shared, KEY, steps + 15)
-    assert float(state.epoch_loss) == pytest.approx(np.mean(expected[steps:]), rel=1e-5)
+        state = train_steps(state, shared, KEY, stop)
+    assert float(state.epoch.loss) == pytest.approx(np.mean(expected[:steps]), rel=1e-5)
+    state = train_steps(state, shared, KEY, steps + 15)
+    assert float(state.epoch.loss) == pytest.approx(np.mean(expected[steps:]), rel=1e-5)
     for mine, theirs in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
     assert all(leaf.shape == (5, 16) for leaf in jax.tree.leaves(state.carry))
@@ -280,7 +277,7 @@ def test_kept_carries_go_on_over_another_number_of_devices(small_text):
         mesh = data_mesh(jax.devices()[:devices])
         train_steps, first = start(ids, size, rate=0.001, order=STREAMS, objective="every-character", mesh=mesh)
         state = first() if state is None else replicate(jax.tree.map(np.asarray, state), mesh)
-        return train_steps(state, replicate(ids, mesh), KEY, stop)[0]
+        return train_steps(state, replicate(ids, mesh), KEY, stop)
 
     moved, stayed = train(train(None, 2, 8), 3, 14), train(train(None, 2, 8), 2, 14)
     for one, another in zip(jax.tree.leaves(moved), jax.tree.leaves(stayed), strict=True):
@@ -297,17 +294,17 @@ def test_fresh_carries_learn_from_every_character_of_shuffled_windows(small_text
     """Without learning, the mean over an epoch is the mean over all positions of its windows."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, rate=1e-30, objective="every-character")
-    state, _ = train_steps(first(), ids, KEY, ORDER.steps(len(ids)))
+    state = train_steps(first(), ids, KEY, ORDER.steps(len(ids)))
     along = loss_by_position(CharacterLSTM(size, 16), state.parameters, ids, MESH, window=20, stride=3)
-    assert float(state.epoch_loss) == pytest.approx(along.mean(), rel=1e-5)
+    assert float(state.epoch.loss) == pytest.approx(along.mean(), rel=1e-5)
     assert state.carry == ()
 
 
 def test_the_key_and_nothing_else_draws_the_batches(small_text):
     ids, size = encode(small_text)
     train_steps, first = start(ids, size)
-    assert equal(train_steps(first(), ids, KEY, 5)[0], train_steps(first(), ids, KEY, 5)[0])
-    assert not equal(train_steps(first(), ids, KEY, 5)[0], train_steps(first(), ids, jax.random.key(8), 5)[0])
+    assert equal(train_steps(first(), ids, KEY, 5), train_steps(first(), ids, KEY, 5))
+    assert not equal(train_steps(first(), ids, KEY, 5), train_steps(first(), ids, jax.random.key(8), 5))
 
 
 def test_the_last_smaller_batch_is_trained_on_exactly(small_text):
@@ -318,11 +315,11 @@ def test_the_last_smaller_batch_is_trained_on_exactly(small_text):
     for batch_size in (count, count + 100):
         order = ShuffledWindows(20, stride=3, batch_size=batch_size)
         train_steps, first = start(ids, size, order=order)
-        state, _ = train_steps(first(), ids, KEY, 1)
+        state = train_steps(first(), ids, KEY, 1)
         results.append(state)
         assert order.steps(len(ids)) == 1
-    assert float(results[0].epoch_loss) == pytest.approx(float(results[1].epoch_loss), rel=1e-6)
-    assert float(results[0].epoch_loss) == pytest.approx(np.log(size), rel=0.02)
+    assert float(results[0].epoch.loss) == pytest.approx(float(results[1].epoch.loss), rel=1e-6)
+    assert float(results[0].epoch.loss) == pytest.approx(np.log(size), rel=0.02)
 
 
 def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
@@ -331,27 +328,49 @@ def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
     train_steps, first = start(ids, size, rate=1e-30)
     steps = ORDER.steps(len(ids))
     for epochs in (1, 2):
-        state, _ = train_steps(first(), ids, KEY, epochs * steps)
+        state = train_steps(first(), ids, KEY, epochs * steps)
         expected = evaluate(CharacterLSTM(size, 16), state.parameters, ids, MESH, window=20, stride=3)
-        assert float(state.epoch_loss) == pytest.approx(expected.loss_nats, rel=1e-5)
+        assert float(state.epoch.loss) == pytest.approx(expected.loss_nats, rel=1e-5)
 
 
-def test_a_step_to_the_non_finite_is_not_taken(small_text):
+def test_a_step_to_the_non_finite_is_skipped_and_counted(small_text):
+    """A text has one place that no finite step comes from: the other steps are as if its windows were not there."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size)
-    state, finite = train_steps(first(), ids, KEY, 3)
-    assert finite
+    state = train_steps(first(), ids, KEY, 3)
+    assert (int(state.epoch.skipped), int(state.skipped_in_a_row)) == (0, 0)
+    before = jax.tree.map(np.asarray, state)
     head = state.parameters["head"]
     poisoned = {**state.parameters, "head": {**head, "kernel": head["kernel"] * jnp.float32(1e38) * jnp.float32(1e3)}}
-    bad, finite = train_steps(state._replace(parameters=poisoned), ids, KEY, 100)
-    assert not finite
-    assert int(bad.step) == 3
+    after = train_steps(replicate(state._replace(parameters=poisoned), MESH), ids, KEY, 5)
+    assert (int(after.step), int(after.epoch.skipped), int(after.skipped_in_a_row)) == (5, 2, 2)
+    assert (float(after.epoch.loss), int(after.epoch.windows)) == (float(before.epoch.loss), int(before.epoch.windows))
+    assert equal(after.optimizer_state, before.optimizer_state)
 
+    healed = train_steps(replicate(after._replace(parameters=before.parameters), MESH), ids, KEY, 7)
+    assert (int(healed.epoch.skipped), int(healed.skipped_in_a_row)) == (2, 0)
+    assert int(healed.epoch.windows) == 5 * ORDER.batch_size
+    steps = ORDER.steps(len(ids))
+    healed = train_steps(healed, ids, KEY, steps + 1)
+    assert (int(healed.epoch.skipped), int(healed.epoch.windows)) == (0, ORDER.batch_size), "an epoch counts anew"
+
+
+def test_steps_that_fail_in_a_row_end_it_with_the_last_good_state(small_text):
+    ids, size = encode(small_text)
     train_steps, first = start(ids, size, rule="adam", rate=1e38)
-    state, finite = train_steps(first(), ids, KEY, 100)
-    assert not finite
-    assert int(state.step) < 100
+    state = train_steps(first(), ids, KEY, 100)
+    assert state.diverged
+    assert int(state.skipped_in_a_row) == MOST_SKIPPED <= int(state.step) < 100
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_the_rate_of_a_state_scales_its_updates(small_text):
+    """Half of a power of two is exact: a state at half the rate takes the steps of an optimizer at half the rate."""
+    ids, size = encode(small_text)
+    train_steps, first = start(ids, size, rule="adam", rate=2**-7)
+    halved, half_first = start(ids, size, rule="adam", rate=2**-8)
+    state = train_steps(first()._replace(rate=replicate(jnp.float32(0.5), MESH)), ids, KEY, 10)
+    assert equal(state._replace(rate=jnp.float32(1)), halved(half_first(), ids, KEY, 10))
 
 
 def test_dropout_is_drawn_anew_at_every_step(small_text):
@@ -373,7 +392,7 @@ def test_dropout_is_drawn_anew_at_every_step(small_text):
             losses.append(last_losses(model, parameters, characters[own], jax.random.fold_in(step_key, device)))
         return float(np.concatenate(losses)[:16].mean())
 
-    one, two = (float(train_steps(first(), ids, KEY, stop)[0].epoch_loss) for stop in (1, 2))
+    one, two = (float(train_steps(first(), ids, KEY, stop).epoch.loss) for stop in (1, 2))
     assert one == pytest.approx(loss(0, 0), rel=1e-6)
     assert two == pytest.approx((loss(0, 0) + loss(1, 1)) / 2, rel=2e-6)
     assert two != pytest.approx((loss(0, 0) + loss(1, 0)) / 2, rel=2e-6)
@@ -385,13 +404,13 @@ def test_every_epoch_has_an_order_of_its_own(small_text):
     train_steps, first = start(ids, size)
     steps = ORDER.steps(len(ids))
     model = CharacterLSTM(size, 16)
-    state, _ = train_steps(first(), ids, KEY, steps)
+    state = train_steps(first(), ids, KEY, steps)
     parameters = jax.tree.map(jnp.copy, state.parameters)
-    state, _ = train_steps(state, ids, KEY, steps + 1)
+    state = train_steps(state, ids, KEY, steps + 1)
     for epoch, is_it in [(0, False), (1, True), (2, False)]:
         key = jax.random.fold_in(fold_text(KEY, "windows"), epoch)
         expected = last_losses(model, parameters, ORDER.batch(ids, key, jnp.int32(0)).characters).mean()
-        assert (float(state.epoch_loss) == pytest.approx(float(expected), rel=1e-5)) is is_it
+        assert (float(state.epoch.loss) == pytest.approx(float(expected), rel=1e-5)) is is_it
 
 
 def test_a_source_of_known_entropy_is_learned_and_never_beaten():
@@ -415,7 +434,7 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
 
     training, fresh = jnp.array(chain[:30_000]), jnp.array(chain[30_000:])
     train_steps, first = start(training, 4, rule="adam", order=ShuffledWindows(8, stride=1, batch_size=128))
-    state, _ = train_steps(first(), training, KEY, 700)
+    state = train_steps(first(), training, KEY, 700)
     result = evaluate(CharacterLSTM(4, 16), state.parameters, fresh, MESH, window=8, stride=1)
 
     scored, before = chain[30_008:], chain[30_007:-1]

@@ -124,14 +124,13 @@ def test_thousands_of_characters():
         assert vocabulary.decode(row) in text
 
 
-@pytest.mark.parametrize(("length", "steps"), [(8 * 10 * 3 + 1, 3), (8 * 10 * 4, 3), (8 * 10 * 4 + 1, 4), (80, 0)])
+@pytest.mark.parametrize(("length", "steps"), [(8 * 10 * 3 + 10, 3), (8 * 10 * 4 + 9, 3), (8 * 10 * 4 + 10, 4), (89, 0)])
 def test_streams_read_stretches_of_the_text_side_by_side(length, steps):
     """Each row goes on where it ended, and the rows' stretches follow one another: together they are one passage."""
     order = ParallelStreams(10, batch_size=8)
     assert order.steps(length) == steps
     assert order.windows(length) == 8 * steps
-    phases = set()
-    for seed in range(20 if steps else 0):
+    for seed in range(5 if steps else 0):
         batches = [order.batch(jnp.arange(length), jax.random.key(seed), jnp.int32(step)) for step in range(steps)]
         inputs = np.concatenate([batch.inputs for batch in batches], axis=1)
         targets = np.concatenate([batch.targets for batch in batches], axis=1)
@@ -139,18 +138,15 @@ def test_streams_read_stretches_of_the_text_side_by_side(length, steps):
         np.testing.assert_array_equal(inputs.ravel(), phase + np.arange(80 * steps))
         np.testing.assert_array_equal(targets, inputs + 1)
         assert targets.max() < length
-        phases.add(phase)
-    if length % 80 == 1:
-        assert phases == {0}, "nothing is over"
-    elif steps:
-        assert len(phases) > 10
 
 
 def test_the_phase_of_streams_reaches_both_ends_of_the_text():
-    """Nine characters beside the passage: every phase from 0 to 9 comes, and no other."""
+    """Nine characters beside the passage: every phase from 0 to 9 comes, and no other; a window's are the fewest."""
     order = ParallelStreams(4, batch_size=5)
-    phases = [int(order.batch(jnp.arange(30), jax.random.key(n), jnp.int32(0)).inputs[0, 0]) for n in range(200)]
-    assert set(phases) == set(range(10))
+    for length, count in [(30, 10), (24, 4)]:
+        text = jnp.arange(length)
+        phases = [int(order.batch(text, jax.random.key(n), jnp.int32(0)).inputs[0, 0]) for n in range(200)]
+        assert set(phases) == set(range(count))
 
 
 def test_rows_beyond_the_streams_are_padding():

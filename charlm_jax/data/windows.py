@@ -146,7 +146,7 @@ class ParallelStreams:
     """A text cut into as many stretches as a batch has rows, which an epoch reads side by side, a window at a time.
 
     Each epoch cuts anew, at a phase of its own, so that segments do not always end at the same characters. What is
-    over, fewer characters than a batch holds, is not read in that epoch.
+    over, at least a window less one, is not read in that epoch.
 
     Attributes:
         window: characters in a segment.
@@ -164,7 +164,7 @@ class ParallelStreams:
 
     def steps(self, length: int) -> int:
         """Return how many batches an epoch has: segments in each stream."""
-        return (length - 1) // (self.batch_size * self.window)
+        return (length - self.window) // (self.batch_size * self.window)
 
     def batch(
         self,

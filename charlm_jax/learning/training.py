@@ -18,23 +18,49 @@ from charlm_jax.mesh import DATA, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import Carry, CharacterLSTM
 
+MOST_SKIPPED = 10
+"""Steps in a row that may fail before training stops."""
+
+
+class EpochSoFar(NamedTuple):
+    """What the current epoch has brought.
+
+    Attributes:
+        loss: nats per character, the mean over its windows so far, each as it was learned from.
+        windows: learned from.
+        skipped: steps that were not taken because something in them was not finite.
+    """
+
+    loss: Float[Array, ""]
+    windows: Int32[Array, ""]
+    skipped: Int32[Array, ""]
+
 
 class TrainingState(NamedTuple):
     """All that training carries from one step to the next; the rest is a function of (text, key, step).
 
     Attributes:
-        step: updates done since the start of the run.
+        step: updates done or skipped since the start of the run.
         parameters: the network's.
         optimizer_state: the optimizer's.
-        epoch_loss: nats per character, the mean over the current epoch's windows so far, each as it was trained on.
         carry: what each row of a batch remembers of the segments before; empty where windows start from the zero state.
+        epoch: what the current epoch has brought so far.
+        skipped_in_a_row: steps just before this one that were not taken.
+        rate: a factor on every update, 1 unless training went astray and was sent back.
     """
 
     step: Int32[Array, ""]
     parameters: Parameters
     optimizer_state: optax.OptState
-    epoch_loss: Float[Array, ""]
     carry: Carry
+    epoch: EpochSoFar
+    skipped_in_a_row: Int32[Array, ""]
+    rate: Float[Array, ""]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether as many steps in a row failed as may."""
+        return int(self.skipped_in_a_row) >= MOST_SKIPPED
 
 
 def initial_state(
@@ -43,13 +69,19 @@ def initial_state(
     """Return the state before the first step, whole on every device of the mesh."""
     # Copies: what is donated must not be there twice.
     carry = jax.tree.map(jnp.copy, network.zero_carry((order.batch_size,))) if order.consecutive else ()
-    state = TrainingState(jnp.int32(0), parameters, optimizer.init(parameters), jnp.float32(0), carry)
+    state = TrainingState(
+        step=jnp.int32(0),
+        parameters=parameters,
+        optimizer_state=optimizer.init(parameters),
+        carry=carry,
+        epoch=EpochSoFar(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
+        skipped_in_a_row=jnp.int32(0),
+        rate=jnp.float32(1),
+    )
     return replicate(state, mesh)
 
 
-TrainSteps = Callable[
-    [TrainingState, Integer[Array, " character"], Key, int | Int32[Array, ""]], tuple[TrainingState, Bool[Array, ""]]
-]
+TrainSteps = Callable[[TrainingState, Integer[Array, " character"], Key, int | Int32[Array, ""]], TrainingState]
 
 
 def make_train_steps(
@@ -59,11 +91,12 @@ def make_train_steps(
     objective: Objective,
     mesh: Mesh,
 ) -> TrainSteps:
-    """Return `train_steps(state, ids, key, stop) -> (state, finite)`, compiled.
+    """Return `train_steps(state, ids, key, stop) -> state`, compiled.
 
     It takes steps until `state.step` is `stop`, all in one dispatch and with any number of them in the same program.
-    `state` is donated. A step that would make the loss, a parameter or the optimizer's state non-finite is not taken:
-    `state` is then the last finite one, its `step` counts the steps before the bad one, and `finite` is false.
+    `state` is donated. A step that would make the loss, a parameter or the optimizer's state non-finite is counted but
+    not taken, and its windows do not count; after `MOST_SKIPPED` in a row the state has `diverged`, and no more are
+    tried. What it holds is always finite.
 
     `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone. Each device of the
     mesh reads its share of a batch, the gradients are added up, and every device takes the same step. All arguments
@@ -80,20 +113,21 @@ def make_train_steps(
     if order.consecutive and objective == "last-character":
         raise ValueError("last-character reads every window from the zero state; give it ShuffledWindows")
 
-    def train_step(
-        state: TrainingState, ids: Integer[Array, " character"], key: Key
-    ) -> tuple[TrainingState, Bool[Array, ""]]:
+    def train_step(state: TrainingState, ids: Integer[Array, " character"], key: Key) -> TrainingState:
         steps = order.steps(len(ids))
         epoch, step = state.step // steps, state.step % steps
         epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
         batch = order.batch(ids, epoch_key, step, own_rows(batch_size, mesh))
-        before = step * batch_size
-        trained = jnp.minimum(order.windows(len(ids)) - before, batch_size)
+        trained = jnp.minimum(order.windows(len(ids)) - step * batch_size, batch_size)
         dropout_key = None
         if network.dropout or network.weight_dropout:
             dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step)
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA))
-        start = jax.tree.map(lambda value: jnp.where(step == 0, 0.0, value), state.carry)
+        # An epoch begins with nothing read and nothing counted.
+        fresh = jax.tree.map(
+            lambda value: jnp.where(step == 0, 0, value).astype(value.dtype), (state.carry, state.epoch)
+        )
+        start, so_far = fresh
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
             losses, carry = window_losses(network, parameters, batch, objective, start, dropout_key)
@@ -105,32 +139,41 @@ def make_train_steps(
         # As one array: the devices wait for one another once, not once for each parameter.
         flat, unflatten = ravel_pytree((own_loss, own_gradient))
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
-        # A running mean, where a sum of float32 would lose the digits of its small terms; it starts anew at step 0.
-        share = trained / (before + trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
             updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.parameters)
+        updates = jax.tree.map(lambda update: state.rate * update, updates)
+        # A running mean, where a sum of float32 would lose the digits of its small terms.
+        share = trained / (so_far.windows + trained)
         after = TrainingState(
             step=state.step + 1,
             parameters=optax.apply_updates(state.parameters, updates),
             optimizer_state=optimizer_state,
-            epoch_loss=state.epoch_loss + (loss - state.epoch_loss) * share,
             carry=carry if order.consecutive else (),
+            epoch=EpochSoFar(so_far.loss + (loss - so_far.loss) * share, so_far.windows + trained, so_far.skipped),
+            skipped_in_a_row=jnp.int32(0),
+            rate=state.rate,
+        )
+        without = state._replace(
+            step=state.step + 1,
+            carry=start,
+            epoch=so_far._replace(skipped=so_far.skipped + 1),
+            skipped_in_a_row=state.skipped_in_a_row + 1,
         )
         finite = _all_finite(after._replace(carry=()))
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), finite
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, without)
 
     def train_steps(
         state: TrainingState, ids: Integer[Array, " character"], key: Key, stop: int | Int32[Array, ""]
-    ) -> tuple[TrainingState, Bool[Array, ""]]:
+    ) -> TrainingState:
         rows = jnp.minimum(own_rows(batch_size, mesh), batch_size - 1)
         own = state._replace(carry=jax.tree.map(lambda value: value[rows], state.carry))
-        own, finite = jax.lax.while_loop(
-            lambda loop: loop[1] & (loop[0].step < stop),
-            lambda loop: train_step(loop[0], ids, key),
-            (own, jnp.bool(True)),
+        own = jax.lax.while_loop(
+            lambda state: (state.step < stop) & (state.skipped_in_a_row < MOST_SKIPPED),
+            lambda state: train_step(state, ids, key),
+            own,
         )
         everyones = jax.lax.all_gather(own.carry, DATA, tiled=True)
-        return own._replace(carry=jax.tree.map(lambda value: value[:batch_size], everyones)), finite
+        return own._replace(carry=jax.tree.map(lambda value: value[:batch_size], everyones))
 
     everywhere = PartitionSpec()
     sharded = jax.shard_map(train_steps, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)

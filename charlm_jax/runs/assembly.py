@@ -1,16 +1,16 @@
-"""From a configuration to the objects of the other rooms: before training, and from a run that has trained."""
+"""From a configuration to the objects of the other rooms."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
-from charlm_jax.choices import Checkpoint
 from charlm_jax.data.corpus import Corpus, load_corpus
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
@@ -18,13 +18,13 @@ from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, initial_state
-from charlm_jax.mesh import data_mesh
-from charlm_jax.model.initializers import Parameters, flax_parameters, initial_parameters
+from charlm_jax.model.initializers import flax_parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
-from charlm_jax.runs.checkpoints import open_checkpoints, restore_state
+from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_devices, open_mesh, set_up
-from charlm_jax.runs.directory import RunDirectory, open_run
+from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.trained import TrainedModel, load_model, make_network
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Job:
         key: the run's root key.
         mesh: the devices that it runs on.
         order: in which an epoch goes through the training text.
+        source: the trained model to start from; None is one drawn anew.
     """
 
     configuration: Configuration
@@ -54,6 +55,7 @@ class Job:
     key: Key
     mesh: Mesh
     order: Order
+    source: TrainedModel | None
 
     @property
     def windows(self) -> int:
@@ -77,6 +79,16 @@ class Job:
             "characters": len(self.corpus.text),
             "vocabulary": self.vocabulary.characters,
             "sha256": self.corpus.sha256,
+        }
+
+    def describe_source(self) -> dict | None:
+        """Return what provenance.json says of the trained model that the run starts from; None if there is none."""
+        if self.source is None:
+            return None
+        return {
+            "run": self.configuration.init_from,
+            "step": self.source.step,
+            "sha256": fingerprint(self.source.parameters),
         }
 
     def describe(self, path: Path) -> str:
@@ -118,7 +130,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     Args:
         configuration: every choice.
         devices: how many to split batches over; None is all that get a few windows each.
-        path: the run's directory; if the run is there already, it need not look at the one that it started from.
+        path: the run's directory; where it has states already, it need not look at the one that it started from.
 
     Raises:
         InputError: the corpus cannot be read, is too short, or has no place for the prompt; or there are not so many
@@ -128,10 +140,12 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     mesh = open_mesh(devices, chosen.batch_size)
     set_up(chosen.precision)
     corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
-    if chosen.init_from and path is not None and (path / "config.json").is_file():
+    source = None
+    if chosen.init_from and path is not None and state_files(path / "checkpoints"):
         vocabulary = open_run(path).vocabulary()
     elif chosen.init_from:
-        vocabulary = _trained_vocabulary(Path(chosen.init_from), chosen)
+        source = _source(Path(chosen.init_from), chosen)
+        vocabulary = source.vocabulary
     else:
         vocabulary = Vocabulary.of(corpus.text)
     training_ids, held_out_ids = split_held_out(
@@ -154,7 +168,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     order = make_order(chosen)
     steps = order.steps(len(training_ids))
     if not steps:
-        most = (len(training_ids) - 1) // chosen.window
+        most = len(training_ids) // chosen.window - 1
         raise InputError(
             f"the {len(training_ids):,} characters of training text do not fill --batch-size {chosen.batch_size} "
             f"windows of {chosen.window} side by side; give at most --batch-size {most}, or --carry fresh"
@@ -175,6 +189,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
         key=jax.random.key(chosen.seed),
         mesh=mesh,
         order=order,
+        source=source,
     )
 
 
@@ -186,58 +201,27 @@ def make_order(configuration: Configuration) -> Order:
     return ShuffledWindows(chosen.window, chosen.stride, chosen.batch_size)
 
 
-def _trained_vocabulary(source: Path, configuration: Configuration) -> Vocabulary:
-    """Return the vocabulary of the run to start from.
+def _source(path: Path, configuration: Configuration) -> TrainedModel:
+    """Return the model of the run to start from.
 
     Raises:
-        InputError: there is no such run, or its model has another shape.
+        InputError: there is no such run, it has no model yet, or one of another shape.
     """
-    run = open_run(source)
+    run = open_run(path)
     there = run.configuration()
     names = ("hidden_size", "layers", "gate_activation", "embedding_size")
     same = dataclasses.replace(there, **{name: getattr(configuration, name) for name in names})
     if differences := there.differences(same):
-        raise InputError(f"--init-from {source}: its model differs: {'; '.join(differences)}; give the same flags here")
-    return run.vocabulary()
-
-
-def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Integer[np.ndarray, " held_out"]]:
-    """Return the text that a run learned from, and what it held out, which may be nothing.
-
-    Raises:
-        InputError: its corpus cannot be read, or is no longer what it was.
-    """
-    chosen, recorded = run.configuration(), run.provenance()["corpus"]
-    corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
-    if corpus.sha256 != recorded["sha256"]:
-        raise InputError(
-            f"the corpus {corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
-            "put that one back, or name a text with --text FILE"
-        )
-    ids = run.vocabulary().encode(corpus.text)
-    return split_held_out(ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window)
-
-
-def make_network(configuration: Configuration, vocabulary: Vocabulary) -> CharacterLSTM:
-    """Return the model that a configuration describes."""
-    return CharacterLSTM(
-        vocabulary_size=len(vocabulary),
-        hidden_size=configuration.hidden_size,
-        layers=configuration.layers,
-        gate_activation=configuration.gate_activation,
-        dropout=configuration.dropout,
-        weight_dropout=configuration.weight_dropout,
-        embedding_size=configuration.embedding_size,
-    )
+        raise InputError(f"--init-from {path}: its model differs: {'; '.join(differences)}; give the same flags here")
+    return load_model(run)
 
 
 def first_state(job: Job) -> TrainingState:
     """Return the state before the first step: of a model drawn anew, or of the trained one to start from."""
-    chosen = job.configuration
-    if chosen.init_from:
-        parameters = load_model(open_run(Path(chosen.init_from))).parameters
+    if job.source is not None:
+        parameters = jax.tree.map(jnp.copy, job.source.parameters)  # which training overwrites
     else:
-        parameters = initial_parameters(job.network, chosen.initializer, fold_text(job.key, "parameters"))
+        parameters = initial_parameters(job.network, job.configuration.initializer, fold_text(job.key, "parameters"))
     return initial_state(job.network, parameters, job.optimizer, job.order, job.mesh)
 
 
@@ -250,50 +234,6 @@ def state_shapes(
         return initial_state(network, flax_parameters(network, key), optimizer, order, mesh)
 
     return jax.eval_shape(state, jax.random.key(0))
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model from a run.
-
-    Attributes:
-        configuration: of the run.
-        network: the model.
-        parameters: as of `step`.
-        vocabulary: the characters that it knows.
-        step: updates that it has seen.
-    """
-
-    configuration: Configuration
-    network: CharacterLSTM
-    parameters: Parameters
-    vocabulary: Vocabulary
-    step: int
-
-
-def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedModel:
-    """Return a run's model, on one device.
-
-    Args:
-        run: the run.
-        checkpoint: `best` by held-out loss, which is the newest where none was measured yet, or the `newest`.
-
-    Raises:
-        InputError: the run has no checkpoint yet.
-    """
-    configuration = run.configuration()
-    vocabulary = run.vocabulary()
-    network = make_network(configuration, vocabulary)
-    mesh = data_mesh(jax.devices()[:1])
-    like = state_shapes(network, _optimizer(configuration, 2**31), make_order(configuration), mesh)
-    folders = [run.best, run.checkpoints] if checkpoint == "best" else [run.checkpoints]
-    for folder in folders:
-        if folder.is_dir():
-            with open_checkpoints(folder) as checkpoints:
-                state = restore_state(checkpoints, like, mesh)
-            if state is not None:
-                return TrainedModel(configuration, network, state.parameters, vocabulary, int(state.step))
-    raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
 
 
 def _optimizer(configuration: Configuration, steps: int) -> optax.GradientTransformation:

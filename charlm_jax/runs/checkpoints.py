@@ -1,69 +1,190 @@
-"""Resumable training states on disk, through Orbax."""
+"""Training states on disk: one file a state, there whole or not at all, that says what it holds and for which run.
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+A state is a safetensors file (no code runs when it is read) named for its step. Its arrays have the paths that they
+have in a `TrainingState`; its metadata hold the SHA-256 of each array with its path, type and shape, and the identity
+of the run. Whatever does not agree with them, or with what the run's configuration asks for, is not restored.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32, PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from charlm_jax.errors import InputError
+from charlm_jax.errors import DamagedError, InputError
 from charlm_jax.learning.training import TrainingState
+from charlm_jax.mesh import replicate
+from charlm_jax.model.initializers import Parameters
+from charlm_jax.runs.files import write_atomically
 
 
-@contextmanager
-def open_checkpoints(path: Path, kept: int = 2) -> Iterator[ocp.CheckpointManager]:
-    """Open a run's folder of checkpoints; a state that was saved is on the disk when `save_state` returns.
+class Model(NamedTuple):
+    """Of a `TrainingState`, what reading and writing texts needs, whatever the optimizer was.
 
-    Args:
-        path: the folder.
-        kept: the newest so many stay: one, and one to go back to by hand should it be damaged.
+    Attributes:
+        step: updates that it has seen.
+        parameters: the network's.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(kept), enable_async_checkpointing=False
-    )
-    with ocp.CheckpointManager(path.absolute(), options=options) as manager:
-        yield manager
+
+    step: Int32[Array, ""]
+    parameters: Parameters
 
 
-def save_state(manager: ocp.CheckpointManager, state: TrainingState) -> None:
-    """Save a state under its step, unless that step is there already."""
-    step = int(state.step)
-    if manager.latest_step() != step and not manager.save(step, args=ocp.args.StandardSave(state)):
-        raise RuntimeError(f"step {step} was not saved: {manager.directory} holds step {manager.latest_step()}")
+_State = TypeVar("_State", TrainingState, Model)
+_SUFFIX = ".safetensors"
+_QUARANTINED = ".damaged"
+Spoiled = Callable[[Path, DamagedError], None]
 
 
-def drop_later_states(manager: ocp.CheckpointManager, step: int) -> None:
-    """Remove states of later steps: training goes on from `step`, and will come to its own."""
-    for later in [saved for saved in manager.all_steps() if saved > step]:
-        manager.delete(later)
+def state_files(folder: Path) -> dict[int, Path]:
+    """Return the files of a folder that are named for a step, by that step, the newest last."""
+    names = {path.name.removesuffix(_SUFFIX): path for path in folder.glob(f"*{_SUFFIX}")}
+    steps = sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
+    return {step: names[str(step)] for step in steps}
 
 
-def restore_state(manager: ocp.CheckpointManager, like: TrainingState, mesh: Mesh) -> TrainingState | None:
-    """Return the newest state, whole on every device of the mesh, or None where there is none.
+def save_state(folder: Path, state: TrainingState, identity: str) -> None:
+    """Write a state, on the disk when this returns; one of the same step is replaced.
 
     Args:
-        manager: of the run's folder.
-        like: a state of the same structure and shapes.
-        mesh: the devices, which need not be those that it was saved from.
+        folder: made if it is not there.
+        state: whole on this process's devices.
+        identity: of the run; see `RunDirectory.identity`.
 
     Raises:
-        InputError: the newest state cannot be read.
+        OSError: the disk is full or cannot be written; what was there still is.
     """
-    step = manager.latest_step()
-    if step is None:
-        return None
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), like)
+    arrays = {name: np.require(leaf, requirements="C") for name, leaf in _named(state).items()}
+    digests = {name: _digest(name, array) for name, array in arrays.items()}
+    folder.mkdir(exist_ok=True)
+    metadata = {"run": identity, "sha256": json.dumps(digests)}
+    write_atomically(folder / f"{int(state.step)}{_SUFFIX}", save(arrays, metadata))
+
+
+def read_state(path: Path, like: _State, identity: str) -> _State:
+    """Read a state, or a part of one, and check every array's digest, type, shape and path.
+
+    Args:
+        path: of the file.
+        like: what to return, in structure, shapes and types: a `TrainingState`, or a `Model` of it.
+        identity: of the run.
+
+    Raises:
+        DamagedError: the file is not what `save_state` wrote for this run; says where.
+        FileNotFoundError: it is gone.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise DamagedError("it is no file of its own but a link, a folder or a device")
     try:
-        return cast(TrainingState, manager.restore(step, args=ocp.args.StandardRestore(shapes)))
-    except Exception as error:  # Orbax, TensorStore and the disk each fail in their own way, over pages
-        folder = str(Path(manager.directory) / str(step))
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        digests = json.loads(metadata["sha256"])
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"it cannot be read ({type(error).__name__}: {error})") from error
+    if metadata.get("run") != identity:
+        raise DamagedError("it is of another run, or the run's config.json or provenance.json has changed since")
+    wanted = _named(like)
+    if not arrays.keys() == digests.keys() >= wanted.keys():
+        odd = min(arrays.keys() ^ digests.keys() or wanted.keys() - digests.keys())
+        raise DamagedError(f"array {odd!r} is missing, or should not be there")
+    for name, array in arrays.items():
+        if _digest(name, array) != digests[name]:
+            raise DamagedError(f"array {name!r} does not have the SHA-256 that it was saved with")
+    for name, leaf in wanted.items():
+        there, here = (f"{array.dtype}{array.shape}" for array in (arrays[name], leaf))
+        if there != here:
+            raise DamagedError(f"array {name!r} is {there}, not {here}")
+    # Copies: on a CPU a device array may be a view of NumPy's memory, and a state is overwritten by the next.
+    state = jax.tree.unflatten(jax.tree.structure(like), [jnp.array(arrays[name]) for name in wanted])
+    if path.name != f"{int(state.step)}{_SUFFIX}":
+        raise DamagedError(f"it holds step {int(state.step)}")
+    return state
+
+
+def newest_state(folder: Path, like: _State, identity: str, mesh: Mesh, spoiled: Spoiled) -> _State | None:
+    """Return a folder's newest sound state, whole on every device of the mesh, or None where none was ever saved.
+
+    Args:
+        folder: of the states.
+        like: see `read_state`.
+        identity: of the run.
+        mesh: the devices, which need not be those that it was saved from.
+        spoiled: told of every newer file that is damaged, once a sound one is found.
+
+    Raises:
+        InputError: states were saved, but none is sound.
+    """
+    damaged: list[tuple[Path, DamagedError]] = []
+    for path in reversed(state_files(folder).values()):
+        try:
+            state = read_state(path, like, identity)
+        except DamagedError as error:
+            damaged.append((path, error))
+        except FileNotFoundError:  # removed by the process that trains, which has written a newer one
+            return newest_state(folder, like, identity, mesh, spoiled)
+        else:
+            for spoiled_path, error in damaged:
+                spoiled(spoiled_path, error)
+            return replicate(state, mesh)
+    if folder.is_dir() and any(folder.iterdir()):
+        why = f" ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
         raise InputError(
-            f"the checkpoint {folder!r} cannot be read ({type(error).__name__}); "
-            "remove that folder to go on from what else was kept"
-        ) from error
+            f"no sound state is left in {str(folder)!r}{why}; put back a copy, or remove the folder to start anew"
+        )
+    return None
+
+
+def quarantine(path: Path) -> Path:
+    """Rename a damaged file, so that it is not used and not lost; return its new name."""
+    new, number = path.with_name(path.name + _QUARANTINED), 1
+    while new.exists() or new.is_symlink():
+        number += 1
+        new = path.with_name(f"{path.name}{_QUARANTINED}-{number}")
+    return path.rename(new)
+
+
+def remove_states(folder: Path, steps: Iterable[int]) -> None:
+    """Remove the states of some steps, where they are there."""
+    files = state_files(folder)
+    for step in steps:
+        if step in files and not files[step].is_dir():
+            files[step].unlink(missing_ok=True)
+
+
+def outdated(steps: Iterable[int], steps_per_epoch: int) -> list[int]:
+    """Return the steps whose states need not be kept: all but the newest two and the ends of epochs 1, 2, 4, 8, ..."""
+
+    def marks(step: int) -> bool:
+        epoch, rest = divmod(step, steps_per_epoch)
+        return rest == 0 and epoch.bit_count() == 1
+
+    return [step for step in sorted(steps)[:-2] if not marks(step)]
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def fingerprint(parameters: Parameters) -> str:
+    """Return the SHA-256 of a model's arrays with their paths, types and shapes, in hexadecimal digits."""
+    digests = [_digest(name, np.asarray(leaf)) for name, leaf in _named(parameters).items()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest(name: str, array: np.ndarray) -> str:
+    """Return the SHA-256 of an array's path, type, shape and bytes, in hexadecimal digits."""
+    digest = hashlib.sha256(f"{name} {array.dtype} {array.shape}\n".encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()

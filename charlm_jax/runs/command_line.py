@@ -14,10 +14,19 @@ from typing import Annotated
 import tyro
 
 from charlm_jax.data.corpus import NAMES
-from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
+from charlm_jax.errors import (
+    BAD_INPUT,
+    BROKEN_PIPE,
+    DIVERGED,
+    INTERRUPTED,
+    PREEMPTED,
+    DivergedError,
+    InputError,
+    Preempted,
+    require,
+    require_count,
+)
 from charlm_jax.runs.configuration import PRESETS, Configuration
-
-BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
 
 
 def tell(message: str) -> None:
@@ -73,7 +82,8 @@ def parse_training(experiment: str, description: str | None, flags: Sequence[str
     program = f"scripts/run {experiment} {preset}"
     arguments = tyro.cli(TrainingArguments, prog=program, description=description, args=flags, default=defaults)
     if arguments.run_dir == defaults.run_dir:
-        run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+        # The process's number, for commands that are started in the same second.
+        run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         arguments = dataclasses.replace(arguments, run_dir=run_dir)
     # The run must find its text and its source again from any directory.
     chosen, places = arguments.configuration, {}

@@ -13,6 +13,7 @@ from charlm_jax.choices import (
     GateActivation,
     Initializer,
     Objective,
+    OnDivergence,
     OptimizerName,
     Precision,
     Sampler,
@@ -79,6 +80,9 @@ class Configuration:
     """Passes over the training text."""
     patience: int | None = None
     """Stop after this many epochs without a lower held-out loss; go on to the end if not given."""
+
+    on_divergence: OnDivergence = "warn"
+    """When an epoch's training loss is 0.5 nats above the lowest: say so, or go back to the best model at half rate."""
 
     temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 1.2)
     """Softmax temperatures at which text is generated after an epoch."""

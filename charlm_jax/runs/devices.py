@@ -21,7 +21,7 @@ from charlm_jax.mesh import data_mesh
 from charlm_jax.runs.command_line import tell
 
 _MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
 _CONTAINER_SHARE = "/sys/fs/cgroup/cpu.max"  # microseconds in a period (Linux control groups, version 2)
 _LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
 

@@ -7,24 +7,33 @@ samples.jsonl     one object a line: generated texts
 checkpoints/      resumable states
 best/             the state with the lowest held-out loss
 figures/          pictures
+lock              who is writing
 """
 
-import csv
 import dataclasses
-import io
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError
+from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
+from charlm_jax.runs.files import read_json, remove_leftovers, save_picture, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
+
+_FILES = "config.json", "provenance.json", "metrics.jsonl", "samples.jsonl", "lock"
+_FOLDERS = "checkpoints", "best", "figures"
+_FREE = "epochs", "patience", "on_divergence"  # what may be changed when a run goes on
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class RunDirectory:
 
     def configuration(self) -> Configuration:
         """Return the configuration that the run was started with."""
-        record = _read_json(self.path / "config.json")
+        record = read_json(self.path / "config.json")
         try:
             return Configuration.from_json(record)
         except (InputError, TypeError, KeyError, AttributeError) as error:
@@ -75,7 +84,7 @@ class RunDirectory:
 
     def provenance(self) -> dict:
         """Return what was recorded of where the run comes from."""
-        record = _read_json(self.path / "provenance.json")
+        record = read_json(self.path / "provenance.json")
         corpus = record.get("corpus")
         known = isinstance(corpus, dict) and isinstance(corpus.get("vocabulary"), str) and "sha256" in corpus
         if not (known and isinstance(record.get("versions"), dict)):
@@ -89,13 +98,55 @@ class RunDirectory:
         """Return the characters that the run's model knows."""
         return Vocabulary(self.provenance()["corpus"]["vocabulary"])
 
+    def identity(self) -> str:
+        """Return a digest of what the run's states depend on: its configuration, its text, its vocabulary.
+
+        How far it goes, and where the text lies, do not count.
+        """
+        chosen = self.configuration().to_json()
+        for name in ("corpus", *_FREE):
+            del chosen[name]
+        corpus = self.provenance()["corpus"]
+        facts = [chosen, corpus["sha256"], corpus["vocabulary"]]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process alone, and remove what one that died was writing.
+
+        The lock goes with the process, however it ends, so it is never stale; its file says whose it is.
+
+        Raises:
+            InputError: another process holds it; says which.
+        """
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise InputError(
+                    f"--run-dir {str(self.path)!r} is being written by {file.read() or 'another process'}; "
+                    "wait until it ends, stop it, or name another directory"
+                ) from error
+            except OSError as error:  # a file system without locks
+                tell(f"{str(self.path)!r} cannot be locked ({error.strerror}): see that nobody else writes there")
+            for folder in (self.path, self.checkpoints, self.best):
+                remove_leftovers(folder)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
     def write_provenance(self, record: dict) -> None:
         """Replace provenance.json."""
-        _write_json(self.path / "provenance.json", record)
+        write_json(self.path / "provenance.json", record)
 
     def write_configuration(self, configuration: Configuration) -> None:
         """Replace config.json."""
-        _write_json(self.path / "config.json", configuration.to_json())
+        write_json(self.path / "config.json", configuration.to_json())
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -104,45 +155,58 @@ def open_run(path: Path) -> RunDirectory:
     Raises:
         InputError: there is none.
     """
-    if not (path / "config.json").is_file():
+    if not _is_run(path):
         raise InputError(
             f"{str(path)!r} is not a run directory (it has no config.json); name one that a run has written"
+        )
+    links = [name for name in (*_FILES, *_FOLDERS) if (path / name).is_symlink()]
+    if links:
+        raise InputError(
+            f"{str(path / links[0])!r} is a link, and may lead anywhere; put in its place what it is to stand for"
         )
     return RunDirectory(path)
 
 
-def create_run(path: Path, configuration: Configuration, provenance: dict) -> RunDirectory:
-    """Create a run's directory, or return the one that is there if it holds the same run.
+@contextmanager
+def hold_run(path: Path, configuration: Configuration, provenance: dict) -> Iterator[RunDirectory]:
+    """Create a run's directory, or open the one that is there if it holds the same run; hold it for this process alone.
 
-    A larger number of epochs extends a run whose learning rate is constant from the start, and patience may change.
+    A larger number of epochs extends a run whose learning rate is constant from the start; patience and what to do on
+    divergence may change.
 
     Raises:
-        InputError: the directory cannot be written, holds something else, or holds another run; nothing is changed.
+        InputError: the directory cannot be written, holds something else, or holds another run, and nothing is changed;
+            or another process holds it.
     """
     run = RunDirectory(path)
-    if (path / "config.json").is_file():
-        _check_same(run, configuration, provenance)
-        there = run.configuration()
-        run.write_configuration(
-            dataclasses.replace(there, epochs=configuration.epochs, patience=configuration.patience)
-        )
-        return run
-    try:
-        if path.exists() and any(map(_is_foreign, path.iterdir())):
-            raise InputError(f"--run-dir {str(path)!r} holds files but no run; name an empty or a new directory")
-        path.mkdir(parents=True, exist_ok=True)
-        run.write_provenance(provenance)
-        run.write_configuration(configuration)  # last: with it, the directory is a run's
-    except OSError as error:
-        raise InputError(
-            f"--run-dir {str(path)!r} cannot be written ({error.strerror}); name a directory that can"
-        ) from error
-    return run
+    with ExitStack() as held:
+        try:
+            if path.exists() and not _is_run(path) and any(map(_is_foreign, path.iterdir())):
+                raise InputError(f"--run-dir {str(path)!r} holds files but no run; name an empty or a new directory")
+            path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(run.locked())
+            if _is_run(path):
+                _check_same(open_run(path), configuration, provenance)
+                further = {name: getattr(configuration, name) for name in _FREE}
+                run.write_configuration(dataclasses.replace(run.configuration(), **further))
+            else:
+                run.write_provenance(provenance)
+                run.write_configuration(configuration)  # last: with it, the directory is a run's
+        except OSError as error:
+            raise InputError(
+                f"--run-dir {str(path)!r} cannot be written ({error.strerror}); name a directory that can"
+            ) from error
+        yield run
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.json").is_file()
 
 
 def _is_foreign(path: Path) -> bool:
-    """Say whether a file is other than what an interrupted `create_run` leaves behind."""
-    return path.name != "provenance.json" and not path.name.startswith((".provenance.json.", ".config.json."))
+    """Say whether a file is other than what an interrupted start of a run leaves behind."""
+    left = (".provenance.json.", ".config.json.")
+    return path.name not in ("provenance.json", "lock") and not path.name.startswith(left)
 
 
 def _check_same(run: RunDirectory, configuration: Configuration, provenance: dict) -> None:
@@ -153,13 +217,16 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
     extends = configuration.epochs > there.epochs and there.schedule == "constant" and not there.warmup
     if extends:
         compared = dataclasses.replace(compared, epochs=there.epochs)
-    compared = dataclasses.replace(compared, patience=there.patience)  # which decides how far to go, not how
+    free = {name: getattr(there, name) for name in _FREE if name != "epochs"}
+    compared = dataclasses.replace(compared, **free)
     differences = there.differences(compared)
     if configuration.epochs > there.epochs and not extends:
         differences.append("(a warm-up and a cosine schedule span all epochs, so the run cannot be extended)")
     for name in ("characters", "sha256", "vocabulary"):
         if recorded.get(name) != here[name]:
             differences.append(f"the text's {name} {recorded.get(name)} there, {here[name]} here")
+    if (source := provenance["init_from"]) is not None and source != run.provenance().get("init_from"):
+        differences.append(f"the model to start from has changed: {source['run']} is at step {source['step']} now")
     if differences:
         raise InputError(
             f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
@@ -174,79 +241,3 @@ def save_figure(run: RunDirectory, name: str, figure: "Figure") -> list[Path]:
     for path in paths:
         save_picture(figure, path)
     return paths
-
-
-def save_picture(figure: "Figure", path: Path) -> None:
-    """Write a picture as its file's ending says; the same picture is the same file."""
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = ()) -> None:
-    """Write comma-separated values, remarks first, each after a #."""
-    text = io.StringIO("".join(f"# {remark}\n" for remark in remarks))
-    text.seek(0, io.SEEK_END)
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    _write_atomically(path, text.getvalue())
-
-
-def append_record(path: Path, record: dict) -> None:
-    """Append one JSON object as one line, in one write that is on the disk when this returns."""
-    line = json.dumps(record, allow_nan=False) + "\n"
-    with path.open("ab") as file:
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_records(path: Path) -> list[dict]:
-    """Return a file's JSON objects; a last line that was not written to its end is left out."""
-    return list(_complete_records(path))
-
-
-def keep_records(path: Path, step: int) -> None:
-    """Drop a half-written last line and all records of later steps: they will be made again."""
-    if path.exists():
-        kept = [record for record in _complete_records(path) if record["step"] <= step]
-        _write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def _complete_records(path: Path) -> Iterator[dict]:
-    if path.exists():
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-            if line.endswith(b"\n"):
-                try:
-                    record = json.loads(line)
-                    record["step"]  # every record has its place
-                except (ValueError, TypeError, KeyError) as error:
-                    raise InputError(
-                        f"{str(path)!r} line {number} is not a record of a run; remove the line"
-                    ) from error
-                yield record
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error}; restore it from a copy, or train again") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or train again")
-    return record
-
-
-def _write_json(path: Path, record: dict) -> None:
-    _write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, whatever happens in between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

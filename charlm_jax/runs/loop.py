@@ -1,167 +1,177 @@
-"""The training loop: epochs, evaluations, samples, checkpoints, and a clean stop."""
+"""The training loop: epochs, evaluations, samples, checkpoints, a clean stop, and the way back from divergence."""
 
+import dataclasses
 import math
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from orbax.checkpoint import CheckpointManager
 from tqdm import tqdm
 
-from charlm_jax.errors import DivergedError, Preempted
-from charlm_jax.learning.evaluation import Evaluation, evaluate
-from charlm_jax.learning.training import TrainingState, TrainSteps, make_train_steps
+from charlm_jax.errors import DamagedError, DivergedError, Preempted
+from charlm_jax.learning.evaluation import evaluate
+from charlm_jax.learning.training import MOST_SKIPPED, TrainingState, TrainSteps, make_train_steps
 from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
-from charlm_jax.runs.checkpoints import drop_later_states, open_checkpoints, restore_state, save_state
+from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
 from charlm_jax.runs.command_line import tell
-from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process
-from charlm_jax.runs.directory import RunDirectory, append_record, create_run, keep_records, read_records
-from charlm_jax.runs.samples import Sample, sample_texts
+from charlm_jax.runs.directory import RunDirectory, hold_run
+from charlm_jax.runs.history import (
+    Epoch,
+    astray,
+    drop_unfinished_records,
+    out_of_patience,
+    record_epoch,
+    scores,
+    training_losses,
+)
+from charlm_jax.runs.records import append_record, read_records
+from charlm_jax.runs.samples import sample_texts
+from charlm_jax.runs.stop import StopRequested
 
 _DISPATCH_SECONDS = 0.5  # of work in one dispatch: long enough to cost nothing, short enough to show and to stop
+_SAVE_SECONDS = 60.0  # from one state to the next amid a long epoch
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch brought.
-
-    Attributes:
-        epoch: its number, from 1.
-        step: updates since the start of the run.
-        training_loss: nats per character, the mean over the epoch's windows while the model learned from them.
-        held_out: the loss on the held-out text after the epoch; None if none is held out.
-        seconds: of training, the first epoch's with its compilation; None for an epoch that a stop divided.
-        samples: one text a temperature, after every `sample_every` epochs and the last.
-    """
-
-    epoch: int
-    step: int
-    training_loss: float
-    held_out: Evaluation | None
-    seconds: float | None
-    samples: tuple[Sample, ...]
-
-
-def train(job: Job, path: Path) -> Iterator[Epoch]:
-    """Train in a run directory, from its newest checkpoint if it has one; yield each epoch as it ends.
+def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -> Iterator[Epoch]:
+    """Train in a run directory, from its newest sound state if it has one; yield each epoch as it ends.
 
     An epoch's last state is saved first; then the model is evaluated and sampled, and the records written, the epoch's
-    own last. What a stop leaves unfinished is done again, from the newest checkpoint, with the same result.
+    own last. What a stop leaves unfinished is done again, from the newest state, with the same result.
+
+    Args:
+        job: what to train.
+        path: of the run's directory, which no other process may be writing.
+        stop_requested: asked after every dispatch; see `stop_requests`. At least one dispatch is made before a stop, so
+            that a run which is stopped again and again comes to its end.
 
     Raises:
-        InputError: the directory cannot be used.
-        DivergedError: a number became non-finite; the last finite state is saved.
-        Preempted: SIGTERM or SIGINT came; the state is saved.
+        InputError: the directory cannot be used, or holds states but no sound one.
+        DivergedError: too many steps in a row were not finite; the last good state is saved.
+        Preempted: a stop was requested; the state is saved.
     """
     chosen = job.configuration
     train_steps = make_train_steps(job.network, job.optimizer, job.order, chosen.objective, job.mesh)
     # Copies: on a CPU a device array may be a view of NumPy's memory.
     ids, held_out_ids = replicate((jnp.array(job.training_ids), jnp.array(job.held_out_ids)), job.mesh)
-    provenance = {**describe_process(chosen.precision, job.mesh), "corpus": job.describe_corpus()}
-    run = create_run(path, chosen, provenance)
-    tell(job.describe(path))
-    _warn_of_other_bits(run.provenance(), provenance)
+    described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
+    provenance = {**describe_process(chosen.precision, job.mesh), **described}
+    with hold_run(path, chosen, provenance) as run:
+        tell(job.describe(path))
+        _warn_of_other_bits(run.provenance(), provenance)
+        identity = run.identity()
 
-    with (
-        open_checkpoints(run.checkpoints) as checkpoints,
-        open_checkpoints(run.best, kept=1) as best,
-        _stop_requests() as stop_requested,
-    ):
-        like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
-        restored = restore_state(checkpoints, like, job.mesh)
-        if restored is None:
-            state = first_state(job)
-        else:
-            state = restored
-            tell(f"going on from step {int(state.step):,} of {job.steps:,} in {path}")
+        def save(state: TrainingState) -> None:
+            save_state(run.checkpoints, state, identity)
+            remove_states(run.checkpoints, outdated(state_files(run.checkpoints), job.steps_per_epoch))
+
+        restored = _restore(run, run.checkpoints, job)
+        state = first_state(job) if restored is None else restored
+        _tell_where(run, state, job)
+        unrecorded = drop_unfinished_records(run, int(state.step), job.steps_per_epoch)
         seconds = None  # of the training of an epoch whose records are missing; unknown if it was before a stop
-        unrecorded = _drop_unfinished_records(run, job, int(state.step))
-        drop_later_states(best, int(state.step))
+        begun = False
         while True:
             if unrecorded:
-                done = _finish_epoch(run, job, state, held_out_ids, seconds, best)
+                done = _finish_epoch(run, job, state, held_out_ids, seconds)
                 unrecorded = False
                 yield done
+            starts_epoch = int(state.step) % job.steps_per_epoch == 0
+            gone_astray = starts_epoch and astray(training_losses(run))
+            if gone_astray:
+                tell(_astray(training_losses(run)))
             if int(state.step) == job.steps:
                 return
-            if _out_of_patience(chosen, _held_out_losses(run)):
+            if out_of_patience(chosen.patience, scores(run)):
                 tell(
                     f"stopped early: no lower held-out loss for {chosen.patience} epochs; "
                     f"the best model is kept in {run.best}"
                 )
                 return
-            if stop_requested():
+            if begun and stop_requested():
                 raise Preempted(_stopped(int(state.step), job))
-            started, first_step = time.perf_counter(), int(state.step)
-            state, unfinished = _train_epoch(train_steps, state, ids, job, stop_requested)
+            if gone_astray and chosen.on_divergence == "rollback":
+                state = _roll_back(run, job, state)
+            started = time.perf_counter()
+            state, unfinished = _train_epoch(train_steps, state, ids, job, save, stop_requested)
             # A whole epoch's seconds, or nothing: a part of them would be mistaken for the whole.
-            whole = first_step % job.steps_per_epoch == 0
-            seconds = time.perf_counter() - started if whole else None
-            save_state(checkpoints, state)
+            seconds, begun = time.perf_counter() - started if starts_epoch else None, True
+            save(state)
             if unfinished is not None:
                 raise unfinished
             unrecorded = True
 
 
-def _drop_unfinished_records(run: RunDirectory, job: Job, step: int) -> bool:
-    """Drop the records that a stop left beyond a restored step; say whether the epoch that ends there lacks its own."""
-    ends_epoch = step > 0 and step % job.steps_per_epoch == 0
-    recorded = any(record["event"] == "epoch" and record["step"] == step for record in read_records(run.metrics))
-    for path in (run.metrics, run.samples):
-        keep_records(path, step - 1 if ends_epoch and not recorded else step)
-    return ends_epoch and not recorded
+def _restore(run: RunDirectory, folder: Path, job: Job) -> TrainingState | None:
+    """Return a folder's newest sound state, and rename what is newer and damaged."""
+
+    def spoiled(path: Path, error: DamagedError) -> None:
+        tell(f"the state {str(path)!r} is damaged: {error}. It is now {quarantine(path).name}; an older one is used")
+
+    like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
+    return newest_state(folder, like, run.identity(), job.mesh, spoiled)
 
 
-def _held_out_losses(run: RunDirectory) -> list[float]:
-    """Return the held-out losses of the run's epochs so far, in nats per character."""
-    return [record["held_out_loss"] for record in read_records(run.metrics) if record["event"] == "evaluation"]
+def _tell_where(run: RunDirectory, state: TrainingState, job: Job) -> None:
+    step, recorded = int(state.step), max((record["step"] for record in read_records(run.metrics)), default=0)
+    if recorded > step:
+        tell(f"the state of step {recorded:,}, of which there are records, is not to be had")
+    if recorded or step:
+        tell(f"going on from step {step:,} of {job.steps:,} in {run.path}")
 
 
-def _out_of_patience(configuration: Configuration, losses: list[float]) -> bool:
-    """Say whether as many epochs as patience allows have passed since the lowest of the held-out losses."""
-    patience = configuration.patience
-    return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
+    """Return the best state in the place of one that has gone astray, to be learned from at half the rate."""
+    best = _restore(run, run.best, job)
+    if best is None:
+        raise DivergedError("training went astray, and there is no best state to go back to; try a smaller rate")
+    back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, rate=state.rate / 2)
+    step, rate = int(state.step), float(back.rate) * job.configuration.learning_rate
+    tell(f"rolled back to the model of step {int(best.step):,}; from here on the learning rate is {rate:g} at most")
+    if not any(record.get("event") == "rollback" and record["step"] == step for record in read_records(run.metrics)):
+        event = {"event": "rollback", "epoch": step // job.steps_per_epoch, "step": step}
+        append_record(run.metrics, {**event, "to_step": int(best.step), "rate": rate})
+    return back
 
 
 def _finish_epoch(
-    run: RunDirectory,
-    job: Job,
-    state: TrainingState,
-    held_out_ids: jax.Array,
-    seconds: float | None,
-    best: CheckpointManager,
+    run: RunDirectory, job: Job, state: TrainingState, held_out_ids: jax.Array, seconds: float | None
 ) -> Epoch:
     """Evaluate and sample the model at an epoch's end, keep it if it is the best so far, and write the records."""
-    chosen, epoch = job.configuration, int(state.step) // job.steps_per_epoch
-    held_out, losses = None, _held_out_losses(run)
+    chosen, epoch, step = job.configuration, int(state.step) // job.steps_per_epoch, int(state.step)
+    if not int(state.epoch.windows):
+        raise DivergedError(_diverged(step, epoch))
+    if int(state.epoch.skipped):
+        tell(f"epoch {epoch}: {int(state.epoch.skipped)} steps were not finite, and were skipped")
+    held_out = None
     if len(held_out_ids):
-        held_out = evaluate(
-            job.network, state.parameters, held_out_ids, job.mesh, window=chosen.window, stride=chosen.stride
-        )
+        window, stride = chosen.window, chosen.stride
+        held_out = evaluate(job.network, state.parameters, held_out_ids, job.mesh, window=window, stride=stride)
         if not math.isfinite(held_out.loss_nats):
-            raise DivergedError(_diverged(int(state.step), epoch))
-        if held_out.loss_nats < min(losses, default=math.inf):
-            save_state(best, state)
-        losses.append(held_out.loss_nats)
-    due = epoch % chosen.sample_every == 0 or epoch == chosen.epochs or _out_of_patience(chosen, losses)
+            raise DivergedError(_diverged(step, epoch))
     done = Epoch(
         epoch=epoch,
-        step=int(state.step),
-        training_loss=float(state.epoch_loss),
+        step=step,
+        training_loss=float(state.epoch.loss),
+        windows=int(state.epoch.windows),
+        skipped=int(state.epoch.skipped),
         held_out=held_out,
         seconds=seconds,
-        samples=sample_texts(job, state.parameters, epoch) if due else (),
+        samples=(),
     )
-    _record(run, job, done)
+    before = scores(run)
+    if done.score < min(before, default=math.inf):
+        # Written before the older one goes: there is always one.
+        save_state(run.best, state, run.identity())
+        remove_states(run.best, [saved for saved in state_files(run.best) if saved != step])
+    last = epoch == chosen.epochs or out_of_patience(chosen.patience, [*before, done.score])
+    if last or epoch % chosen.sample_every == 0:
+        done = dataclasses.replace(done, samples=sample_texts(job, state.parameters, epoch))
+    record_epoch(run, done, window=chosen.window, sampler=chosen.sampler)
     return done
 
 
@@ -170,10 +180,11 @@ def _train_epoch(
     state: TrainingState,
     ids: jax.Array,
     job: Job,
-    stop_requested: Callable[[], bool],
+    save: Callable[[TrainingState], None],
+    stop_requested: StopRequested,
 ) -> tuple[TrainingState, DivergedError | Preempted | None]:
     """Train to the end of an epoch with a progress bar; return the state, and why the end was not reached if so."""
-    step, steps = int(state.step), 1
+    step, steps, saved = int(state.step), 1, time.monotonic()
     epoch = step // job.steps_per_epoch + 1
     end = epoch * job.steps_per_epoch
     on_terminal = sys.stderr.isatty()
@@ -189,57 +200,21 @@ def _train_epoch(
     ) as bar:
         while step < end:
             started = time.perf_counter()
-            state, finite = train_steps(state, ids, job.key, min(step + steps, end))
+            state = train_steps(state, ids, job.key, min(step + steps, end))
             taken = int(state.step) - step
             step += taken
-            if not finite:
+            if state.diverged:
                 return state, DivergedError(_diverged(step, epoch))
-            bar.set_postfix(loss=f"{float(state.epoch_loss):.4f}", refresh=False)
+            bar.set_postfix(loss=f"{float(state.epoch.loss):.4f}", refresh=False)
             bar.update(taken)
             if stop_requested() and step < end:
                 return state, Preempted(_stopped(step, job))
+            if time.monotonic() - saved > _SAVE_SECONDS and step < end:
+                save(state)
+                saved = time.monotonic()
             # Any number of steps runs in the same program, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / (time.perf_counter() - started))))
     return state, None
-
-
-def _record(run: RunDirectory, job: Job, done: Epoch) -> None:
-    """Append an epoch's records, its own last: where it is, the others are."""
-    place = {"epoch": done.epoch, "step": done.step}
-    for sample in done.samples:
-        append_record(
-            run.samples,
-            {
-                **place,
-                "temperature": sample.temperature,
-                "prompt": sample.prompt,
-                "text": sample.text,
-                "sampler": job.configuration.sampler,
-            },
-        )
-    if done.held_out is not None:
-        append_record(
-            run.metrics,
-            {
-                "event": "evaluation",
-                **place,
-                "held_out_loss": done.held_out.loss_nats,
-                "bits_per_character": done.held_out.bits_per_character,
-                "characters": done.held_out.characters,
-            },
-        )
-    characters = job.windows * job.configuration.window
-    append_record(
-        run.metrics,
-        {
-            "event": "epoch",
-            **place,
-            "training_loss": done.training_loss,
-            "windows": job.windows,
-            "seconds": None if done.seconds is None else round(done.seconds, 3),
-            "characters_per_second": None if done.seconds is None else round(characters / done.seconds),
-        },
-    )
 
 
 def _stopped(step: int, job: Job) -> str:
@@ -248,8 +223,15 @@ def _stopped(step: int, job: Job) -> str:
 
 def _diverged(step: int, epoch: int) -> str:
     return (
-        f"training diverged: in epoch {epoch}, after step {step:,}, the loss or a parameter is no longer finite; "
-        "the last finite parameters are saved. Try a smaller --learning-rate, or --clip 1"
+        f"training diverged: in epoch {epoch}, up to step {step:,}, {MOST_SKIPPED} steps in a row, or the evaluation "
+        "after them, were not finite; the last good state is saved. Try a smaller --learning-rate, or --clip 1"
+    )
+
+
+def _astray(losses: list[float]) -> str:
+    return (
+        f"warning: the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above the lowest, "
+        f"{min(losses):.4f}; --on-divergence rollback goes back to the best model at half the rate"
     )
 
 
@@ -261,26 +243,3 @@ def _warn_of_other_bits(there: dict, here: dict) -> None:
     if changed:
         words = ", ".join(f"{name} {flat[0].get(name)} then and {flat[1][name]} now" for name in changed)
         tell(f"not bit-exact: this run was started elsewhere ({words})")
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGTERM or SIGINT into a request to stop at the next good moment; the second stops at once."""
-    requested = False
-    before = {}
-
-    def request(number: int, frame: object) -> None:
-        nonlocal requested
-        requested = True
-        # Not by print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this dispatch; once more stops at once and saves nothing\n")
-        for signal_number, handler in before.items():
-            signal.signal(signal_number, handler)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, request)
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -47,8 +47,8 @@ class Contender:
     def train(self, count: int, characters: int = 600_893) -> None:
         """Take training steps, batches drawn and gathered from the text included."""
         train_steps, ids, states = self._training(characters)
-        states[0], finite = train_steps(states[0], ids, self.key, int(states[0].step) + count)
-        if not finite:
+        states[0] = train_steps(states[0], ids, self.key, int(states[0].step) + count)
+        if int(states[0].epoch.skipped):
             raise FloatingPointError("training diverged")
 
     @functools.cache  # noqa: B019

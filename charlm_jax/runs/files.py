@@ -1,0 +1,74 @@
+"""Files that are there whole or not at all, and how they are read again."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charlm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, whatever happens in between; on the disk when this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that died in `write_atomically` left behind; nobody else may be writing there."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+            path.unlink()
+
+
+def read_json(path: Path) -> dict:
+    """Return a file's JSON object.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error}; restore it from a copy, or train again") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or train again")
+    return record
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Replace a file by a JSON object."""
+    write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def save_picture(figure: "Figure", path: Path) -> None:
+    """Write a picture as its file's ending says; the same picture is the same file."""
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = ()) -> None:
+    """Write comma-separated values, remarks first, each after a #."""
+    text = io.StringIO("".join(f"# {remark}\n" for remark in remarks))
+    text.seek(0, io.SEEK_END)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_atomically(path, text.getvalue().encode())

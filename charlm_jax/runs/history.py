@@ -1,0 +1,97 @@
+"""A run's epochs: what is recorded of each, and what the records say of the run so far."""
+
+from dataclasses import dataclass
+
+from charlm_jax.learning.evaluation import Evaluation
+from charlm_jax.runs.directory import RunDirectory
+from charlm_jax.runs.records import append_record, keep_records, read_records
+from charlm_jax.runs.samples import Sample
+
+FAR_ABOVE = 0.5
+"""Nats by which an epoch's loss exceeds the lowest when training has gone astray: 1.6 times the perplexity."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch brought.
+
+    Attributes:
+        epoch: its number, from 1.
+        step: updates since the start of the run, those that were skipped included.
+        training_loss: nats per character, the mean over the windows while the model learned from them.
+        windows: that it learned from.
+        skipped: updates that were not made because something in them was not finite.
+        held_out: the loss on the held-out text after the epoch; None if none is held out.
+        seconds: of training, the first epoch's with its compilation; None for an epoch that a stop divided.
+        samples: one text a temperature, after every `sample_every` epochs and the last.
+    """
+
+    epoch: int
+    step: int
+    training_loss: float
+    windows: int
+    skipped: int
+    held_out: Evaluation | None
+    seconds: float | None
+    samples: tuple[Sample, ...]
+
+    @property
+    def score(self) -> float:
+        """What ranks the run's models, in nats: the held-out loss, or the training loss where nothing is held out."""
+        return self.training_loss if self.held_out is None else self.held_out.loss_nats
+
+
+def scores(run: RunDirectory) -> list[float]:
+    """Return the score of every epoch so far."""
+    records = read_records(run.metrics)
+    held_out = [record["held_out_loss"] for record in records if record.get("event") == "evaluation"]
+    return held_out or training_losses(run)
+
+
+def training_losses(run: RunDirectory) -> list[float]:
+    """Return every epoch's training loss so far, in nats per character."""
+    return [record["training_loss"] for record in read_records(run.metrics) if record.get("event") == "epoch"]
+
+
+def out_of_patience(patience: int | None, scores: list[float]) -> bool:
+    """Say whether as many epochs as patience allows have passed since the lowest score."""
+    return patience is not None and bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= patience
+
+
+def astray(losses: list[float]) -> bool:
+    """Say whether the last of a run's training losses is far above the lowest."""
+    return bool(losses) and losses[-1] > min(losses) + FAR_ABOVE
+
+
+def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) -> bool:
+    """Drop the records that a stop left beyond a restored step; say whether the epoch that ends there lacks its own."""
+    ends_epoch = step > 0 and step % steps_per_epoch == 0
+    records = read_records(run.metrics)
+    recorded = any(record.get("event") == "epoch" and record["step"] == step for record in records)
+    for path in (run.metrics, run.samples):
+        keep_records(path, step - 1 if ends_epoch and not recorded else step)
+    return ends_epoch and not recorded
+
+
+def record_epoch(run: RunDirectory, done: Epoch, *, window: int, sampler: str) -> None:
+    """Append an epoch's records, its own last: where it is, the others are."""
+    place = {"epoch": done.epoch, "step": done.step}
+    for sample in done.samples:
+        text = {"temperature": sample.temperature, "prompt": sample.prompt, "text": sample.text, "sampler": sampler}
+        append_record(run.samples, {**place, **text})
+    if done.held_out is not None:
+        evaluation = {
+            "held_out_loss": done.held_out.loss_nats,
+            "bits_per_character": done.held_out.bits_per_character,
+            "characters": done.held_out.characters,
+        }
+        append_record(run.metrics, {"event": "evaluation", **place, **evaluation})
+    characters = done.windows * window
+    epoch = {
+        "training_loss": done.training_loss,
+        "windows": done.windows,
+        "skipped_steps": done.skipped,
+        "seconds": None if done.seconds is None else round(done.seconds, 3),
+        "characters_per_second": None if done.seconds is None else round(characters / done.seconds),
+    }
+    append_record(run.metrics, {"event": "epoch", **place, **epoch})

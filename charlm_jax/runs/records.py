@@ -1,0 +1,66 @@
+"""What a run measured and wrote, as one JSON object a line: epochs, evaluations, texts."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs.files import write_atomically
+
+_NUMBER, _TEXT = (int, float), (str,)
+# What the readers of a record rely on, by its event; a generated text has none.
+_FIELDS = {
+    "epoch": {"epoch": (int,), "training_loss": _NUMBER, "seconds": (*_NUMBER, type(None))},
+    "evaluation": {"epoch": (int,), "held_out_loss": _NUMBER},
+    "rollback": {"epoch": (int,)},
+    None: {"epoch": (int,), "temperature": _NUMBER, "prompt": _TEXT, "text": _TEXT},
+}
+
+
+def append_record(path: Path, record: dict) -> None:
+    """Append one JSON object as one line, in one write that is on the disk when this returns."""
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with path.open("ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> list[dict]:
+    """Return a file's records; a last line that was not written to its end is left out.
+
+    Raises:
+        InputError: a line is no record; names it.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        record = _record(line)
+        if record is None:
+            raise InputError(f"{str(path)!r} line {number} is not a record of a run; remove the line")
+        records.append(record)
+    return records
+
+
+def keep_records(path: Path, step: int) -> None:
+    """Drop a half-written last line and all records of later steps: they will be made again."""
+    if path.exists():
+        kept = [record for record in read_records(path) if record["step"] <= step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def _record(line: bytes) -> dict | None:
+    """Return a line's record, if it has what readers rely on, each number finite."""
+    try:
+        record = json.loads(line)
+        event = record.get("event")
+        fields = {"step": (int,), **_FIELDS[event]}
+        values = {name: record.get(name) for name in fields}
+        numbers = [value for value in values.values() if isinstance(value, _NUMBER)]
+        sound = all(isinstance(values[name], types) for name, types in fields.items())
+        return record if sound and all(map(math.isfinite, numbers)) else None
+    # No JSON, nested too deeply, no object, no such event, a number beyond any.
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OverflowError):
+        return None

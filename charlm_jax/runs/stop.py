@@ -1,0 +1,55 @@
+"""A clean stop: the first signal asks for one, a second one or the end of the grace leaves at once."""
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from charlm_jax.errors import INTERRUPTED, PREEMPTED
+
+GRACE = 8.0  # seconds from the first signal to the end, whatever is under way; schedulers kill after 10 or more
+_SIGNALS = signal.SIGTERM, signal.SIGINT
+
+StopRequested = Callable[[], bool]
+
+
+@contextmanager
+def stop_requests(grace: float = GRACE) -> Iterator[StopRequested]:
+    """Turn the first SIGTERM or SIGINT within the block into a request to stop, which what it yields tells.
+
+    A thread of its own reads the signals, so that a long compilation or evaluation cannot keep them waiting. If the
+    block has not ended `grace` seconds after the request, the process exits 75: what is saved stays saved. At a second
+    signal it exits 130 at once. Belongs on the main thread.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    requested = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(reader, requested, grace), name="stop", daemon=True)
+    wake_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # Handlers that do nothing: Python writes the signal's number to the pipe whatever the main thread is doing.
+    handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    watcher.start()
+    try:
+        yield requested.is_set
+    finally:
+        signal.set_wakeup_fd(wake_before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
+def _watch(reader: int, requested: threading.Event, grace: float) -> None:
+    if not os.read(reader, 1):
+        return  # the block has ended
+    requested.set()
+    # Not by print: the main thread may be in the middle of one.
+    os.write(2, b"\nstopping as soon as the state is saved; once more stops at once\n")
+    again = select.select([reader], [], [], grace)[0]
+    if again and not os.read(reader, 1):
+        return
+    os.write(2, b"stopped at once; the last saved state stays, run the same command to go on\n")
+    os._exit(INTERRUPTED if again else PREEMPTED)
