@@ -23,6 +23,8 @@ from charlm_jax.runs.command_line import exit_codes, print_table, require_pictur
 
 # What decides the generated texts and not the loss.
 _OF_TEXTS = {"temperatures", "sample_every", "sample_length", "sampler", "prompt_start", "continuation"}
+# What decides which characters a loss is of, and given how many.
+_OF_LOSSES = "held_out_fraction", "window", "stride"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Arguments:
     def __post_init__(self) -> None:
         if not self.runs:
             raise InputError("no run is named; give directories of runs: scripts/run compare RUN RUN...")
+        require("--target", self.target, self.target is None or math.isfinite(self.target), "a number of nats")
         require_picture(self.figure)
         there = self.table is None or self.table.parent.is_dir()
         require("--table", str(self.table), there, "in a folder that is there")
@@ -53,12 +56,14 @@ class Course:
     Attributes:
         name: of its directory.
         configuration: every choice, as config.json has it.
+        text: the SHA-256 of what it read.
         seconds: of training up to the end of each epoch; nan after an epoch whose own are unknown.
         losses: held-out, in nats per character, after each epoch.
     """
 
     name: str
     configuration: dict
+    text: str
     seconds: Sequence[float]
     losses: Sequence[float]
 
@@ -87,14 +92,15 @@ def read_course(path: Path) -> Course:
 
     run = open_run(path)
     records = read_records(run.metrics)
-    losses = {record["step"]: record["held_out_loss"] for record in records if record["event"] == "evaluation"}
-    epochs = [record for record in records if record["event"] == "epoch" and record["step"] in losses]
+    losses = {record["step"]: record["held_out_loss"] for record in records if record.get("event") == "evaluation"}
+    epochs = [record for record in records if record.get("event") == "epoch" and record["step"] in losses]
     if not epochs:
         raise InputError(f"the run {str(path)!r} has no held-out loss yet; let it finish an epoch with one")
     seconds = accumulate(math.nan if record["seconds"] is None else record["seconds"] for record in epochs)
     return Course(
         path.resolve().name,
         run.configuration().to_json(),
+        run.provenance()["corpus"]["sha256"],
         list(seconds),
         [losses[record["step"]] for record in epochs],
     )
@@ -109,9 +115,13 @@ def main(flags: Sequence[str]) -> None:
     courses = [read_course(path) for path in arguments.runs]
     target = min(courses[0].losses) if arguments.target is None else arguments.target
     first = courses[0].configuration
-    for name in ("corpus", "held_out_fraction", "window", "stride"):
-        if len({course.configuration[name] for course in courses}) > 1:
+    decisive = {name: {course.configuration[name] for course in courses} for name in _OF_LOSSES}
+    for name, values in {"text": {course.text for course in courses}, **decisive}.items():
+        if len(values) > 1:
             tell(f"note: the runs differ in {name}, so their losses are of different characters or contexts")
+    for course in courses:
+        if any(map(math.isnan, course.seconds)):
+            tell(f"note: {course.name} was stopped amid an epoch; from there on its seconds are unknown")
     differing = [
         name
         for name in first
@@ -131,9 +141,7 @@ def main(flags: Sequence[str]) -> None:
     ]
     print_table([header, *rows])
     if arguments.table is not None:
-        command = shlex.join(
-            ["scripts/run", "compare", *(course.name for course in courses), "--target", f"{target:g}"]
-        )
+        command = shlex.join(["scripts/run", "compare", *map(str, arguments.runs), "--target", repr(target)])
         write_table(
             arguments.table, header, rows, [f"held-out loss in nats per character, seconds of training; {command}"]
         )

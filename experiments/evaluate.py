@@ -6,6 +6,7 @@ Prints one JSON object. `loss_nats`, the mean negative log-likelihood of the sco
 `bits_per_character`, and `characters`, how many were scored: the one after every window of the text, each window read
 from the zero state. `stateful` holds the same for the whole text read as one stream, every character but the first
 scored. `loss_by_position` is the mean loss given the 1, 2, ... characters before: how much the context helps.
+A run's own evaluations, in its metrics.jsonl, score the windows at its own --stride.
 `calibration` says at which temperature the loss is lowest, and how far confidence and accuracy are apart on average
 there and at temperature 1. `baselines` are the nats per character of the same text under models that need no training
 to speak of, given the run's training text; of long texts, the 4,000,000 characters that end the training text and as
@@ -36,9 +37,9 @@ class Arguments:
     encoding: str | None = None
     """Encoding of the text's bytes; UTF-8, or a named corpus's own, if not given."""
     checkpoint: Checkpoint = "best"
-    """Which model: the best by held-out loss, which is the newest where nothing was held out, or the newest."""
-    stride: int | None = None
-    """Characters from one window's start to the next one's: 1 scores every character; the run's if not given."""
+    """Which model: the best by held-out loss (training loss where nothing is held out), or the newest."""
+    stride: int = 1
+    """Characters from one window's start to the next one's: 1 scores every character that has a window before it."""
     figure: Path | None = None
     """Where to draw it, as SVG or PNG by its ending."""
     devices: int | None = None
@@ -71,7 +72,7 @@ def main(flags: Sequence[str]) -> None:
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
     model = load_model(run, arguments.checkpoint)
     set_up(model.configuration.precision)
-    window, stride = model.configuration.window, arguments.stride or model.configuration.stride
+    window, stride = model.configuration.window, arguments.stride
     training = None
     if arguments.text is None:
         training, text = load_text(run)
@@ -83,7 +84,8 @@ def main(flags: Sequence[str]) -> None:
         text = model.vocabulary.encode(corpus.text, f"text {corpus.name!r}")
         if len(text) <= window:
             raise InputError(
-                f"the text {corpus.name!r} has {len(text)} characters, but a window and its target need {window + 1}"
+                f"the text {corpus.name!r} has {len(text)} characters, but a window and its target need {window + 1}; "
+                "name a longer text"
             )
         try:
             training, _ = load_text(run)
@@ -104,6 +106,8 @@ def main(flags: Sequence[str]) -> None:
         }
 
     best, at_one = calibration.best, calibration.at_one
+    if calibration.best_at_edge:
+        tell(f"the loss is lowest at temperature {calibration.temperatures[best]:g}, the edge of those that were tried")
     result = {
         **record(windowed),
         **windows,

@@ -62,9 +62,8 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
         tell(f"epoch {epoch.epoch}: training loss {epoch.training_loss:.4f} nats")
 
     run = RunDirectory(run_dir)
-    ours = {
-        record["epoch"]: record["training_loss"] for record in read_records(run.metrics) if record["event"] == "epoch"
-    }
+    epochs = (record for record in read_records(run.metrics) if record.get("event") == "epoch")
+    ours = {record["epoch"]: record["training_loss"] for record in epochs}
     tolerance = _TOLERANCE[configuration.gate_activation]
     published = read_published(_PUBLISHED.read_text(), configuration.gate_activation)
     comparisons = compare(ours, published)

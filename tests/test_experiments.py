@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from oracles import GATES, numpy_logits
 
+from charlm_jax.analysis.baselines import baselines
 from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.runs import loop
 from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.configuration import PRESETS
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.records import read_records
-from charlm_jax.runs.trained import load_model
+from charlm_jax.runs.trained import load_model, load_text
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
@@ -101,8 +104,11 @@ def test_the_main_job_prints_results_to_stdout_and_the_rest_to_stderr(trained):
     for word in ("1,064 characters", "21 distinct", "parameters", "cpu", "float32", "scripts/run sample"):
         assert word in errors, errors
     assert "epoch" not in output.split("epoch 1")[0]
-    baselines = output.splitlines()[-1]
-    assert baselines.startswith("without a network, the held-out text costs, in nats per character: uniform 3.0445, ")
+    model, texts = load_model(open_run(trained[0])), load_text(open_run(trained[0]))
+    losses = baselines(*texts, len(model.vocabulary), model.vocabulary.decode)
+    words = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    assert words.startswith("uniform 3.0445, unigram")
+    assert output.splitlines()[-1] == f"without a network, the held-out text costs, in nats per character: {words}"
 
 
 def test_the_default_learns_every_character_and_writes_now_and_then(corpus, tmp_path, capsys):
@@ -173,7 +179,7 @@ def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsy
     """To the last bit, on as many devices."""
     path = trained[0]
     devices = json.loads((path / "provenance.json").read_text())["device_count"]
-    assert call("evaluate", path, "--devices", devices) == 0
+    assert call("evaluate", path, "--devices", devices, "--stride", 2) == 0
     result = json.loads(capsys.readouterr().out)
     recorded = read_records(path / "metrics.jsonl")[-2]
     assert result["loss_nats"] == recorded["held_out_loss"]
@@ -181,24 +187,42 @@ def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsy
     assert result["characters"] == recorded["characters"]
     text = tmp_path / "text.txt"
     text.write_text(corpus.read_text()[:100])
-    assert call("evaluate", path, "--text", text, "--stride", 1) == 0
+    assert call("evaluate", path, "--text", text) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["characters"], result["stateful"]["characters"]) == (90, 99)
 
 
 def test_evaluate_says_what_the_model_earns_and_draws_it(trained, tmp_path, capsys):
+    """The numbers are NumPy's, of the text that the run held out, under the parameters that it kept."""
     path = trained[0]
     figure = tmp_path / "figure.svg"
     assert call("evaluate", path, "--figure", figure) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert (result["window"], result["stride"], result["step"]) == (10, 2, load_model(open_run(path)).step)
+    model, (training, held_out) = load_model(open_run(path)), load_text(open_run(path))
+    assert (result["window"], result["stride"], result["step"]) == (10, 1, model.step)
+    assert result["baselines"] == baselines(training, held_out, len(model.vocabulary), model.vocabulary.decode)
     assert list(result["baselines"]) == ["uniform", "unigram", "7-gram", "bz2", "xz"]
-    assert result["baselines"]["uniform"] == pytest.approx(np.log(21))
-    assert len(result["loss_by_position"]) == 10
-    assert result["loss_by_position"][-1] == pytest.approx(result["loss_nats"], rel=1e-6)
+
+    def nats(ids):
+        logits = numpy_logits(model.parameters, ids[..., :-1], GATES["sigmoid"])
+        here = np.take_along_axis(logits, ids[..., 1:, None], -1)[..., 0]
+        return np.log(np.exp(logits).sum(-1)) - here, logits[..., -1, :]
+
+    assert result["stateful"]["loss_nats"] == pytest.approx(nats(held_out[None].astype(int))[0].mean(), rel=1e-5)
+    windows = np.lib.stride_tricks.sliding_window_view(held_out.astype(int), 11)
+    losses, last = nats(windows)
+    assert result["loss_nats"] == pytest.approx(losses[:, -1].mean(), rel=1e-5)
+    assert result["loss_by_position"] == pytest.approx(losses.mean(axis=0), rel=1e-5)
     calibration = result["calibration"]
     assert calibration["loss_nats_at_best"] == min(calibration["loss_nats"]) <= result["loss_nats"]
+    assert calibration["best_temperature"] != 1
+    for name, temperature in [("", 1.0), ("_at_best", calibration["best_temperature"])]:
+        weighed = np.exp(last / temperature)
+        confidence, right = (weighed / weighed.sum(-1, keepdims=True)).max(-1), last.argmax(-1) == windows[:, -1]
+        bins = [np.flatnonzero((confidence * 15).astype(int) == place) for place in range(15)]
+        error = sum(abs(right[there].mean() - confidence[there].mean()) * len(there) for there in bins if len(there))
+        assert calibration[f"expected_calibration_error{name}"] == pytest.approx(error / len(last), rel=1e-4)
     assert figure.stat().st_size > 10_000
     assert f"figure: {figure}" in captured.err
 
@@ -216,14 +240,15 @@ def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch
     devices = json.loads((tmp_path / "provenance.json").read_text())["device_count"]
     for flags, loss in (([], seen[0]), (["--checkpoint", "best"], seen[0]), (["--checkpoint", "newest"], seen[1])):
         capsys.readouterr()
-        assert call("evaluate", tmp_path, *flags, "--devices", devices) == 0
+        assert call("evaluate", tmp_path, *flags, "--devices", devices, "--stride", 2) == 0
         assert json.loads(capsys.readouterr().out)["loss_nats"] == loss
 
 
 def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
     """The trained run, and one of a larger model, whose first epoch's seconds a stop has made unknown."""
     other = tmp_path / "larger"
-    flags = ["--corpus", corpus, *TINY, "--hidden-size", 12, "--epochs", 2, "--run-dir", other]
+    model = ["--hidden-size", 12, "--dropout", 0.1, "--seed", 9]
+    flags = ["--corpus", corpus, *TINY, *model, "--epochs", 2, "--run-dir", other]
     assert call("text_generation", *flags) == 0
     lines = (other / "metrics.jsonl").read_text().splitlines()
     first = {**json.loads(lines[1]), "seconds": None}
@@ -231,24 +256,44 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
     table, figure = tmp_path / "table.csv", tmp_path / "figure.png"
     capsys.readouterr()
     assert call("compare", trained[0], other, "--table", table, "--figure", figure, "--target", 9) == 0
-    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert header == ["run", "hidden_size", "held_out_loss", "epoch", "seconds", "seconds_to_9.0000"]
+    captured = capsys.readouterr()
+    header, *rows = [line.split() for line in captured.out.splitlines()]
+    assert header == [
+        "run", "hidden_size", "dropout", "seed", "held_out_loss", "epoch", "seconds", "seconds_to_9.0000"
+    ]  # fmt: skip
+    assert "larger was stopped amid an epoch; from there on its seconds are unknown" in captured.err
+    assert "differ in" not in captured.err
     remark, *written = csv.reader(table.read_text().splitlines())
     assert remark[0].startswith("# held-out loss in nats per character")
+    assert remark[-1].endswith(f"scripts/run compare {trained[0]} {other} --target 9.0")
     assert [[cell for cell in row if cell] for row in written] == [header, *rows]
     assert figure.stat().st_size > 10_000
     records = read_records(trained[0] / "metrics.jsonl")
-    assert rows[0][:4] == ["run", "8", f"{records[2]['held_out_loss']:.4f}", "2"]
-    assert float(rows[0][4]) == pytest.approx(records[1]["seconds"] + records[3]["seconds"], abs=0.06)
-    assert float(rows[0][5]) == pytest.approx(records[1]["seconds"], abs=0.06)
-    assert rows[1][1] == "12"
-    assert len(rows[1]) == 4, "after the stop its times are unknown"
+    assert rows[0][:6] == ["run", "8", "0.2", "1", f"{records[2]['held_out_loss']:.4f}", "2"]
+    assert float(rows[0][6]) == pytest.approx(records[1]["seconds"] + records[3]["seconds"], abs=0.06)
+    assert float(rows[0][7]) == pytest.approx(records[1]["seconds"], abs=0.06)
+    assert rows[1][1:4] == ["12", "0.1", "9"]
+    assert len(rows[1]) == 6, "after the stop its times are unknown"
     assert call("compare", trained[0], other) == 0
-    assert "seconds_to_" + rows[0][2] in capsys.readouterr().out
+    header, row, _ = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert header[-1] == f"seconds_to_{rows[0][4]}"
+    assert row[-1] == row[-2], "the first run reaches its own best"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(trained[0], elsewhere)
+    provenance = json.loads((elsewhere / "provenance.json").read_text())
+    provenance["corpus"]["sha256"] = "0" * 64
+    (elsewhere / "provenance.json").write_text(json.dumps(provenance))
+    settings = json.loads((elsewhere / "config.json").read_text())
+    (elsewhere / "config.json").write_text(json.dumps({**settings, "stride": 1}))
+    assert call("compare", trained[0], elsewhere) == 0
+    notes = capsys.readouterr().err
+    assert "differ in text," in notes
+    assert "differ in stride," in notes
     for bad, message in [
         ([], "no run is named; give directories"),
         ([tmp_path], "is not a run directory"),
         ([other, "--figure", "x.txt"], "ends in .svg or .png"),
+        ([other, "--target", "nan"], "--target nan cannot be used"),
     ]:
         assert call("compare", *bad) == 2
         assert message in capsys.readouterr().err

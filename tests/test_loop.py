@@ -201,11 +201,15 @@ def test_texts_come_every_few_epochs_and_at_the_end(tiny, tmp_path):
     assert [record["epoch"] for record in samples] == [2] * 4 + [4] * 4 + [5] * 4
 
 
-def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_path, small_text):
-    finish(tiny, tmp_path / "first")
+def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_path, small_text, monkeypatch):
+    with monkeypatch.context() as patch:
+        losses = iter([1.0, 2.0])
+        patch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(next(losses), 7))
+        finish(tiny, tmp_path / "first")
     (tmp_path / "other.txt").write_text(small_text[200:])
     second = dataclasses.replace(tiny, corpus=str(tmp_path / "other.txt"), init_from=str(tmp_path / "first"), seed=4)
     job, source = prepare(second), load_model(open_run(tmp_path / "first"))
+    assert source.step < load_model(open_run(tmp_path / "first"), "newest").step, "it goes on from the best"
     assert job.vocabulary == source.vocabulary
     start = loop.first_state(job)
     assert all(map(np.array_equal, jax.tree.leaves(start.parameters), jax.tree.leaves(source.parameters)))
@@ -228,8 +232,17 @@ def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_pat
 
     with pytest.raises(InputError, match=r"--init-from .*: its model differs: --hidden-size 8 there, 9 here"):
         prepare(dataclasses.replace(second, hidden_size=9))
+    with pytest.raises(InputError, match="--gate-activation sigmoid there, hard_sigmoid here"):
+        prepare(dataclasses.replace(second, gate_activation="hard_sigmoid"))
     with pytest.raises(InputError, match="is not a run directory"):
         prepare(dataclasses.replace(second, init_from=str(tmp_path / "nothing")))
+    shutil.copytree(tmp_path / "first", tmp_path / "begun")
+    for folder in ("best", "checkpoints"):
+        shutil.rmtree(tmp_path / "begun" / folder)
+    early = dataclasses.replace(second, init_from=str(tmp_path / "begun"))
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        finish(early, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
     (tmp_path / "other.txt").write_text(small_text + "🜁")
     with pytest.raises(InputError, match=r"the corpus .* has '🜁' .* which is not among the"):
         prepare(second)

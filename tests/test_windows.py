@@ -124,7 +124,7 @@ def test_thousands_of_characters():
         assert vocabulary.decode(row) in text
 
 
-@pytest.mark.parametrize(("length", "steps"), [(8 * 10 * 3 + 10, 3), (8 * 10 * 4 + 9, 3), (8 * 10 * 4 + 10, 4), (89, 0)])
+@pytest.mark.parametrize(("length", "steps"), [(80 * 3 + 10, 3), (80 * 4 + 9, 3), (80 * 4 + 10, 4), (89, 0)])
 def test_streams_read_stretches_of_the_text_side_by_side(length, steps):
     """Each row goes on where it ended, and the rows' stretches follow one another: together they are one passage."""
     order = ParallelStreams(10, batch_size=8)

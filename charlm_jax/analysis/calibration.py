@@ -15,7 +15,7 @@ from charlm_jax.learning.objective import cross_entropy
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import CharacterLSTM
 
-TEMPERATURES = tuple(round(0.5 + 0.02 * step, 2) for step in range(51))  # 0.5 to 1.5
+TEMPERATURES = tuple(round(1.03**step, 4) for step in range(-30, 31))  # 0.41 to 2.43, each 3 % above the last
 BINS = 15
 
 
@@ -44,6 +44,11 @@ class Calibration:
     def best(self) -> int:
         """The place of the temperature with the lowest loss, among those that were tried."""
         return int(np.argmin(self.losses))
+
+    @property
+    def best_at_edge(self) -> bool:
+        """Whether a temperature beyond those that were tried may be better."""
+        return self.best in (0, len(self.temperatures) - 1)
 
     @property
     def at_one(self) -> int:

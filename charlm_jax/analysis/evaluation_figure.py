@@ -49,19 +49,21 @@ def plot_evaluation(
     context.set_ylim(min(shown) - 0.1 * (max(shown) - min(shown)))  # room for a name under the lowest line
     context.set_xlabel("characters of context")
     context.set_ylabel("nats per character")
-    context.legend(frameon=False, fontsize=8, loc="upper right")
+    context.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper right")  # over the lines behind it
 
     best = calibration.best
     temperature.plot(calibration.temperatures, calibration.losses, color=_MODEL, lw=2)
     temperature.plot(calibration.temperatures[best], calibration.losses[best], "o", color=_MODEL)
     temperature.axvline(1, color="0.6", lw=0.8, zorder=0)
-    temperature.set_title(f"lowest at {calibration.temperatures[best]:g}", fontsize=9)
+    edge = ", the edge of those tried" if calibration.best_at_edge else ""
+    temperature.set_title(f"lowest at {calibration.temperatures[best]:g}{edge}", fontsize=9)
     temperature.set_xlabel("softmax temperature")
     temperature.set_ylabel("nats per character")
 
     at_one = calibration.at_one
     reliability.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-    reliability.plot(calibration.confidences[at_one], calibration.accuracies[at_one], "o-", color=_MODEL, ms=4)
+    confidences, accuracies = calibration.confidences[at_one], calibration.accuracies[at_one]
+    reliability.plot(confidences, accuracies, "o-", color=_MODEL, ms=4, label="model")
     share = calibration.counts[at_one] / calibration.counts[at_one].sum()
     reliability.bar((np.arange(BINS) + 0.5) / BINS, share, 1 / BINS, color=_OTHER, alpha=0.25, label="share of all")
     reliability.set_title(f"expected calibration error {calibration.expected_errors[at_one]:.3f}", fontsize=9)
