@@ -5,10 +5,21 @@ from collections.abc import Iterable
 # What a command exits with: what the user gave cannot be used; training diverged; stopped by a signal with the state
 # saved; stopped at once; the reader of the output has left.
 BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
+_LONGEST = 2000  # characters of a message
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message names it, its place and the way out."""
+    """Something the user gave cannot be used; the message names it, its place and the way out, on one line."""
+
+    def __str__(self) -> str:
+        """Return the message, shortened if need be, with what would steer a terminal written out."""
+        message = super().__str__()
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
+        return "".join(
+            character if character.isprintable() else character.encode("unicode_escape").decode()
+            for character in message
+        )
 
 
 class DamagedError(InputError):

@@ -1,12 +1,16 @@
 """What every test runs under: strict JAX, Keras on JAX, and the corpora that are at hand."""
 
+import multiprocessing
 import os
+from multiprocessing import forkserver
+from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is kept, here and in the commands under test
 
 import jax
 import pytest
+from faults import PRELOADED
 
 from charlm_jax.data.corpus import DATA_FOLDER_VARIABLE, load_corpus
 from charlm_jax.errors import InputError
@@ -15,6 +19,57 @@ from charlm_jax.errors import InputError
 jax.config.update("jax_num_cpu_devices", 3)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+FIGURES = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="run the whole fault suite, and nothing else")
+
+
+def pytest_configure(config):
+    config.stash[FIGURES] = {}
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--faults"):
+        items[:] = [item for item in items if item.path.name == "test_faults.py"]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[FIGURES]:
+        terminalreporter.section("faults")
+        for fault, outcome in config.stash[FIGURES].items():
+            terminalreporter.write_line(f"{fault}: {outcome}")
+
+
+@pytest.fixture
+def sized(request):
+    """How much of a fault test to do: sized(sample, whole) is `whole` under --faults."""
+    return lambda sample, whole: whole if request.config.getoption("--faults") else sample
+
+
+@pytest.fixture
+def report(request):
+    """Tell what a fault test found, for the end of the tests' output: report("kills", "200, all resumed")."""
+    return request.config.stash[FIGURES].__setitem__
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """Make commands start at once: they are forked from a process that has loaded JAX, and share compiled programs."""
+    environment = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+    return Path(environment["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")

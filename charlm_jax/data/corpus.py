@@ -140,10 +140,6 @@ def _contents(file: Path) -> bytes:
 def _decode(content: bytes, encoding: str, source: str) -> str:
     try:
         text = content.decode(encoding)
-    except LookupError as error:
-        raise InputError(
-            f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
-        ) from error
     except UnicodeError as error:
         place = error.start if isinstance(error, UnicodeDecodeError) else 0
         line = content.count(b"\n", 0, place) + 1
@@ -151,6 +147,10 @@ def _decode(content: bytes, encoding: str, source: str) -> str:
         raise InputError(
             f"{source!r} is not {encoding}: {byte} at offset {place} (line {line}) does not decode; "
             "name its encoding, for example --encoding cp1252, latin-1 (any bytes at all) or utf-16"
+        ) from error
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
         ) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 

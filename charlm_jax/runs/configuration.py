@@ -167,24 +167,30 @@ _NOTEBOOK = Configuration(
     continuation="roll-on",
 )
 
+# Both chosen on Nietzsche's held-out text: see experiments/results/recipe_search.csv. The prompt is python-docs' first
+# sentence.
+_QUICK = Configuration(
+    objective="every-character",
+    batch_size=32,
+    dropout=0.2,
+    optimizer="adamw",
+    learning_rate=0.03,
+    schedule="cosine",
+    warmup=0.03,
+    weight_decay=0.01,
+    clip=1.0,
+    epochs=24,
+    sample_every=8,
+    sampler="stateful",
+    prompt_start=47,
+)
+_STRONG = dataclasses.replace(
+    _QUICK, hidden_size=512, dropout=0.4, weight_dropout=0.5, learning_rate=0.01, epochs=50, sample_every=10
+)
+
 PRESETS = {
-    # Chosen on Nietzsche's held-out text: see experiments/results/recipe_search.csv. The prompt is python-docs' first
-    # sentence.
-    "quick": Configuration(
-        objective="every-character",
-        batch_size=32,
-        dropout=0.2,
-        optimizer="adamw",
-        learning_rate=0.03,
-        schedule="cosine",
-        warmup=0.03,
-        weight_decay=0.01,
-        clip=1.0,
-        epochs=24,
-        sample_every=8,
-        sampler="stateful",
-        prompt_start=47,
-    ),
+    "quick": _QUICK,
+    "strong": _STRONG,
     "tf-keras-2.5": _NOTEBOOK,
     "keras-fixed-prompt": dataclasses.replace(
         _NOTEBOOK,
@@ -197,4 +203,4 @@ PRESETS = {
     "keras-2.2": dataclasses.replace(_NOTEBOOK, gate_activation="hard_sigmoid", epochs=3),
     "tf-keras": _NOTEBOOK,
 }
-"""Full configurations by name: `quick`, and one for each published notebook."""
+"""Full configurations by name: two recipes of our own, and one for each published notebook."""

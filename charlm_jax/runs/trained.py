@@ -56,8 +56,7 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
     vocabulary = run.vocabulary()
     network = make_network(configuration, vocabulary)
     mesh = data_mesh(jax.devices()[:1])
-    like = jax.eval_shape(lambda key: Model(jnp.int32(0), flax_parameters(network, key)), jax.random.key(0))
-    identity = run.identity()
+    like, identity = model_shapes(run), run.identity()
 
     def spoiled(path: Path, error: DamagedError) -> None:
         tell(f"the state {str(path)!r} is damaged: {error}; an older one is used")
@@ -74,6 +73,12 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
     if model is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
     return TrainedModel(configuration, network, model.parameters, vocabulary, int(model.step))
+
+
+def model_shapes(run: RunDirectory) -> Model:
+    """Return the shapes and types of a run's model in place of its arrays."""
+    network = make_network(run.configuration(), run.vocabulary())
+    return jax.eval_shape(lambda key: Model(jnp.int32(0), flax_parameters(network, key)), jax.random.key(0))
 
 
 def make_network(configuration: Configuration, vocabulary: Vocabulary) -> CharacterLSTM:

@@ -1,0 +1,51 @@
+"""Check that a run is what it was when it was written.
+
+    scripts/run verify RUN
+
+Reads every file of the run, and compares each array of each saved state with the SHA-256, shape and type that it was
+saved with. Prints a line a file; exits 0 if all are sound and 2 if one is not. Nothing is changed: training itself sets
+aside what is damaged, and goes on from the newest sound state.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs.command_line import exit_codes
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run."""
+
+
+def main(flags: Sequence[str]) -> None:
+    """Check, and print."""
+    arguments = tyro.cli(Arguments, prog="scripts/run verify", description=__doc__, args=flags)
+
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.verification import verify
+
+    run = open_run(arguments.run)
+    findings = verify(run)
+    for finding in findings:
+        place = finding.path.relative_to(run.path)
+        print(f"sound    {place}" if finding.problem is None else f"NOT SO   {place}: {finding.problem}")
+    unsound = sum(finding.problem is not None for finding in findings)
+    if unsound:
+        raise InputError(
+            f"{unsound} of {len(findings)} files of {str(run.path)!r} are not sound; put back copies of them, or train "
+            "on, which goes on from the newest sound state"
+        )
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])

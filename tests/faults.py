@@ -1,0 +1,101 @@
+"""A run that can be killed: the real command in processes that are forked from one that has loaded everything."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load
+
+from charlm_jax.runs.checkpoints import state_files
+from charlm_jax.runs.directory import RunDirectory
+from charlm_jax.runs.records import read_records
+
+PRELOADED = ["charlm_jax.runs.loop", "charlm_jax.analysis.baselines", "experiments.text_generation", "faults"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit code (minus a signal's number), and what it wrote."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class Command:
+    """text_generation, running in a process of its own."""
+
+    def __init__(self, flags, folder, *, file_size=None, user=None):
+        self.out, self.errors = folder / "stdout", folder / "stderr"
+        words = [str(flag) for flag in flags]
+        context = multiprocessing.get_context("forkserver")
+        self.process = context.Process(target=_run, args=(words, str(self.out), str(self.errors), file_size, user))
+        self.process.start()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def send(self, number):
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def wait(self, seconds=120.0):
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s: {self.errors.read_text()}")
+        return Outcome(self.process.exitcode, self.out.read_text(), self.errors.read_text())
+
+    def wait_for(self, path, seconds=60.0):
+        """Wait until a path is there."""
+        end = time.monotonic() + seconds
+        while not path.exists():
+            assert time.monotonic() < end, self.errors.read_text()
+            assert self.process.exitcode is None, self.errors.read_text()
+            time.sleep(0.005)
+
+
+def _run(flags, out, errors, file_size, user):
+    """Be the command: its output goes to files."""
+    for stream, path in ((1, out), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w"), write_through=True) for number in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if file_size is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if user is not None:
+        os.setgid(user)
+        os.setuid(user)
+    from charlm_jax.runs.command_line import exit_codes
+    from experiments.text_generation import main
+
+    with exit_codes():
+        main(flags)
+
+
+def result(path: Path):
+    """Return all that a run must reproduce: its newest and best states, its records but for the clock, its texts."""
+    run = RunDirectory(path)
+    states = [load(list(state_files(folder).values())[-1].read_bytes()) for folder in (run.checkpoints, run.best)]
+    metrics = read_records(run.metrics)
+    for record in metrics:
+        record.pop("seconds", None)
+        record.pop("characters_per_second", None)
+    texts = json.dumps([metrics, read_records(run.samples)])
+    return texts, [{name: array.tobytes() for name, array in sorted(state.items())} for state in states]
+
+
+def uniform(generator: np.random.Generator, low: float, high: float) -> float:
+    return float(generator.uniform(low, high))

@@ -1,0 +1,455 @@
+"""What happens to runs when machines fail: killed at random instants, disks that rot or fill, two writers, odd input.
+
+A sample of each runs with the other tests; `scripts/test --faults` runs the whole, and reports figures.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+from faults import Command, result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from charlm_jax.errors import DamagedError, InputError
+from charlm_jax.runs.assembly import prepare
+from charlm_jax.runs.checkpoints import newest_state, read_state, state_files
+from charlm_jax.runs.command_line import parse_training
+from charlm_jax.runs.configuration import Configuration
+from charlm_jax.runs.directory import RunDirectory, open_run
+from charlm_jax.runs.loop import train
+from charlm_jax.runs.records import read_records
+from charlm_jax.runs.trained import load_model, model_shapes
+from charlm_jax.runs.verification import verify
+
+TINY = [
+    "--window", 10, "--batch-size", 4, "--hidden-size", 8, "--epochs", 8, "--sample-every", 2, "--temperatures", 0.5,
+    "--sample-length", 20, "--prompt-start", 3,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text(
+        ("the will to power is the will to truth; what is good? all that heightens power in man.\n" * 12)[:1000]
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def unbroken(commands, corpus, tmp_path_factory):
+    """A run that nothing has happened to: its directory, and what others must reproduce."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    ended = Command(["--corpus", corpus, *TINY, "--run-dir", folder / "run"], folder).wait()
+    assert ended.code == 0, ended.errors
+    return folder / "run", result(folder / "run")
+
+
+@pytest.fixture
+def begin(commands, corpus, tmp_path):
+    """Start the command on tmp_path/run."""
+    return lambda *flags, **limits: Command(
+        ["--corpus", corpus, *TINY, "--run-dir", tmp_path / "run", *flags], tmp_path, **limits
+    )
+
+
+def test_kills_at_random_instants_lose_and_change_nothing(begin, unbroken, tmp_path, sized, report):
+    """Killed again and again until it is done, over and over: each time the end is the unbroken run's."""
+    wanted, kills, runs, generator = sized(6, 200), 0, 0, np.random.default_rng(1)
+    while kills < wanted:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        while True:
+            command = begin()
+            command.process.join(generator.uniform(0.2, 3.5))
+            command.send(signal.SIGKILL)
+            ended = command.wait()
+            if ended.code == 0:
+                break
+            assert ended.code == -signal.SIGKILL, ended.errors
+            kills += 1
+        runs += 1
+        assert result(tmp_path / "run") == unbroken[1]
+        assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.problem]
+    report("killed at random instants", f"{kills} times in {runs} runs; all ended as the unbroken run, bit for bit")
+
+
+def test_signals_at_random_instants_stop_cleanly(begin, unbroken, tmp_path, sized, report):
+    wanted, stops, slowest, generator = sized(4, 50), 0, 0.0, np.random.default_rng(2)
+    while stops < wanted:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        while True:
+            command = begin()
+            command.process.join(generator.uniform(0.3, 3.0))
+            asked = time.monotonic()
+            command.send(generator.choice([signal.SIGTERM, signal.SIGINT]))
+            ended = command.wait()
+            if ended.code == 0:
+                break
+            assert ended.code == 75, ended
+            slowest, stops = max(slowest, time.monotonic() - asked), stops + 1
+        assert result(tmp_path / "run") == unbroken[1]
+    assert slowest < 10
+    report("stopped at random instants", f"{stops} times, saved, exit 75 at most {slowest:.1f} s after the signal")
+
+
+def test_a_run_that_is_stopped_every_two_seconds_comes_to_its_end(begin, tmp_path, report):
+    """Before it has begun, after it has begun: each time it gets at least one dispatch further."""
+    steps, code = [0], 75
+    while code == 75:
+        command = begin()
+        command.process.join(2.0 if len(steps) > 2 else 0.3)
+        command.send(signal.SIGTERM)
+        code = command.wait().code
+        steps.append(max(state_files(tmp_path / "run" / "checkpoints")))
+        assert code == 0 or steps[-1] > steps[-2]
+    assert code == 0
+    report("stopped every two seconds", f"done after {len(steps) - 1} starts")
+
+
+def spoil(path, how, other):
+    """Damage a saved state."""
+    content = path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "longer":
+        path.write_bytes(content + b"\0")
+    elif how == "of another run":
+        path.write_bytes(other.read_bytes())
+    elif how == "of another step":
+        path.write_bytes(state_files(path.parent)[min(state_files(path.parent))].read_bytes())
+    else:
+        path.unlink()
+        if how == "a link":
+            path.symlink_to(other)
+        elif how == "a broken link":
+            path.symlink_to(path.parent / "nothing")
+        elif how == "a folder":
+            path.mkdir()
+        elif how == "a pipe":
+            os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "deleted", "emptied", "truncated", "longer", "of another run", "of another step", "a link", "a broken link",
+        "a folder", "a pipe",
+    ],
+)  # fmt: skip
+def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
+    how, corpus, unbroken, tmp_path, capsys, report
+):
+    path = tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    configuration = open_run(path).configuration()
+    other = tmp_path / "other"
+    list(train(prepare(dataclasses.replace(configuration, seed=5, epochs=1)), other))
+    newest = list(state_files(path / "checkpoints").values())[-1]
+    spoil(newest, how, next(iter(state_files(other / "checkpoints").values())))
+    assert [finding.path for finding in verify(open_run(path)) if finding.problem] == [
+        newest.parent if how == "deleted" else newest
+    ]
+    capsys.readouterr()
+    assert load_model(open_run(path), "newest").step < int(newest.stem)
+    said = capsys.readouterr().err
+    assert how == "deleted" or (str(newest) in said and "is damaged" in said)
+    list(train(prepare(configuration), path))
+    said = capsys.readouterr().err
+    if how == "deleted":
+        assert f"the state of step {newest.stem}, of which there are records, is not to be had" in said
+    else:
+        assert f"the state {str(newest)!r} is damaged" in said
+        assert f"It is now {newest.name}.damaged" in said
+        assert os.path.lexists(f"{newest}.damaged")
+    assert result(path)[0] == unbroken[1][0]
+    report("damaged in other ways", "10 of 10 ways named, the state before used")
+
+
+def test_a_flipped_bit_anywhere_is_found(unbroken, tmp_path, sized, report):
+    """Every byte of every state's file in turn, one of its bits: none is restored as if it were sound."""
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(unbroken[0], run.path)
+    like, identity, flipped = model_shapes(run), run.identity(), 0
+    for folder in (run.checkpoints, run.best):
+        for path in state_files(folder).values():
+            content = bytearray(path.read_bytes())
+            header = 8 + int.from_bytes(content[:8], "little")
+            places = range(0, len(content), sized(max(1, len(content) // 40), 1))
+            for place in [*places, *range(0, header, sized(97, 1))]:
+                bit = 1 << place % 8
+                content[place] ^= bit
+                path.write_bytes(content)
+                with pytest.raises(DamagedError):
+                    read_state(path, like, identity)
+                content[place] ^= bit
+                flipped += 1
+            path.write_bytes(content)
+            read_state(path, like, identity)
+    report("flipped bits", f"{flipped} in {len(state_files(run.checkpoints)) + 1} files, all found")
+
+
+def test_where_no_state_is_sound_the_run_stops(unbroken, tmp_path):
+    """It does not begin anew over what may yet be saved, at the first try or the next."""
+    path = tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    for state in state_files(path / "checkpoints").values():
+        state.write_bytes(b"rot")
+    before = sorted(file.name for file in (path / "checkpoints").iterdir())
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no sound state is left in .* put back a copy, or remove the folder"):
+            list(train(prepare(open_run(path).configuration()), path))
+        assert sorted(file.name for file in (path / "checkpoints").iterdir()) == before
+    assert load_model(open_run(path), "best").step > 0, "the best is kept apart"
+    shutil.rmtree(path / "checkpoints")
+    list(train(prepare(open_run(path).configuration()), path))
+    assert result(path) == unbroken[1]
+
+
+def test_a_changed_configuration_is_not_a_damaged_state(unbroken, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    text = (path / "config.json").read_text()
+    (path / "config.json").write_text(text.replace('"dropout": 0.2', '"dropout": 0.3'))
+    with pytest.raises(InputError, match=r"config.json or provenance.json has changed"):
+        load_model(open_run(path), "newest")
+    with pytest.raises(InputError, match=r"config.json or provenance.json has changed"):
+        list(train(prepare(open_run(path).configuration()), path))
+    (path / "config.json").write_text(text)
+    assert load_model(open_run(path), "newest").step == max(state_files(path / "checkpoints"))
+
+
+@pytest.mark.parametrize("full", ["at the states", "at the records"])
+def test_a_full_disk_costs_no_state(begin, unbroken, tmp_path, full, report):
+    """A bound on the size of a file: one that no state meets, and one that the records outgrow."""
+    flags = [] if full == "at the states" else ["--hidden-size", 1, "--sample-every", 1, "--sample-length", 2000]
+    size = list(state_files(unbroken[0] / "checkpoints").values())[-1].stat().st_size
+    ended = begin(*flags, file_size=size // 2 if full == "at the states" else 9000).wait()
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.errors
+    assert "File too large" in ended.errors
+    assert not list((tmp_path / "run").glob("**/.*"))
+    ended = begin(*flags).wait()
+    assert ended.code == 0, ended.errors
+    assert full == "at the records" or result(tmp_path / "run") == unbroken[1]
+    assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.problem]
+    report("full disk", "a sentence and exit 2, at the states and at the records; the next run goes on")
+
+
+def test_a_directory_that_vanishes_or_cannot_be_written(begin, unbroken, tmp_path):
+    command = begin("--epochs", 5000)
+    command.wait_for(tmp_path / "run" / "best")
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    ended = command.wait()
+    assert (ended.code, "Traceback" in ended.errors) == (2, False), ended
+    assert "No such file or directory" in ended.errors
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    assert begin().wait().code == 0
+    assert result(tmp_path / "run") == unbroken[1]
+    if os.geteuid() == 0:
+        # Root may write anywhere; nobody may not.
+        for folder in [*tmp_path.parents, tmp_path]:
+            if folder.stat().st_uid == 0 and str(folder).startswith(str(tmp_path.parents[1])):
+                folder.chmod(0o755)
+        tmp_path.chmod(0o777)
+        ended = begin("--epochs", 9, "--schedule", "constant", user=65534).wait()
+        assert ended.code == 2, ended
+        assert "Traceback" not in ended.errors
+
+
+def test_a_rotten_compilation_cache_is_survived(begin, commands, unbroken, tmp_path):
+    kept = {path: path.read_bytes() for path in commands.iterdir() if path.is_file()}
+    assert kept
+    for number, path in enumerate(kept):
+        path.write_bytes(b"" if number % 2 else os.urandom(1000))
+    try:
+        ended = begin().wait()
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert ended.code == 0, ended.errors
+    assert result(tmp_path / "run") == unbroken[1]
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(begin, corpus, unbroken, tmp_path):
+    first = begin("--epochs", 5000)
+    first.wait_for(tmp_path / "run" / "best")
+    elsewhere = tmp_path / "second"
+    elsewhere.mkdir()
+    ended = Command(["--corpus", corpus, *TINY, "--epochs", 5000, "--run-dir", tmp_path / "run"], elsewhere).wait()
+    assert ended.code == 2
+    assert f"is being written by process {first.pid} on {socket.gethostname()}; wait" in ended.errors
+    first.send(signal.SIGKILL)
+    assert first.wait().code == -signal.SIGKILL
+    ended = begin("--epochs", 5001)
+    ended.send(signal.SIGTERM)
+    ended.wait()
+    assert "is being written" not in (tmp_path / "stderr").read_text(), "the lock went with its process"
+
+
+def test_links_out_of_a_run_are_not_followed(unbroken, tmp_path):
+    for name in ("config.json", "metrics.jsonl", "checkpoints", "best"):
+        path = tmp_path / name
+        shutil.copytree(unbroken[0], path)
+        (path / name).rename(tmp_path / f"moved-{name}")
+        (path / name).symlink_to(tmp_path / f"moved-{name}")
+        with pytest.raises(InputError, match=f"{name}' is a link"):
+            open_run(path)
+    victim = tmp_path / "victim"
+    victim.write_text("not ours")
+    path = tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    oldest = min(state_files(path / "checkpoints"))
+    (path / "checkpoints" / f"{oldest + 1}.safetensors").symlink_to(victim)
+    list(train(prepare(dataclasses.replace(open_run(path).configuration())), path))
+    assert victim.read_text() == "not ours"
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_devices_goes_on_with_the_same_parameters(unbroken, tmp_path, before, after, capsys):
+    chosen = dataclasses.replace(open_run(unbroken[0]).configuration(), batch_size=16, epochs=3)
+    path = tmp_path / "run"
+    next(train(prepare(chosen, devices=before), path))
+    saved = load_model(open_run(path), "newest")
+    capsys.readouterr()
+    job = prepare(chosen, devices=after)
+    run = RunDirectory(path)
+    like = jax.tree.map(lambda leaf: leaf, model_shapes(run))
+    restored = newest_state(run.checkpoints, like, run.identity(), job.mesh, lambda *_: None)
+    assert restored is not None
+    assert all(map(np.array_equal, jax.tree.leaves(restored.parameters), jax.tree.leaves(saved.parameters)))
+    assert [epoch.epoch for epoch in train(job, path)] == [2, 3]
+    assert f"not bit-exact: this run was started elsewhere (device_count {before} then and {after} now" in (
+        capsys.readouterr().err
+    )
+
+
+# Odd input: the only errors that a user may meet are those that `exit_codes` turns into a sentence.
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def fuzz(count, check, *strategies):
+    """Run a check on many inputs, the same ones every time."""
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    bound = settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=checks)
+    bound(given(*strategies)(check))()
+
+
+def untouched(folder):
+    return sorted((str(path), path.stat().st_size) for path in folder.rglob("*"))
+
+
+def test_odd_texts(tmp_path, sized, report):
+    """Any bytes in any encoding: a job is made of them, or one sentence says why not."""
+    count, refusals = sized(60, 2000), []
+
+    def check(content, encoding, lowercase, objective):
+        path = tmp_path / "text"
+        path.write_bytes(content)
+        options = {"corpus": str(path), "encoding": encoding, "lowercase": lowercase, "objective": objective}
+        try:
+            job = prepare(Configuration(**options, window=2, batch_size=2))
+        except InputError as error:
+            refusals.append(str(error))
+        else:
+            parts = job.training_ids, job.held_out_ids
+            assert "".join(map(job.vocabulary.decode, parts)) == job.corpus.text
+
+    odd = st.sampled_from(["\udc80", "\u202e\u05d0", "\0", "🜁", "\r\n", "\ufeff", "İ", "a" * 3000])
+    parts = st.lists(odd | st.text(max_size=8), max_size=12)
+    texts = st.binary(max_size=60) | parts.map(lambda parts: "".join(parts).encode(errors="surrogatepass"))
+    encodings = [
+        "utf-8",
+        "utf-16",
+        "cp1252",
+        "latin-1",
+        "utf-7",
+        "idna",
+        "base64",
+        "rot13",
+        "no such",
+        "",
+        "\0",
+        "mbcs",
+    ]
+    objectives = st.sampled_from(["last-character", "every-character"])
+    fuzz(count, check, texts, st.none() | st.sampled_from(encodings), st.booleans(), objectives)
+    assert not any("\n" in refusal for refusal in refusals)
+    report("odd texts", f"{count}: {count - len(refusals)} jobs, {len(refusals)} refused in one sentence")
+
+
+def test_hostile_files_of_a_run(unbroken, tmp_path, sized, report):
+    """Random bytes, random JSON, and the real thing with one value replaced, in each file that others may send."""
+    count, refusals, path = sized(60, 2000), [], tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    names = ["config.json", "provenance.json", "metrics.jsonl", "samples.jsonl"]
+    whole = {name: (path / name).read_bytes() for name in names}
+
+    def changed(name, value, place):
+        records = (
+            [json.loads(line) for line in whole[name].splitlines()] if name.endswith("l") else [json.loads(whole[name])]
+        )
+        record = records[place % len(records)]
+        if place % 3 == 0 and isinstance(record.get("corpus"), dict):
+            record = record["corpus"]
+        record[sorted(record)[place % len(record)]] = value
+        return "\n".join(map(json.dumps, records)).encode() + b"\n"
+
+    def check(name, content, value, place):
+        (path / name).write_bytes(changed(name, value, place) if content is None else content)
+        before = untouched(tmp_path)
+        try:
+            run = open_run(path)
+            read_records(run.metrics)
+            read_records(run.samples)
+            load_model(run)
+        except InputError as error:
+            refusals.append(str(error))
+        finally:
+            assert untouched(tmp_path) == before
+            (path / name).write_bytes(whole[name])
+
+    contents = st.none() | st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode() + b"\n")
+    values = JSON | st.sampled_from([10**400, -1, 2**31, 1e308, "../../etc/passwd", "x" * 10**5, [[]], {"a": {}}])
+    fuzz(count, check, st.sampled_from(names), contents, values, st.integers(0, 100))
+    assert not any("\n" in refusal for refusal in refusals)
+    report("hostile files of a run", f"{count}: {len(refusals)} refused in one sentence, the others read, none written")
+
+
+def test_odd_command_lines(tmp_path, sized, report, capfd, monkeypatch):
+    """Every flag with every kind of value: a configuration, or an error that ends in exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    count, codes = sized(60, 1500), set()
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Configuration)]
+    flags += ["--run-dir", "--devices", "--nothing", "quick", "strong", "-h"]
+    values = ["", "-1", "0", "1e999", "nan", "9" * 40, "../..", "\u202e", "\udc80", "--", "None", "[1]"]
+
+    def check(words):
+        try:
+            arguments = parse_training("text_generation", "About.", words, preset="quick")
+            assert Configuration.from_json(arguments.configuration.to_json()) == arguments.configuration
+        except InputError:
+            pass
+        except SystemExit as stop:
+            codes.add(stop.code)
+        capfd.readouterr()
+
+    fuzz(count, check, st.lists(st.sampled_from(flags + values) | st.text(max_size=5), max_size=5))
+    assert codes <= {0, 2}
+    assert list(tmp_path.iterdir()) == []
+    report("odd command lines", f"{count}: each a configuration or exit code 2, nothing written")
