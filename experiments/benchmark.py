@@ -38,6 +38,7 @@ _WINDOW, _BATCH_SIZE, _PRODUCT_SIDE = 60, 128, 512  # as in peers/worker.py
 
 TRAINING, WINDOWED, STATEFUL = "training step", "windowed character", "stateful character"
 FIRST_STEP, PRODUCT, BLOCK = "time to the first step", "matrix product", "windowed character, block of 4 x 400"
+CHECKPOINT, EPOCH_STEPS = "state saved and verified", 1565  # steps of the notebooks' epoch
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ def _own(ours: Worker, hidden_size: int) -> Iterator[Order]:
     size = {"hidden_size": hidden_size}
     yield Order(PRODUCT, ours, "multiply", 100, size)
     yield Order(BLOCK, ours, "windowed", 400, {**size, "streams": 4})
+    yield Order(CHECKPOINT, ours, "checkpoint", 10, size)
     for steps in (1, 10, 100):
         yield Order(f"training step, {steps} in a dispatch", ours, "train", steps, size)
     for characters in (100_000, 1_000_000, 10_000_000):
@@ -292,6 +294,9 @@ def _print_tables(timings: Sequence[Timing], peaks: dict[str, int], roofline: di
     for timing in timings:
         if (timing.title, timing.hidden_size) not in compared and timing.title != PRODUCT:
             print(f"  {timing.title:<38} {_words(timing.median):>8}")
+    ours = {t.title: t.median for t in timings if (t.contender, t.hidden_size) == (OURS.name, first)}
+    share = ours[CHECKPOINT] / (EPOCH_STEPS * ours[TRAINING])
+    print(f"a state saved and verified after each epoch of {EPOCH_STEPS:,} steps costs {share:.2%} of training")
 
 
 def _words(seconds: float) -> str:

@@ -11,13 +11,17 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from charlm_jax.errors import DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import Evaluation
+from charlm_jax.learning.training import make_train_steps
+from charlm_jax.mesh import replicate
 from charlm_jax.runs import history, loop
-from charlm_jax.runs.assembly import prepare
+from charlm_jax.runs.assembly import prepare, state_shapes
+from charlm_jax.runs.checkpoints import outdated, read_state, state_files
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, open_run
 from charlm_jax.runs.loop import train
@@ -438,3 +442,90 @@ def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
         "best", "checkpoints", "config.json", "lock", "metrics.jsonl", "provenance.json", "samples.jsonl"
     ]  # fmt: skip
     assert json.loads((run.path / "config.json").read_text())["epochs"] == 1
+
+
+@pytest.mark.parametrize("response", ["warn", "rollback"])
+def test_training_that_goes_astray(tiny, tmp_path, monkeypatch, capsys, response):
+    """The second epoch is called astray, and the first the best: its model goes on from there at half the rate."""
+    chosen = dataclasses.replace(tiny, epochs=4, on_divergence=response)
+    monkeypatch.setattr(loop, "astray", lambda losses, size: len(losses) == 2)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0 + len(list((tmp_path).rglob("*"))), 7))
+    unbroken = finish(chosen, tmp_path / "unbroken")
+    said = capsys.readouterr().err
+    assert "the training loss of epoch 2," in said
+    events = [record for record in unbroken[2] if record["event"] == "rollback"]
+    if response == "warn":
+        assert events == []
+        return
+    steps = prepare(chosen).steps_per_epoch
+    assert events == [{"event": "rollback", "epoch": 2, "step": 2 * steps, "to_step": steps, "rate": 0.005}]
+    assert f"rolled back to the model of step {steps}; from here on the learning rate is 0.005 at most" in said
+
+    job, run = prepare(chosen), open_run(tmp_path / "unbroken")
+    like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
+    first, third = (read_state(state_files(run.checkpoints)[n * steps], like, run.identity()) for n in (1, 3))
+    back = first._replace(step=jnp.int32(2 * steps), rate=jnp.float32(0.5))
+    train_steps = make_train_steps(job.network, job.optimizer, job.order, chosen.objective, job.mesh)
+    expected = train_steps(
+        replicate(back, job.mesh), replicate(jnp.array(job.training_ids), job.mesh), job.key, 3 * steps
+    )
+    assert all(map(np.array_equal, jax.tree.leaves(third), jax.tree.leaves(expected)))
+
+
+def test_a_run_that_was_sent_back_and_stopped_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
+    chosen = dataclasses.replace(tiny, epochs=3, on_divergence="rollback")
+    monkeypatch.setattr(loop, "astray", lambda losses, size: len(losses) == 2)
+    unbroken = finish(chosen, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_train_epoch", dying_in(3, loop._train_epoch))
+        with pytest.raises(KeyboardInterrupt):
+            finish(chosen, tmp_path / "broken")
+    assert same(finish(chosen, tmp_path / "broken"), unbroken)
+
+
+def dying_in(call, function):
+    calls = itertools.count(1)
+
+    def died(*arguments):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return died
+
+
+def test_what_astray_is():
+    """Half a nat above the lowest loss, or above all characters equally likely: the published run A, a rate of 1e30."""
+    assert not history.astray([], 57)
+    assert not history.astray([1.98, 1.3, 1.31, 1.79], 57)
+    assert history.astray([1.98, 1.3, 1.31, 1.81], 57)
+    assert not history.astray([4.5], 57)
+    assert history.astray([4.6], 57)
+
+
+def test_a_rate_beyond_all_reason_is_called_so(tiny, tmp_path, capsys):
+    finish(dataclasses.replace(tiny, learning_rate=1e30, epochs=1), tmp_path / "run")
+    assert "training has gone astray" in capsys.readouterr().err
+
+
+def test_a_long_epoch_is_saved_on_the_way(tiny, tmp_path, monkeypatch):
+    """Killed amid its first epoch, it goes on from there."""
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
+    unbroken = finish(tiny, tmp_path / "unbroken")
+
+    def die():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, die)
+        with pytest.raises(KeyboardInterrupt):
+            finish(tiny, tmp_path / "broken")
+    step = load_model(open_run(tmp_path / "broken"), "newest").step
+    assert 0 < step < prepare(tiny).steps_per_epoch
+    assert same(finish(tiny, tmp_path / "broken"), unbroken)
+
+
+def test_which_states_are_kept():
+    """Those of the newest two, and of the ends of epochs 1, 2, 4, 8, ... of ten steps each."""
+    assert outdated([5, 10, 20, 30, 33, 40, 50, 60, 70, 75], 10) == [5, 30, 33, 50, 60]
+    assert outdated([], 10) == outdated([3], 10) == outdated([3, 4], 10) == []

@@ -1,5 +1,6 @@
 """A run's epochs: what is recorded of each, and what the records say of the run so far."""
 
+import math
 from dataclasses import dataclass
 
 from charlm_jax.learning.evaluation import Evaluation
@@ -58,9 +59,9 @@ def out_of_patience(patience: int | None, scores: list[float]) -> bool:
     return patience is not None and bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= patience
 
 
-def astray(losses: list[float]) -> bool:
-    """Say whether the last of a run's training losses is far above the lowest."""
-    return bool(losses) and losses[-1] > min(losses) + FAR_ABOVE
+def astray(losses: list[float], vocabulary_size: int) -> bool:
+    """Say whether the last of a run's training losses is far above the lowest, or above that of all equally likely."""
+    return bool(losses) and losses[-1] > min(*losses, math.log(vocabulary_size)) + FAR_ABOVE
 
 
 def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) -> bool:

@@ -81,9 +81,10 @@ def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -
                 unrecorded = False
                 yield done
             starts_epoch = int(state.step) % job.steps_per_epoch == 0
-            gone_astray = starts_epoch and astray(training_losses(run))
+            losses = training_losses(run)
+            gone_astray = starts_epoch and astray(losses, len(job.vocabulary))
             if gone_astray:
-                tell(_astray(training_losses(run)))
+                tell(_astray(losses))
             if int(state.step) == job.steps:
                 return
             if out_of_patience(chosen.patience, scores(run)):
@@ -230,8 +231,9 @@ def _diverged(step: int, epoch: int) -> str:
 
 def _astray(losses: list[float]) -> str:
     return (
-        f"warning: the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above the lowest, "
-        f"{min(losses):.4f}; --on-divergence rollback goes back to the best model at half the rate"
+        f"warning: the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above what it was or would "
+        f"be with all characters equally likely (lowest: {min(losses):.4f}); training has gone astray. Try a smaller "
+        "--learning-rate, --clip 1, or --on-divergence rollback"
     )
 
 

@@ -1,6 +1,8 @@
 """This project."""
 
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from charlm_jax.learning.training import TrainingState, TrainSteps, initial_stat
 from charlm_jax.mesh import DATA, data_mesh, replicate, split_rows
 from charlm_jax.model.initializers import Parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.runs.checkpoints import read_state, save_state, state_files
 from charlm_jax.runs.devices import open_mesh, set_up
 
 
@@ -50,6 +53,15 @@ class Contender:
         states[0] = train_steps(states[0], ids, self.key, int(states[0].step) + count)
         if int(states[0].epoch.skipped):
             raise FloatingPointError("training diverged")
+
+    def checkpoint(self, count: int) -> None:
+        """Save the training state, and read it back with every check."""
+        state = self._training(10 * WINDOW * BATCH_SIZE)[2][0]
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(count):
+                save_state(Path(folder), state, "benchmark")
+                (path,) = state_files(Path(folder)).values()
+                read_state(path, state, "benchmark")
 
     @functools.cache  # noqa: B019
     def _streams(self, sampler: Sampler, streams: int) -> tuple[Parameters, SamplingState, jax.Array, jax.Array]:
