@@ -40,7 +40,7 @@ def command(experiment, *flags, **options):
     )
 
 
-def run(experiment, *flags, timeout=120, **options):
+def run(experiment, *flags, timeout=300, **options):
     process = command(experiment, *flags, **options)
     output, errors = process.communicate(timeout=timeout)
     return process.returncode, output, errors
@@ -299,6 +299,26 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_verify_names_what_is_not_sound(trained, tmp_path, capsys):
+    path = tmp_path / "run"
+    shutil.copytree(trained[0], path)
+    assert call("verify", path) == 0
+    output = capsys.readouterr().out
+    assert output.count("sound ") == len(output.splitlines()) == 4 + len(list(path.glob("*/*.safetensors")))
+    (best,) = (path / "best").iterdir()
+    best.write_bytes(best.read_bytes()[:-1] + b"?")
+    (path / "metrics.jsonl").write_text("{}\n")
+    (path / "checkpoints" / "notes.txt").write_text("mine")
+    assert call("verify", path) == 2
+    captured = capsys.readouterr()
+    bad = [line for line in captured.out.splitlines() if not line.startswith("sound ")]
+    assert [line.split(": ")[0] for line in bad] == [
+        "NOT SO   metrics.jsonl", "NOT SO   checkpoints/notes.txt", f"NOT SO   best/{best.name}"
+    ]  # fmt: skip
+    assert "does not have the SHA-256 that it was saved with" in bad[2]
+    assert f"3 of {len(captured.out.splitlines())} files" in captured.err
+
+
 def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys):
     flags = ["--corpus", corpus, *TINY, "--epochs", 2, "--run-dir", tmp_path / "run"]
     assert call("reproduce", "keras-2.2", *flags) == 0
@@ -313,7 +333,7 @@ def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys
 
 
 BAD_TRAINING = {
-    "an unknown preset": (["qick"], "no preset 'qick'; name one of quick, tf-keras-2.5"),
+    "an unknown preset": (["qick"], "no preset 'qick'; name one of quick, strong, tf-keras-2.5"),
     "an unknown corpus": (["--corpus", "neitzsche"], "no corpus, file or folder 'neitzsche'; name one of python-docs"),
     "an empty text": (["--corpus", "empty.txt"], "has 0 characters.*needs at least 610"),
     "a text of one character": (["--corpus", "one.txt"], "has 1 characters"),
@@ -468,7 +488,7 @@ def test_the_presets_are_the_notebooks():
         "keras-2.2": (None, "hard_sigmoid", 3, None, rolling, "roll-on"),
         "tf-keras": (None, "sigmoid", 59, None, rolling, "roll-on"),
     }
-    assert set(PRESETS) == {"quick", *facts}
+    assert set(PRESETS) == {"quick", "strong", *facts}
     for name, (encoding, gate, epochs, prompt_start, temperatures, continuation) in facts.items():
         preset = PRESETS[name]
         assert (preset.encoding, preset.gate_activation, preset.epochs) == (encoding, gate, epochs)
