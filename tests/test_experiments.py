@@ -325,7 +325,7 @@ def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys
     output = capsys.readouterr().out
     assert output.splitlines()[0].split() == ["epoch", "ours", "A", "B", "C", "D", "distance", "verdict"]
     assert "1.9812" in output.splitlines()[1]
-    assert output.splitlines()[-1] == "0 of 2 epochs within 0.02 nats of the published band"
+    assert output.splitlines()[-1] == "0 of 2 epochs within 0.01 nats of the published band"
     for suffix in ("svg", "png"):
         assert (tmp_path / "run" / "figures" / f"loss_curves.{suffix}").stat().st_size > 10_000
     assert call("reproduce", "keras-2.2", *flags) == 0, "a trained run is only compared"
