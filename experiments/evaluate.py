@@ -37,7 +37,7 @@ class Arguments:
     encoding: str | None = None
     """Encoding of the text's bytes; UTF-8, or a named corpus's own, if not given."""
     checkpoint: Checkpoint = "best"
-    """Which model: the best by held-out loss (training loss where nothing is held out), or the newest."""
+    """Which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
     stride: int = 1
     """Characters from one window's start to the next one's: 1 scores every character that has a window before it."""
     figure: Path | None = None

@@ -31,7 +31,7 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """Directory of a run."""
     checkpoint: Checkpoint = "best"
-    """Which model: the best by held-out loss (training loss where nothing is held out), or the newest."""
+    """Which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
     prompt: tuple[str, ...] | None = None
     """Texts to continue, of any length, "" included; the run's last prompt if not given."""
     temperature: tuple[float, ...] = (0.5,)

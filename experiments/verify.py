@@ -3,8 +3,8 @@
     scripts/run verify RUN
 
 Reads every file of the run, and compares each array of each saved state with the SHA-256, shape and type that it was
-saved with. Prints a line a file; exits 0 if all are sound and 2 if one is not. Nothing is changed: training itself sets
-aside what is damaged, and goes on from the newest sound state.
+saved with. Prints a line a file: sound, NOT SO and why, or aside, for a damaged one that training has renamed and done
+without. Exits 2 if one is not sound, else 0. Nothing is changed.
 """
 
 import sys
@@ -37,7 +37,10 @@ def main(flags: Sequence[str]) -> None:
     findings = verify(run)
     for finding in findings:
         place = finding.path.relative_to(run.path)
-        print(f"sound    {place}" if finding.problem is None else f"NOT SO   {place}: {finding.problem}")
+        if finding.problem is not None:
+            print(f"NOT SO   {place}: {finding.problem}")
+        else:
+            print(f"{'aside' if finding.aside else 'sound':<8} {place}")
     unsound = sum(finding.problem is not None for finding in findings)
     if unsound:
         raise InputError(

@@ -360,6 +360,10 @@ BAD_TRAINING = {
     ),
     "too little for the streams": (["--corpus", "long.txt"], "do not fill --batch-size 32.*at most --batch-size 14"),
     "a decay that adam ignores": (["--optimizer", "adam"], "--weight-decay 0.01.*0 without --optimizer adamw"),
+    "rollback with nothing": (
+        ["--on-divergence", "rollback", "--held-out-fraction", "0"],
+        "--on-divergence rollback.*nothing is held out",
+    ),
     "patience with nothing": (["--patience", "3", "--held-out-fraction", "0"], "--patience 3.*nothing is held out"),
     "a negative warm-up": (["--warmup", "-0.1"], "--warmup -0.1.*at least 0"),
     "no embedding": (["--embedding-size", "0"], "--embedding-size 0.*from 1 to 2147483647"),

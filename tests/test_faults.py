@@ -18,8 +18,10 @@ import pytest
 from faults import Command, result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
 from charlm_jax.errors import DamagedError, InputError
+from charlm_jax.runs import checkpoints
 from charlm_jax.runs.assembly import prepare
 from charlm_jax.runs.checkpoints import newest_state, read_state, state_files
 from charlm_jax.runs.command_line import parse_training
@@ -180,6 +182,8 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
         assert f"the state {str(newest)!r} is damaged" in ended.errors
         assert f"It is now {newest.name}.damaged" in ended.errors
         assert os.path.lexists(f"{newest}.damaged")
+        assert [finding.path.name for finding in verify(open_run(path)) if finding.aside] == [f"{newest.name}.damaged"]
+    assert not [finding for finding in verify(open_run(path)) if finding.problem]
     assert result(path) == unbroken[1]
     report("damaged in other ways", "10 of 10 ways named, the state before used")
 
@@ -205,6 +209,45 @@ def test_a_flipped_bit_anywhere_is_found(unbroken, tmp_path, sized, report):
             path.write_bytes(content)
             read_state(path, like, identity)
     report("flipped bits", f"{flipped} in {len(state_files(run.checkpoints)) + 1} files, all found")
+
+
+def test_metadata_of_any_kind_is_damage_and_an_error_of_the_disk_is_not(unbroken, tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(unbroken[0], run.path)
+    path = list(state_files(run.checkpoints).values())[-1]
+    arrays, like, identity = load(path.read_bytes()), model_shapes(run), run.identity()
+    for digests in ("[]", "{}", "7", "null", "[" * 100_000, '{"step": 7}', "[[1, 2]]", ""):
+        path.write_bytes(save(arrays, {"run": identity, "sha256": digests}))
+        with pytest.raises(DamagedError):
+            read_state(path, like, identity)
+    for metadata in (None, {"sha256": "{}"}):
+        path.write_bytes(save(arrays, metadata))
+        with pytest.raises(DamagedError):
+            read_state(path, like, identity)
+
+    def broken(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(checkpoints, "safe_open", broken)
+    before = untouched(run.path)
+    with pytest.raises(OSError, match="Too many open files"):
+        list(train(prepare(run.configuration()), run.path))
+    assert untouched(run.checkpoints) == [entry for entry in before if "/checkpoints/" in entry[0]]
+
+
+def test_a_run_without_its_records_does_not_lose_its_best_model(begin, unbroken, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    best = untouched(path / "best")
+    for kept in ([], lines[:2] + lines[4:], lines + lines[-2:]):
+        (path / "metrics.jsonl").write_text("".join(kept))
+        assert "metrics.jsonl" in [finding.path.name for finding in verify(open_run(path)) if finding.problem]
+        ended = begin().wait()
+        assert ended.code == 2
+        assert "does not hold the epochs up to step" in ended.errors
+        assert (path / "metrics.jsonl").read_text() == "".join(kept)
+        assert untouched(path / "best") == best
 
 
 def test_where_no_state_is_sound_the_run_stops(begin, unbroken, tmp_path):
@@ -315,10 +358,26 @@ def test_links_out_of_a_run_are_not_followed(begin, unbroken, tmp_path):
         (path / name).symlink_to(tmp_path / f"moved-{name}")
         with pytest.raises(InputError, match=f"{name}' is a link"):
             open_run(path)
-    victim = tmp_path / "victim"
+    victim, outside = tmp_path / "victim", tmp_path / "outside"
     victim.write_text("not ours")
+    outside.mkdir()
+    (outside / ".notes.2024").write_text("not ours")
     path = tmp_path / "run"
     shutil.copytree(unbroken[0], path)
+    for name, target in (("lock", victim), ("checkpoints", outside), ("best", outside)):
+        (path / name).rename(tmp_path / "kept")
+        (path / name).symlink_to(target)
+        ended = begin().wait()
+        assert (ended.code, f"{name}' is a link" in ended.errors) == (2, True), ended
+        assert (victim.read_text(), (outside / ".notes.2024").read_text()) == ("not ours", "not ours")
+        (path / name).unlink()
+        (tmp_path / "kept").rename(path / name)
+    (path / "samples.jsonl").rename(tmp_path / "kept")
+    os.mkfifo(path / "samples.jsonl")
+    with pytest.raises(InputError, match=r"samples.jsonl' is a link, or not what belongs there"):
+        open_run(path)
+    (path / "samples.jsonl").unlink()
+    (tmp_path / "kept").rename(path / "samples.jsonl")
     oldest = min(state_files(path / "checkpoints"))
     (path / "checkpoints" / f"{oldest + 1}.safetensors").symlink_to(victim)
     assert begin().wait().code == 0

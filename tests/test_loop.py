@@ -483,6 +483,16 @@ def test_a_run_that_was_sent_back_and_stopped_goes_on_bit_for_bit(tiny, tmp_path
     assert same(finish(chosen, tmp_path / "broken"), unbroken)
 
 
+def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):
+    """Each epoch is called astray: after ten times at half the rate nothing more is tried."""
+    chosen = dataclasses.replace(tiny, epochs=30, on_divergence="rollback", temperatures=())
+    monkeypatch.setattr(loop, "astray", lambda losses, size: bool(losses))
+    with pytest.raises(DivergedError, match=r"in epoch 11, and going back does not help; .* in another --run-dir"):
+        finish(chosen, tmp_path / "run")
+    rates = [record["rate"] for record in read_records(tmp_path / "run" / "metrics.jsonl") if "rate" in record]
+    assert rates == [0.01 / 2**n for n in range(1, 11)]
+
+
 def dying_in(call, function):
     calls = itertools.count(1)
 

@@ -47,7 +47,7 @@ def test_the_first_signal_is_a_request(number):
 def test_a_second_signal_leaves_at_once():
     out, errors, code, seconds = stopped(signal.SIGTERM, 600, "idle", 600, again=True)
     assert (out, code) == ("", 130)
-    assert "stopped at once; the last saved state stays" in errors
+    assert "stopped at once: the last saved state stays" in errors
     assert seconds < 30
 
 
@@ -59,6 +59,27 @@ def test_the_grace_has_an_end(work):
     assert ("noted" in out) == (work == "idle")
     assert "the last saved state stays" in errors
     assert 0.5 <= seconds < 30
+
+
+def test_another_signal_is_no_stop_and_a_reader_that_has_left_keeps_none():
+    """A handler of the user's own also wakes the thread; and its lines may have nowhere to go."""
+    script = SCRIPT.replace("with stop", "import signal; signal.signal(signal.SIGUSR1, lambda *_: None)\nwith stop")
+    command = [sys.executable, "-c", script, "600", "idle", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stderr.close()
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "noted\n"
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
 
 
 def test_what_was_there_before_is_there_again():

@@ -23,7 +23,7 @@ from charlm_jax.errors import DamagedError, InputError
 from charlm_jax.learning.training import TrainingState
 from charlm_jax.mesh import replicate
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.runs.files import write_atomically
+from charlm_jax.runs.files import is_temporary, write_atomically
 
 
 class Model(NamedTuple):
@@ -40,7 +40,8 @@ class Model(NamedTuple):
 
 _State = TypeVar("_State", TrainingState, Model)
 _SUFFIX = ".safetensors"
-_QUARANTINED = ".damaged"
+QUARANTINED = ".damaged"
+"""What stands in the name of a file that is set aside."""
 Spoiled = Callable[[Path, DamagedError], None]
 
 
@@ -79,7 +80,7 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
 
     Raises:
         DamagedError: the file is not what `save_state` wrote for this run; says where.
-        FileNotFoundError: it is gone.
+        OSError: it cannot be read just now, or is gone, which says nothing of what it holds.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise DamagedError("it is no file of its own but a link, a folder or a device")
@@ -87,16 +88,14 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        digests = json.loads(metadata["sha256"])
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        digests = dict(json.loads(metadata["sha256"]))
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"it cannot be read ({type(error).__name__}: {error})") from error
     if metadata.get("run") != identity:
         raise DamagedError("it is of another run, or the run's config.json or provenance.json has changed since")
     wanted = _named(like)
     if not arrays.keys() == digests.keys() >= wanted.keys():
-        odd = min(arrays.keys() ^ digests.keys() or wanted.keys() - digests.keys())
+        odd = min(arrays.keys() ^ digests.keys() or wanted.keys() - digests.keys(), key=str)
         raise DamagedError(f"array {odd!r} is missing, or should not be there")
     for name, array in arrays.items():
         if _digest(name, array) != digests[name]:
@@ -137,7 +136,7 @@ def newest_state(folder: Path, like: _State, identity: str, mesh: Mesh, spoiled:
             for spoiled_path, error in damaged:
                 spoiled(spoiled_path, error)
             return replicate(state, mesh)
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(not is_temporary(path) for path in folder.iterdir()):
         why = f" ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
         raise InputError(
             f"no sound state is left in {str(folder)!r}{why}; put back a copy, or remove the folder to start anew"
@@ -147,10 +146,10 @@ def newest_state(folder: Path, like: _State, identity: str, mesh: Mesh, spoiled:
 
 def quarantine(path: Path) -> Path:
     """Rename a damaged file, so that it is not used and not lost; return its new name."""
-    new, number = path.with_name(path.name + _QUARANTINED), 1
+    new, number = path.with_name(path.name + QUARANTINED), 1
     while new.exists() or new.is_symlink():
         number += 1
-        new = path.with_name(f"{path.name}{_QUARANTINED}-{number}")
+        new = path.with_name(f"{path.name}{QUARANTINED}-{number}")
     return path.rename(new)
 
 

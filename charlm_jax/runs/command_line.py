@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,9 +29,28 @@ from charlm_jax.errors import (
 from charlm_jax.runs.configuration import PRESETS, Configuration
 
 
+class Watcher(io.TextIOBase):
+    """The person who watches, at stderr; where nobody does any more, what is said is lost, and nothing else."""
+
+    def write(self, text: str) -> int:
+        """Write a text if it can be written."""
+        with suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        return len(text)
+
+    def fileno(self) -> int:
+        """Return stderr's number, by which a progress bar finds the terminal's width."""
+        return sys.stderr.fileno()
+
+    def isatty(self) -> bool:
+        """Say whether it is a terminal."""
+        return sys.stderr.isatty()
+
+
 def tell(message: str) -> None:
     """Write a line for the person who watches: to stderr, where progress and warnings go."""
-    print(message, file=sys.stderr, flush=True)
+    print(message, file=Watcher())
 
 
 def require_picture(path: Path | None) -> None:

@@ -134,6 +134,8 @@ class Configuration:
         require(
             "--patience", self.patience, held_out > 0 or self.patience is None, "left out where nothing is held out"
         )
+        goes_back = self.on_divergence == "rollback"
+        require("--on-divergence", self.on_divergence, held_out > 0 or not goes_back, "warn where nothing is held out")
         require("--prompt-start", self.prompt_start, 0 <= (self.prompt_start or 0) < 2**31, "from 0 to 2147483647")
         require_temperatures("--temperatures", self.temperatures)
         require_seed(self.seed)

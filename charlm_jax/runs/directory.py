@@ -119,11 +119,12 @@ class RunDirectory:
         Raises:
             InputError: another process holds it; says which.
         """
-        with (self.path / "lock").open("a+") as file:
+        self.refuse_links()
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        with os.fdopen(descriptor, "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                file.seek(0)
                 raise InputError(
                     f"--run-dir {str(self.path)!r} is being written by {file.read() or 'another process'}; "
                     "wait until it ends, stop it, or name another directory"
@@ -139,6 +140,16 @@ class RunDirectory:
                 yield
             finally:
                 file.truncate(0)
+
+    def refuse_links(self) -> None:
+        """Raise an InputError where a part of the run is no file or folder of its own, but leads elsewhere."""
+        for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
+            for path in (self.path / name for name in names):
+                if path.is_symlink() or (path.exists() and not is_right(path)):
+                    raise InputError(
+                        f"{str(path)!r} is a link, or not what belongs there, and may lead anywhere; put in its place "
+                        "what it is to stand for"
+                    )
 
     def write_provenance(self, record: dict) -> None:
         """Replace provenance.json."""
@@ -159,12 +170,9 @@ def open_run(path: Path) -> RunDirectory:
         raise InputError(
             f"{str(path)!r} is not a run directory (it has no config.json); name one that a run has written"
         )
-    links = [name for name in (*_FILES, *_FOLDERS) if (path / name).is_symlink()]
-    if links:
-        raise InputError(
-            f"{str(path / links[0])!r} is a link, and may lead anywhere; put in its place what it is to stand for"
-        )
-    return RunDirectory(path)
+    run = RunDirectory(path)
+    run.refuse_links()
+    return run
 
 
 @contextmanager
@@ -187,14 +195,16 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict) -> Iter
             held.enter_context(run.locked())
             if _is_run(path):
                 _check_same(open_run(path), configuration, provenance)
-                further = {name: getattr(configuration, name) for name in _FREE}
-                run.write_configuration(dataclasses.replace(run.configuration(), **further))
+                there = run.configuration()
+                further = dataclasses.replace(there, **{name: getattr(configuration, name) for name in _FREE})
+                if further != there:
+                    run.write_configuration(further)
             else:
                 run.write_provenance(provenance)
                 run.write_configuration(configuration)  # last: with it, the directory is a run's
         except OSError as error:
             raise InputError(
-                f"--run-dir {str(path)!r} cannot be written ({error.strerror}); name a directory that can"
+                f"--run-dir {str(path)!r} cannot be written ({error.strerror or error}); name a directory that can"
             ) from error
         yield run
 

@@ -27,17 +27,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_names(path.parent)
+
+
+def sync_names(folder: Path) -> None:
+    """Put the names of a folder's files on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name, too
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def is_temporary(path: Path) -> bool:
+    """Say whether a name is one that `write_atomically` gives to what is not whole yet."""
+    return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a process that died in `write_atomically` left behind; nobody else may be writing there."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+        if is_temporary(path) and path.is_file() and not path.is_symlink():
             path.unlink()
 
 
@@ -48,6 +58,8 @@ def read_json(path: Path) -> dict:
         InputError: there is none, or it cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {error}; restore it from a copy, or train again") from error

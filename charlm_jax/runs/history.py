@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from charlm_jax.errors import InputError
 from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import append_record, keep_records, read_records
@@ -36,17 +37,10 @@ class Epoch:
     seconds: float | None
     samples: tuple[Sample, ...]
 
-    @property
-    def score(self) -> float:
-        """What ranks the run's models, in nats: the held-out loss, or the training loss where nothing is held out."""
-        return self.training_loss if self.held_out is None else self.held_out.loss_nats
 
-
-def scores(run: RunDirectory) -> list[float]:
-    """Return the score of every epoch so far."""
-    records = read_records(run.metrics)
-    held_out = [record["held_out_loss"] for record in records if record.get("event") == "evaluation"]
-    return held_out or training_losses(run)
+def held_out_losses(run: RunDirectory) -> list[float]:
+    """Return every epoch's held-out loss so far, in nats per character."""
+    return [record["held_out_loss"] for record in read_records(run.metrics) if record.get("event") == "evaluation"]
 
 
 def training_losses(run: RunDirectory) -> list[float]:
@@ -54,9 +48,9 @@ def training_losses(run: RunDirectory) -> list[float]:
     return [record["training_loss"] for record in read_records(run.metrics) if record.get("event") == "epoch"]
 
 
-def out_of_patience(patience: int | None, scores: list[float]) -> bool:
-    """Say whether as many epochs as patience allows have passed since the lowest score."""
-    return patience is not None and bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= patience
+def out_of_patience(patience: int | None, losses: list[float]) -> bool:
+    """Say whether as many epochs as patience allows have passed since the lowest held-out loss."""
+    return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def astray(losses: list[float], vocabulary_size: int) -> bool:
@@ -65,13 +59,27 @@ def astray(losses: list[float], vocabulary_size: int) -> bool:
 
 
 def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) -> bool:
-    """Drop the records that a stop left beyond a restored step; say whether the epoch that ends there lacks its own."""
+    """Drop the records that a stop left beyond a restored step; say whether the epoch that ends there lacks its own.
+
+    Raises:
+        InputError: an earlier epoch's record is missing, or there twice; nothing is dropped.
+    """
     ends_epoch = step > 0 and step % steps_per_epoch == 0
     records = read_records(run.metrics)
     recorded = any(record.get("event") == "epoch" and record["step"] == step for record in records)
+    unrecorded = ends_epoch and not recorded
+    epochs = [record["epoch"] for record in records if record.get("event") == "epoch" and record["step"] <= step]
+    due = list(range(1, step // steps_per_epoch + 1 - unrecorded))
+    if epochs != due:
+        # The lowest loss decides which model is the best: without all of them a worse one might take its place.
+        missing = sorted(set(due) - set(epochs)) or "none"
+        raise InputError(
+            f"{str(run.metrics)!r} does not hold the epochs up to step {step} once each (missing: {missing}); put back "
+            f"a copy, or start from this run's model in another: --init-from {run.path} --run-dir OTHER"
+        )
     for path in (run.metrics, run.samples):
-        keep_records(path, step - 1 if ends_epoch and not recorded else step)
-    return ends_epoch and not recorded
+        keep_records(path, step - 1 if unrecorded else step)
+    return unrecorded
 
 
 def record_epoch(run: RunDirectory, done: Epoch, *, window: int, sampler: str) -> None:

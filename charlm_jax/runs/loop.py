@@ -17,16 +17,16 @@ from charlm_jax.learning.training import MOST_SKIPPED, TrainingState, TrainSteps
 from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
-from charlm_jax.runs.command_line import tell
+from charlm_jax.runs.command_line import Watcher, tell
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, hold_run
 from charlm_jax.runs.history import (
     Epoch,
     astray,
     drop_unfinished_records,
+    held_out_losses,
     out_of_patience,
     record_epoch,
-    scores,
     training_losses,
 )
 from charlm_jax.runs.records import append_record, read_records
@@ -34,6 +34,7 @@ from charlm_jax.runs.samples import sample_texts
 from charlm_jax.runs.stop import StopRequested
 
 _DISPATCH_SECONDS = 0.5  # of work in one dispatch: long enough to cost nothing, short enough to show and to stop
+_LEAST_RATE = 2.0**-10  # of the one chosen, below which going back has not helped
 _SAVE_SECONDS = 60.0  # from one state to the next amid a long epoch
 
 
@@ -76,6 +77,8 @@ def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -
         seconds = None  # of the training of an epoch whose records are missing; unknown if it was before a stop
         begun = False
         while True:
+            if begun and stop_requested():
+                raise Preempted(_stopped(int(state.step), job))
             if unrecorded:
                 done = _finish_epoch(run, job, state, held_out_ids, seconds)
                 unrecorded = False
@@ -87,14 +90,12 @@ def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -
                 tell(_astray(losses))
             if int(state.step) == job.steps:
                 return
-            if out_of_patience(chosen.patience, scores(run)):
+            if out_of_patience(chosen.patience, held_out_losses(run)):
                 tell(
                     f"stopped early: no lower held-out loss for {chosen.patience} epochs; "
                     f"the best model is kept in {run.best}"
                 )
                 return
-            if begun and stop_requested():
-                raise Preempted(_stopped(int(state.step), job))
             if gone_astray and chosen.on_divergence == "rollback":
                 state = _roll_back(run, job, state)
             started = time.perf_counter()
@@ -128,8 +129,13 @@ def _tell_where(run: RunDirectory, state: TrainingState, job: Job) -> None:
 def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
     """Return the best state in the place of one that has gone astray, to be learned from at half the rate."""
     best = _restore(run, run.best, job)
-    if best is None:
-        raise DivergedError("training went astray, and there is no best state to go back to; try a smaller rate")
+    if best is None or float(state.rate) <= _LEAST_RATE:
+        raise DivergedError(
+            f"training went astray in epoch {int(state.step) // job.steps_per_epoch}, and going back does not help; "
+            "try a smaller --learning-rate, or --clip 1, in another --run-dir"
+        )
+    if int(best.step) > int(state.step):
+        tell(f"the best model kept is of step {int(best.step):,}, which lies ahead; an unbroken run had another")
     back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, rate=state.rate / 2)
     step, rate = int(state.step), float(back.rate) * job.configuration.learning_rate
     tell(f"rolled back to the model of step {int(best.step):,}; from here on the learning rate is {rate:g} at most")
@@ -164,12 +170,13 @@ def _finish_epoch(
         seconds=seconds,
         samples=(),
     )
-    before = scores(run)
-    if done.score < min(before, default=math.inf):
+    before = held_out_losses(run)
+    losses = [] if held_out is None else [*before, held_out.loss_nats]
+    if losses and losses[-1] < min(before, default=math.inf):
         # Written before the older one goes: there is always one.
         save_state(run.best, state, run.identity())
         remove_states(run.best, [saved for saved in state_files(run.best) if saved != step])
-    last = epoch == chosen.epochs or out_of_patience(chosen.patience, [*before, done.score])
+    last = epoch == chosen.epochs or out_of_patience(chosen.patience, losses)
     if last or epoch % chosen.sample_every == 0:
         done = dataclasses.replace(done, samples=sample_texts(job, state.parameters, epoch))
     record_epoch(run, done, window=chosen.window, sampler=chosen.sampler)
@@ -198,6 +205,7 @@ def _train_epoch(
         delay=0 if on_terminal else 60,
         leave=not on_terminal,
         dynamic_ncols=True,
+        file=Watcher(),
     ) as bar:
         while step < end:
             started = time.perf_counter()
@@ -225,7 +233,8 @@ def _stopped(step: int, job: Job) -> str:
 def _diverged(step: int, epoch: int) -> str:
     return (
         f"training diverged: in epoch {epoch}, up to step {step:,}, {MOST_SKIPPED} steps in a row, or the evaluation "
-        "after them, were not finite; the last good state is saved. Try a smaller --learning-rate, or --clip 1"
+        "after them, were not finite; the last good state is saved. Try a smaller --learning-rate, or --clip 1, in "
+        "another --run-dir"
     )
 
 
@@ -240,7 +249,7 @@ def _astray(losses: list[float]) -> str:
 def _warn_of_other_bits(there: dict, here: dict) -> None:
     """Say what decides the bits of a result and was different when the run was started."""
     flat = [{**record, **record["versions"]} for record in (there, here)]
-    decisive = (*here["versions"], "device_kind", "device_count", "cpu_cores")
+    decisive = (*here["versions"], "commit", "device_kind", "device_count", "cpu_cores")
     changed = [name for name in decisive if flat[0].get(name) != flat[1][name]]
     if changed:
         words = ", ".join(f"{name} {flat[0].get(name)} then and {flat[1][name]} now" for name in changed)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.files import write_atomically
+from charlm_jax.runs.files import sync_names, write_atomically
 
 _NUMBER, _TEXT = (int, float), (str,)
 # What the readers of a record rely on, by its event; a generated text has none.
@@ -20,11 +20,13 @@ _FIELDS = {
 
 def append_record(path: Path, record: dict) -> None:
     """Append one JSON object as one line, in one write that is on the disk when this returns."""
-    line = json.dumps(record, allow_nan=False) + "\n"
+    line, is_new = json.dumps(record, allow_nan=False) + "\n", not path.exists()
     with path.open("ab") as file:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+    if is_new:
+        sync_names(path.parent)
 
 
 def read_records(path: Path) -> list[dict]:

@@ -4,8 +4,9 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from charlm_jax.errors import INTERRUPTED, PREEMPTED
 
@@ -43,13 +44,31 @@ def stop_requests(grace: float = GRACE) -> Iterator[StopRequested]:
 
 
 def _watch(reader: int, requested: threading.Event, grace: float) -> None:
-    if not os.read(reader, 1):
+    if not _signalled(reader, None):
         return  # the block has ended
     requested.set()
-    # Not by print: the main thread may be in the middle of one.
-    os.write(2, b"\nstopping as soon as the state is saved; once more stops at once\n")
-    again = select.select([reader], [], [], grace)[0]
-    if again and not os.read(reader, 1):
-        return
-    os.write(2, b"stopped at once; the last saved state stays, run the same command to go on\n")
-    os._exit(INTERRUPTED if again else PREEMPTED)
+    _say("\nstopping as soon as the state is saved; once more stops at once")
+    again = _signalled(reader, time.monotonic() + grace)
+    if again is None:
+        _say(f"not done {grace:g} seconds after the signal: the last saved state stays, run the same command to go on")
+        os._exit(PREEMPTED)
+    if again:
+        _say("stopped at once: the last saved state stays, run the same command to go on")
+        os._exit(INTERRUPTED)
+
+
+def _signalled(reader: int, end: float | None) -> bool | None:
+    """Wait for one of our signals, not another that Python handles; False at the block's end, None when time is up."""
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            return None
+        number = os.read(reader, 1)
+        if not number or number[0] in _SIGNALS:
+            return bool(number)
+
+
+def _say(line: str) -> None:
+    """Write a line; not by print, which the main thread may be in the middle of."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())

@@ -46,8 +46,8 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
 
     Args:
         run: the run.
-        checkpoint: `best` by held-out loss, by training loss where nothing is held out; or the `newest`. Where it is
-            damaged, that is said, and the newest sound one taken.
+        checkpoint: `best` by held-out loss, which is the newest where nothing is held out; or the `newest`. Where it
+            is damaged, that is said, and the newest sound one taken.
 
     Raises:
         InputError: the run has no checkpoint yet, or no sound one.
@@ -62,7 +62,7 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
         tell(f"the state {str(path)!r} is damaged: {error}; an older one is used")
 
     model = None
-    if checkpoint == "best":
+    if checkpoint == "best" and configuration.held_out_fraction:
         try:
             model = newest_state(run.best, like, identity, mesh, spoiled)
             if model is None:

@@ -1,13 +1,15 @@
 """Whether a run is what it was when it was written."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.checkpoints import read_state, state_files
+from charlm_jax.runs.checkpoints import QUARANTINED, read_state, state_files
 from charlm_jax.runs.directory import RunDirectory
-from charlm_jax.runs.history import scores
+from charlm_jax.runs.files import is_temporary
+from charlm_jax.runs.history import held_out_losses
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.trained import model_shapes
 
@@ -19,10 +21,12 @@ class Finding:
     Attributes:
         path: of the file.
         problem: what is wrong with it; None if nothing is.
+        aside: whether it was damaged, and training has set it aside.
     """
 
     path: Path
     problem: str | None
+    aside: bool = False
 
 
 def verify(run: RunDirectory) -> list[Finding]:
@@ -47,19 +51,27 @@ def _findings(run: RunDirectory) -> Iterator[Finding]:
     for folder in (run.checkpoints, run.best):
         states = state_files(folder)
         for path in states.values():
-            yield Finding(path, _problem(lambda path=path: read_state(path, model_shapes(run), run.identity())))
-        others = sorted(set(folder.iterdir()) - set(states.values())) if folder.is_dir() else []
-        yield from (Finding(path, "it is no state of this run, and is not used") for path in others)
+            with suppress(FileNotFoundError):  # removed since, by the process that trains
+                yield Finding(path, _problem(lambda path=path: read_state(path, model_shapes(run), run.identity())))
+        others = set(folder.iterdir()) - set(state_files(folder).values()) if folder.is_dir() else set()
+        for path in sorted(path for path in others if not is_temporary(path)):
+            aside = QUARANTINED in path.name
+            yield Finding(path, None if aside else "it is no state of this run, and is not used", aside)
     if findings[2].problem is None:
         yield from _missing(run)
 
 
 def _missing(run: RunDirectory) -> Iterator[Finding]:
-    steps = [record["step"] for record in read_records(run.metrics) if record.get("event") == "epoch"]
-    if steps:
-        best = scores(run).index(min(scores(run)))
-        for folder, step in ((run.checkpoints, steps[-1]), (run.best, steps[best])):
-            if step not in state_files(folder) and max(state_files(folder), default=-1) < step:
+    records = [record for record in read_records(run.metrics) if record.get("event") == "epoch"]
+    steps, losses = [record["step"] for record in records], held_out_losses(run)
+    if [record["epoch"] for record in records] != list(range(1, len(records) + 1)) or (
+        state_files(run.best) and not losses
+    ):
+        yield Finding(run.metrics, "it does not hold every epoch once")
+    elif steps:
+        wanted = [(run.checkpoints, steps[-1])] + [(run.best, steps[losses.index(min(losses))])] * bool(losses)
+        for folder, step in wanted:
+            if max(state_files(folder), default=-1) < step:
                 yield Finding(folder, f"the state of step {step} is recorded, and is not there")
 
 
