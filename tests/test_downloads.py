@@ -56,10 +56,11 @@ def server(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("path", "file"), [("/served.txt", "served.txt"), ("/served.zip", "served")])
-def test_a_corpus_is_downloaded_once(server, path, file):
+def test_a_corpus_is_downloaded_once(server, path, file, tmp_path):
     requests = server(path, file)
     assert load_corpus("served").text == load_corpus("served").text == "served text\n"
     assert len(requests) == 1
+    assert (tmp_path / "cache" / "charlm_jax").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_download_with_another_hash_is_refused(server):

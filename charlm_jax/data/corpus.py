@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def _bytes_of(name: str, source: Download) -> bytes:
 def _downloaded(name: str, source: Download) -> Path:
     import pooch  # only a corpus that is not here needs a downloader
 
-    cache = pooch.os_cache("charlm_jax")
+    cache = Path(pooch.os_cache("charlm_jax"))
+    with suppress(OSError):  # a cache that cannot be made is told of below
+        cache.mkdir(parents=True, mode=0o700, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
     archive = source.url.endswith(".zip")
     unpack: Callable | None = pooch.Unzip(members=[source.file]) if archive else None
