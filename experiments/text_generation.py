@@ -5,7 +5,7 @@
 A preset is a full configuration, each of whose fields a flag overrides:
 
     quick               (default) every character learned, on the language reference that Python carries: a minute
-    strong              a larger, regularised model: minutes on a GPU, a quarter of an hour on two cores
+    strong              a larger, regularised model, for a GPU or an idle evening: about twenty minutes on two cores
     tf-keras-2.5        the published notebooks' job on Nietzsche: text rolls on from one temperature to the next
     keras-fixed-prompt  the same prompt after every epoch, each of five temperatures starting from it
     keras-2.4           the text read in a one-byte encoding
