@@ -38,9 +38,8 @@ def _differences(configuration: Configuration, windows: int) -> list[str]:
 
 def main(flags: Sequence[str]) -> None:
     """Train, compare, print and draw."""
-    arguments = parse_training("reproduce", __doc__, flags, preset="tf-keras-2.5")
     with stop_requests() as stop_requested:
-        _run(arguments, stop_requested)
+        _run(parse_training("reproduce", __doc__, flags, preset="tf-keras-2.5"), stop_requested)
 
 
 def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:

@@ -25,9 +25,8 @@ from charlm_jax.runs.stop import StopRequested, stop_requests
 
 def main(flags: Sequence[str]) -> None:
     """Train, and print each epoch as it ends."""
-    arguments = parse_training("text_generation", __doc__, flags, preset="quick")
     with stop_requests() as stop_requested:
-        _run(arguments, stop_requested)
+        _run(parse_training("text_generation", __doc__, flags, preset="quick"), stop_requested)
 
 
 def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
