@@ -196,7 +196,7 @@ def generate_pieces(
     streams = len(prompts)
     mesh = data_mesh(list(mesh.devices.flat)[:streams])
     rows = np.minimum(np.arange(-(-streams // mesh.size) * mesh.size), streams - 1)  # the last again, till all is even
-    padded, lengths = _pad(prompts)
+    padded, lengths = pad_left(prompts)
     parameters = replicate(parameters, mesh)
     prompt_rows = split_rows((padded[rows], lengths[rows]), mesh)
     temperature_rows = split_rows(np.asarray(temperatures, np.float32)[rows], mesh)
@@ -245,7 +245,7 @@ def generate(
     return ids
 
 
-def _pad(
+def pad_left(
     prompts: Sequence[Integer[np.ndarray, " _"]],
 ) -> tuple[Int32[np.ndarray, "stream time"], Int32[np.ndarray, " stream"]]:
     """Align encoded prompts to the right in one array; return it and their lengths."""

@@ -1,0 +1,74 @@
+"""What a model thinks of a text as it would have written it: how surprised it is by each character."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32, Integer
+
+from charlm_jax.choices import Sampler
+from charlm_jax.generation.generate import SamplingState, next_logits, pad_left, read_character, read_prompts
+from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import CharacterLSTM
+
+
+class Surprise(NamedTuple):
+    """What a model expected at each character of some texts, before it saw it, at temperature 1.
+
+    Attributes:
+        nats: -log p of the character that stands there; infinite where rounding leaves it no probability.
+        likeliest: ids of the likeliest characters, the likeliest first.
+        probabilities: of those.
+    """
+
+    nats: Float[np.ndarray, "stream length"]
+    likeliest: Int32[np.ndarray, "stream length top"]
+    probabilities: Float[np.ndarray, "stream length top"]
+
+
+def surprise(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    prompts: Sequence[Integer[np.ndarray, " _"]],
+    texts: Integer[np.ndarray, "stream length"],
+    *,
+    sampler: Sampler,
+    window: int,
+    top: int,
+) -> Surprise:
+    """Read texts after their prompts as generation would have, and say what was expected at each character.
+
+    Args:
+        network: the model.
+        parameters: its parameters.
+        prompts: encoded prompts, one a text, of any lengths.
+        texts: the encoded texts.
+        sampler: whether each character is predicted from the last window alone, or with the state carried on.
+        window: characters that `windowed` predicts from.
+        top: how many of the likeliest characters to name; no more than there are.
+    """
+    state = read_prompts(network, parameters, *pad_left(prompts), sampler=sampler, window=window)
+    top = min(top, network.vocabulary_size)
+    columns = _follow(network, parameters, state, jnp.asarray(texts, jnp.int32), top=top)
+    return Surprise(*(np.asarray(jnp.moveaxis(column, 0, 1)) for column in columns))
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="top")
+def _follow(
+    network: CharacterLSTM,
+    parameters: Parameters,
+    state: SamplingState,
+    texts: Int32[Array, "stream length"],
+    *,
+    top: int,
+) -> tuple[Array, Array, Array]:
+    def step(state: SamplingState, ids: Int32[Array, " stream"]) -> tuple[SamplingState, tuple[Array, Array, Array]]:
+        logs = jax.nn.log_softmax(next_logits(network, parameters, state))
+        nats = -jnp.take_along_axis(logs, ids[:, None], axis=1)[:, 0]
+        best, likeliest = jax.lax.top_k(logs, top)
+        return read_character(network, parameters, state, ids), (nats, likeliest, jnp.exp(best))
+
+    return jax.lax.scan(step, state, texts.T)[1]
