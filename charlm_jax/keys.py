@@ -13,6 +13,7 @@ from jaxtyping import Key as KeyArray
 
 Key = PRNGKeyArray
 StreamKeys = KeyArray[Array, " stream"]
+ReplicaKeys = KeyArray[Array, " replica"]
 
 
 def fold_text(key: Key, text: str) -> Key:

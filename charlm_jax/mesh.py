@@ -1,5 +1,9 @@
-"""Where arrays live: one mesh of devices, over whose `data` axis batches and streams are split."""
+"""Where arrays live: one mesh of devices, over whose `data` axis batches and streams are split.
 
+Where several models are trained together, a `replica` axis splits the models.
+"""
+
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
+REPLICA = "replica"
 _Tree = TypeVar("_Tree")
 
 
@@ -18,6 +23,13 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replica_mesh(devices: Sequence[Any], replicas: int) -> Mesh:
+    """Return a mesh that splits models over as many devices as divide both, and each model's batches over the rest."""
+    side = math.gcd(replicas, len(devices))
+    shape = side, len(devices) // side
+    return jax.make_mesh(shape, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def replicate(tree: _Tree, mesh: Mesh) -> _Tree:

@@ -18,7 +18,7 @@ import pytest
 from charlm_jax.errors import DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.learning.training import make_train_steps
-from charlm_jax.mesh import replicate
+from charlm_jax.mesh import replica_mesh, replicate
 from charlm_jax.runs import history, loop
 from charlm_jax.runs.assembly import prepare, state_shapes
 from charlm_jax.runs.checkpoints import outdated, read_state, state_files
@@ -44,26 +44,31 @@ def tiny(tmp_path, small_text):
 
 
 def finish(configuration, path):
-    """Train to the end; return what a run must reproduce: its final parameters and its records but for the clock."""
+    """Train to the end; return the epochs, and what the run has left behind."""
     job = prepare(configuration, path=path)
     with stop_requests() as stop_requested:
         epochs = list(train(job, path, stop_requested))
+    return epochs, *left_behind(path)
+
+
+def left_behind(path):
+    """Return what a run must reproduce: its final and best parameters and its records but for the clock."""
     run = RunDirectory(path)
     model, best = load_model(run, "newest"), load_model(run, "best")
     clock = ("seconds", "characters_per_second")
     metrics = [
         {key: value for key, value in record.items() if key not in clock} for record in read_records(run.metrics)
     ]
-    return epochs, jax.tree.leaves((model.parameters, best.parameters)), metrics, read_records(run.samples)
+    return jax.tree.leaves((model.parameters, best.parameters)), metrics, read_records(run.samples)
 
 
 def same(one, other):
     return all(map(np.array_equal, one[1], other[1])) and one[2:] == other[2:]
 
 
-def stop_after(monkeypatch, dispatches, deed):
+def stop_after(monkeypatch, dispatches, deed, program="make_train_steps"):
     """Do a deed after a number of dispatches of the training program."""
-    make = loop.make_train_steps
+    make = getattr(loop, program)
 
     def counting(*arguments, **options):
         train_steps, done = make(*arguments, **options), [0]
@@ -77,7 +82,7 @@ def stop_after(monkeypatch, dispatches, deed):
 
         return counted
 
-    monkeypatch.setattr(loop, "make_train_steps", counting)
+    monkeypatch.setattr(loop, program, counting)
 
 
 def terminate():
@@ -458,13 +463,14 @@ def test_training_that_goes_astray(tiny, tmp_path, monkeypatch, capsys, response
         assert events == []
         return
     steps = prepare(chosen).steps_per_epoch
-    assert events == [{"event": "rollback", "epoch": 2, "step": 2 * steps, "to_step": steps, "rate": 0.005}]
+    rate = pytest.approx(0.005, rel=1e-6)  # float32
+    assert events == [{"event": "rollback", "epoch": 2, "step": 2 * steps, "to_step": steps, "rate": rate}]
     assert f"rolled back to the model of step {steps}; from here on the learning rate is 0.005 at most" in said
 
     job, run = prepare(chosen), open_run(tmp_path / "unbroken")
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
     first, third = (read_state(state_files(run.checkpoints)[n * steps], like, run.identity()) for n in (1, 3))
-    back = first._replace(step=jnp.int32(2 * steps), rate=jnp.float32(0.5))
+    back = first._replace(step=jnp.int32(2 * steps), learning_rate=first.learning_rate / 2)
     train_steps = make_train_steps(job.network, job.optimizer, job.order, chosen.objective, job.mesh)
     expected = train_steps(
         replicate(back, job.mesh), replicate(jnp.array(job.training_ids), job.mesh), job.key, 3 * steps
@@ -490,16 +496,75 @@ def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match=r"in epoch 11, and going back does not help; .* in another --run-dir"):
         finish(chosen, tmp_path / "run")
     rates = [record["rate"] for record in read_records(tmp_path / "run" / "metrics.jsonl") if "rate" in record]
-    assert rates == [0.01 / 2**n for n in range(1, 11)]
+    assert rates == pytest.approx([0.01 / 2**n for n in range(1, 11)], rel=1e-6)
+
+
+def finish_together(configurations, folder):
+    """Train runs together; return for each what `finish` does of one."""
+    jobs = [prepare(configuration) for configuration in configurations]
+    paths = [folder / str(number) for number in range(len(jobs))]
+    mesh = replica_mesh(jax.devices()[:2], len(jobs))
+    with stop_requests() as stop_requested:
+        epochs = list(loop.train_together(jobs, paths, mesh, stop_requested))
+    own = [[epoch for replica, epoch in epochs if replica == number] for number in range(len(jobs))]
+    return [(mine, *left_behind(path)) for mine, path in zip(own, paths, strict=True)]
+
+
+@pytest.fixture
+def three(tiny):
+    """Runs that differ in seed and learning rate."""
+    chosen = dataclasses.replace(tiny, objective="every-character", batch_size=5, dropout=0.1, epochs=2)
+    return [dataclasses.replace(chosen, seed=seed, learning_rate=0.003 * seed) for seed in (1, 2, 3)]
+
+
+def test_runs_that_are_trained_together_are_what_they_are_alone(three, tmp_path):
+    """Ordinary runs, with the losses of ordinary runs."""
+    together = finish_together(three, tmp_path / "together")
+    for number, configuration in enumerate(three):
+        alone = finish(configuration, tmp_path / "alone" / str(number))
+        assert [epoch.epoch for epoch in together[number][0]] == [1, 2]
+        for mine, theirs in zip(together[number][2], alone[2], strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-5)
+        run = open_run(tmp_path / "together" / str(number))
+        assert (run.configuration(), run.provenance()["replicas"]) == (configuration, 3)
+
+
+@pytest.mark.parametrize("dispatches", [1, 5])
+def test_runs_trained_together_and_stopped_go_on_bit_for_bit(three, tmp_path, monkeypatch, dispatches):
+    unbroken = finish_together(three, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stop_after(patch, dispatches, terminate, program="make_joint_train_steps")
+        with pytest.raises(Preempted):
+            finish_together(three, tmp_path / "broken")
+    assert all(load_model(open_run(tmp_path / "broken" / str(number)), "newest").step > 0 for number in range(3))
+    again = finish_together(three, tmp_path / "broken")
+    assert all(same(one, other) for one, other in zip(again, unbroken, strict=True))
+
+
+def test_one_that_diverges_leaves_the_others_to_their_ends(three, tmp_path):
+    wild = dataclasses.replace(three[1], learning_rate=1e38)
+    with pytest.raises(DivergedError, match="training diverged"):
+        finish_together([three[0], wild, three[2]], tmp_path / "run")
+    expected = finish_together([three[0], three[2], three[2]], tmp_path / "others")
+    for number, other in ((0, 0), (2, 1)):
+        assert left_behind(tmp_path / "run" / str(number))[1] == expected[other][2]
+
+
+def test_a_run_at_its_end_waits_for_those_beside_it(three, tmp_path):
+    unbroken = finish_together(three, tmp_path / "unbroken")
+    shutil.rmtree(tmp_path / "unbroken" / "1")
+    again = finish_together(three, tmp_path / "unbroken")
+    assert [len(epochs) for epochs, *_ in again] == [0, 2, 0]
+    assert all(same(one, other) for one, other in zip(again, unbroken, strict=True))
 
 
 def dying_in(call, function):
     calls = itertools.count(1)
 
-    def died(*arguments):
+    def died(*arguments, **options):
         if next(calls) == call:
             raise KeyboardInterrupt
-        return function(*arguments)
+        return function(*arguments, **options)
 
     return died
 

@@ -8,7 +8,7 @@ from oracles import GATES, numpy_logits
 
 from charlm_jax.choices import GateActivation
 from charlm_jax.model.initializers import initial_parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Dropout
 from charlm_jax.model.recurrence import GATES as ORDER
 from charlm_jax.model.recurrence import fuse
 
@@ -85,7 +85,8 @@ def test_dropout_falls_under_a_key_only():
     dropping = dataclasses.replace(network, dropout=0.5)
 
     def logits(network, key=None):
-        return network.bind({"params": parameters}, rngs=None if key is None else {"dropout": key})(IDS)[0]
+        dropout = None if key is None else Dropout(key, jnp.arange(len(IDS)))
+        return network.bind({"params": parameters})(IDS, (), dropout)[0]
 
     np.testing.assert_array_equal(logits(network), logits(dropping))
     key = jax.random.key(3)
@@ -99,7 +100,8 @@ def test_a_window_loses_the_same_units_at_every_step_and_the_carry_none(layers):
     """Of the top layer's outputs a unit is 0 all along, or 4/3 of itself; a lower layer's reach the top changed."""
     network, parameters = network_and_parameters(layers)
     dropping = dataclasses.replace(network, dropout=0.25)
-    hidden, carry = dropping.bind({"params": parameters}, rngs={"dropout": jax.random.key(0)}).read(IDS)
+    dropout = Dropout(jax.random.key(0), jnp.arange(len(IDS)))
+    hidden, carry = dropping.bind({"params": parameters}).read(IDS, dropout=dropout)
     whole, whole_carry = network.bind({"params": parameters}).read(IDS)
     dropped = np.asarray(hidden == 0)
     np.testing.assert_array_equal(dropped.all(axis=1), dropped.any(axis=1))
@@ -116,16 +118,14 @@ def test_all_sequences_and_steps_lose_the_same_recurrent_weights():
     network, parameters = network_and_parameters(1)
     dropping = dataclasses.replace(network, weight_dropout=0.25)
 
-    def bound():
-        return dropping.bind({"params": parameters}, rngs={"dropout": jax.random.key(0)})
-
+    dropout = Dropout(jax.random.key(0), jnp.arange(len(IDS)))
     kernel = np.asarray(fuse(parameters["lstm_0"]).recurrent_kernel)
-    dropped = np.asarray(bound().drop_weights(kernel, deterministic=False))
+    dropped = np.asarray(dropout.of_weights(jnp.array(kernel), 0, 0.25))
     np.testing.assert_allclose(dropped, np.where(dropped == 0, 0, kernel / 0.75), rtol=1e-6)
     assert 0.1 < (dropped == 0).mean() < 0.4
     cell = parameters["lstm_0"] | {
         f"h{gate}": {**parameters["lstm_0"][f"h{gate}"], "kernel": columns}
         for gate, columns in zip(ORDER, np.split(dropped, 4, axis=1), strict=True)
     }
-    hidden, _ = bound().read(IDS)
+    hidden, _ = dropping.bind({"params": parameters}).read(IDS, dropout=dropout)
     np.testing.assert_allclose(hidden, network.bind({"params": {**parameters, "lstm_0": cell}}).read(IDS)[0], atol=1e-6)

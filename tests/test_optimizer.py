@@ -26,7 +26,7 @@ def descend(optimizer):
 
 
 def make(name, **options):
-    return make_optimizer(name, learning_rate=0.01, **options)
+    return optax.chain(make_optimizer(name, **options), optax.scale(0.01))
 
 
 def numpy_rmsprop(root):

@@ -6,9 +6,8 @@ from jaxtyping import Array, Float, Int32
 
 from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch
-from charlm_jax.keys import Key
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import Carry, CharacterLSTM
+from charlm_jax.model.network import Carry, CharacterLSTM, Dropout
 
 
 def cross_entropy(logits: Float[Array, "*batch vocab"], targets: Int32[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -25,7 +24,7 @@ def losses_along(
     parameters: Parameters,
     characters: Int32[Array, "batch length"],
     carry: Carry = (),
-    dropout_key: Key | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[Float[Array, "batch length-1"], Carry]:
     """Return the nats that every character but the first costs, given those before it, and the carry after them.
 
@@ -34,10 +33,9 @@ def losses_along(
         parameters: its parameters.
         characters: ids; the last of each row is a target only.
         carry: of the text before; an empty one is the zero state.
-        dropout_key: switches dropout on.
+        dropout: switches dropout on.
     """
-    model = _bind(network, parameters, dropout_key)
-    logits, carry = model(characters[:, :-1], carry)
+    logits, carry = network.bind({"params": parameters})(characters[:, :-1], carry, dropout)
     return cross_entropy(logits, characters[:, 1:]), carry
 
 
@@ -45,7 +43,7 @@ def last_losses(
     network: CharacterLSTM,
     parameters: Parameters,
     characters: Int32[Array, "batch length"],
-    dropout_key: Key | None = None,
+    dropout: Dropout | None = None,
 ) -> Float[Array, " batch"]:
     """Return the nats that the last character costs, given those before it, read from the zero state.
 
@@ -53,10 +51,10 @@ def last_losses(
         network: the model.
         parameters: its parameters.
         characters: ids of windows, each with the character after it.
-        dropout_key: switches dropout on.
+        dropout: switches dropout on.
     """
-    model = _bind(network, parameters, dropout_key)
-    hidden, _ = model.read(characters[:, :-1])
+    model = network.bind({"params": parameters})
+    hidden, _ = model.read(characters[:, :-1], dropout=dropout)
     return cross_entropy(model.predict(hidden[:, -1]), characters[:, -1])
 
 
@@ -66,7 +64,7 @@ def window_losses(
     batch: Batch,
     objective: Objective,
     carry: Carry = (),
-    dropout_key: Key | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[Float[Array, " batch"], Carry]:
     """Return what an objective makes of each window of a batch, in nats per character, and the carry after it.
 
@@ -74,10 +72,6 @@ def window_losses(
     all of the window's targets. Padding has some loss too, which its weight of 0 is there to remove.
     """
     if objective == "last-character":
-        return last_losses(network, parameters, batch.characters, dropout_key), carry
-    losses, carry = losses_along(network, parameters, batch.characters, carry, dropout_key)
+        return last_losses(network, parameters, batch.characters, dropout), carry
+    losses, carry = losses_along(network, parameters, batch.characters, carry, dropout)
     return jnp.mean(losses, axis=1), carry
-
-
-def _bind(network: CharacterLSTM, parameters: Parameters, dropout_key: Key | None) -> CharacterLSTM:
-    return network.bind({"params": parameters}, rngs=None if dropout_key is None else {"dropout": dropout_key})

@@ -9,14 +9,13 @@ from charlm_jax.choices import OptimizerName, Schedule
 def make_optimizer(
     name: OptimizerName,
     *,
-    learning_rate: float,
     schedule: Schedule = "constant",
     warmup: int = 0,
     steps: int | None = None,
     weight_decay: float = 0.0,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
-    """Return an optimizer.
+    """Return an optimizer for a learning rate of 1: its updates are yet to be multiplied by the learning rate.
 
     The two RMSprops (Tieleman and Hinton, 2012; decay 0.9, epsilon 1e-7) differ in where epsilon stands:
     `rmsprop-keras-2` divides by sqrt(v) + epsilon, as Keras 2 and tf.keras 2 do, `rmsprop-keras-3` by
@@ -24,12 +23,11 @@ def make_optimizer(
 
     Args:
         name: which rule; `adamw` is Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
-        learning_rate: after the warm-up.
         schedule: `constant`, or `cosine`: down to what would be zero one step after the last (Loshchilov and Hutter,
             2017).
         warmup: steps over which the rate rises from zero, in a straight line; none at 0.
         steps: of the whole run, warm-up included; `cosine` needs it.
-        weight_decay: of `adamw`, for a rate of 1: a step shrinks every matrix by this times the rate; biases are left.
+        weight_decay: of `adamw`: a step shrinks every matrix by this times the learning rate; biases are left.
         clip: bound on the gradient's global norm; None leaves it alone.
 
     Raises:
@@ -37,14 +35,14 @@ def make_optimizer(
     """
     if weight_decay and name != "adamw":
         raise ValueError(f"{name} has no weight decay; adamw has")
-    rate = learning_rate
+    rate = 1.0
     if schedule == "cosine":
         if steps is None or steps <= warmup:
             raise ValueError(f"a cosine over {steps} steps, {warmup} of them warm-up, has nowhere to go down")
-        rate = optax.cosine_decay_schedule(learning_rate, steps - warmup)
+        rate = optax.cosine_decay_schedule(1.0, steps - warmup)
     if warmup:
         after = rate if callable(rate) else optax.constant_schedule(rate)
-        rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+        rate = optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup])
     match name:
         case "adam":
             rule = optax.adam(rate)

@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Order
-from charlm_jax.keys import Key, fold_text
+from charlm_jax.keys import Key, ReplicaKeys, fold_text
 from charlm_jax.learning.objective import window_losses
-from charlm_jax.mesh import DATA, own_rows, replicate
+from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import Carry, CharacterLSTM
+from charlm_jax.model.network import Carry, CharacterLSTM, Dropout
 
 MOST_SKIPPED = 10
 """Steps in a row that may fail before training stops."""
@@ -46,7 +46,8 @@ class TrainingState(NamedTuple):
         carry: what each row of a batch remembers of the segments before; empty where windows start from the zero state.
         epoch: what the current epoch has brought so far.
         skipped_in_a_row: steps just before this one that were not taken.
-        rate: a factor on every update, 1 unless training went astray and was sent back.
+        learning_rate: what the optimizer's updates are multiplied by; the chosen one, unless training went astray and
+            was sent back.
     """
 
     step: Int32[Array, ""]
@@ -55,7 +56,7 @@ class TrainingState(NamedTuple):
     carry: Carry
     epoch: EpochSoFar
     skipped_in_a_row: Int32[Array, ""]
-    rate: Float[Array, ""]
+    learning_rate: Float[Array, ""]
 
     @property
     def diverged(self) -> bool:
@@ -64,7 +65,13 @@ class TrainingState(NamedTuple):
 
 
 def initial_state(
-    network: CharacterLSTM, parameters: Parameters, optimizer: optax.GradientTransformation, order: Order, mesh: Mesh
+    network: CharacterLSTM,
+    parameters: Parameters,
+    optimizer: optax.GradientTransformation,
+    order: Order,
+    mesh: Mesh,
+    *,
+    learning_rate: float,
 ) -> TrainingState:
     """Return the state before the first step, whole on every device of the mesh."""
     # Copies: what is donated must not be there twice.
@@ -76,12 +83,15 @@ def initial_state(
         carry=carry,
         epoch=EpochSoFar(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
         skipped_in_a_row=jnp.int32(0),
-        rate=jnp.float32(1),
+        learning_rate=jnp.float32(learning_rate),
     )
     return replicate(state, mesh)
 
 
 TrainSteps = Callable[[TrainingState, Integer[Array, " character"], Key, int | Int32[Array, ""]], TrainingState]
+JointTrainSteps = Callable[
+    [TrainingState, Integer[Array, " character"], ReplicaKeys, Int32[Array, " replica"]], TrainingState
+]
 
 
 def make_train_steps(
@@ -101,7 +111,7 @@ def make_train_steps(
     `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone. Each device of the
     mesh reads its share of a batch, the gradients are added up, and every device takes the same step. All arguments
     belong on the whole mesh (`replicate`); what is elsewhere is copied there each time. Another number of devices adds
-    up in another order, and drops other outputs and weights where there is dropout.
+    up in another order, and changes nothing else.
 
     Where the order is of consecutive segments, each starts from the carry of the one before, through which no gradient
     flows (truncated backpropagation through time; Williams and Peng, 1990), and an epoch's first from the zero state.
@@ -109,6 +119,41 @@ def make_train_steps(
     Raises:
         ValueError: `last-character`, which reads every window from the zero state, with consecutive segments.
     """
+    own_steps = _make_own_steps(network, optimizer, order, objective, mesh)
+    everywhere = PartitionSpec()
+    sharded = jax.shard_map(own_steps, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def make_joint_train_steps(
+    network: CharacterLSTM,
+    optimizer: optax.GradientTransformation,
+    order: Order,
+    objective: Objective,
+    mesh: Mesh,
+) -> JointTrainSteps:
+    """Return `train_steps(states, ids, keys, stops) -> states`, compiled: as `make_train_steps`, for many models.
+
+    Every array of `states` has an axis more, the first, along which the models (replicas) lie that learn from the same
+    text, each with its own key, learning rate and step to stop at. They take their steps in one program, and a model
+    that has stopped waits for the others; what becomes of one does not depend on them. The mesh is a `replica_mesh`.
+    """
+    own_steps = _make_own_steps(network, optimizer, order, objective, mesh)
+    each, everywhere = PartitionSpec(REPLICA), PartitionSpec()
+    specs = (each, everywhere, each, each)
+    steps = jax.vmap(own_steps, in_axes=(0, None, 0, 0))
+    sharded = jax.shard_map(steps, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def _make_own_steps(
+    network: CharacterLSTM,
+    optimizer: optax.GradientTransformation,
+    order: Order,
+    objective: Objective,
+    mesh: Mesh,
+) -> TrainSteps:
+    """Return the part of one device in a model's training, for use inside `jax.shard_map`."""
     batch_size = order.batch_size
     if order.consecutive and objective == "last-character":
         raise ValueError("last-character reads every window from the zero state; give it ShuffledWindows")
@@ -117,12 +162,10 @@ def make_train_steps(
         steps = order.steps(len(ids))
         epoch, step = state.step // steps, state.step % steps
         epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
-        batch = order.batch(ids, epoch_key, step, own_rows(batch_size, mesh))
+        rows = own_rows(batch_size, mesh)
+        batch = order.batch(ids, epoch_key, step, rows)
         trained = jnp.minimum(order.windows(len(ids)) - step * batch_size, batch_size)
-        dropout_key = None
-        if network.dropout or network.weight_dropout:
-            dropout_key = jax.random.fold_in(fold_text(key, "dropout"), state.step)
-            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(DATA))
+        dropout = Dropout(jax.random.fold_in(fold_text(key, "dropout"), state.step), rows)
         # An epoch begins with nothing read and nothing counted.
         fresh = jax.tree.map(
             lambda value: jnp.where(step == 0, 0, value).astype(value.dtype), (state.carry, state.epoch)
@@ -130,7 +173,7 @@ def make_train_steps(
         start, so_far = fresh
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
-            losses, carry = window_losses(network, parameters, batch, objective, start, dropout_key)
+            losses, carry = window_losses(network, parameters, batch, objective, start, dropout)
             return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)
@@ -141,7 +184,7 @@ def make_train_steps(
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
             updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.parameters)
-        updates = jax.tree.map(lambda update: state.rate * update, updates)
+        updates = jax.tree.map(lambda update: state.learning_rate * update, updates)
         # A running mean, where a sum of float32 would lose the digits of its small terms.
         share = trained / (so_far.windows + trained)
         after = TrainingState(
@@ -151,7 +194,7 @@ def make_train_steps(
             carry=carry if order.consecutive else (),
             epoch=EpochSoFar(so_far.loss + (loss - so_far.loss) * share, so_far.windows + trained, so_far.skipped),
             skipped_in_a_row=jnp.int32(0),
-            rate=state.rate,
+            learning_rate=state.learning_rate,
         )
         without = state._replace(
             step=state.step + 1,
@@ -175,9 +218,7 @@ def make_train_steps(
         everyones = jax.lax.all_gather(own.carry, DATA, tiled=True)
         return own._replace(carry=jax.tree.map(lambda value: value[:batch_size], everyones))
 
-    everywhere = PartitionSpec()
-    sharded = jax.shard_map(train_steps, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
-    return jax.jit(sharded, donate_argnums=0)
+    return train_steps
 
 
 def _all_finite(state: TrainingState) -> Bool[Array, ""]:

@@ -1,10 +1,14 @@
 """The network: ids to logits by layers of LSTM and one dense head."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from charlm_jax.choices import GateActivation
+from charlm_jax.keys import Key, fold_text
 from charlm_jax.model.recurrence import (
     LayerCarry,
     Weights,
@@ -19,6 +23,41 @@ from charlm_jax.model.recurrence import (
 Carry = tuple[LayerCarry, ...]  # one a layer, the lowest first
 
 
+class Dropout(NamedTuple):
+    """What decides which outputs and which recurrent weights a batch goes without while a model learns from it.
+
+    What is left is divided by its share, so that sums keep their mean (Srivastava et al., 2014).
+
+    Attributes:
+        key: of the batch.
+        rows: number of each sequence within the whole batch: what a sequence loses does not depend on those beside it,
+            nor on the device that reads it.
+    """
+
+    key: Key
+    rows: Int32[Array, " batch"]
+
+    def of_outputs(
+        self, hidden: Float[Array, "time batch hidden"], layer: int, share: float
+    ) -> Float[Array, "time batch hidden"]:
+        """Drop a share of a layer's units, for each sequence others, the same ones all along."""
+        if not share:
+            return hidden
+        key = jax.random.fold_in(fold_text(self.key, "outputs"), layer)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.rows)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - share, hidden.shape[-1:]))(keys)
+        return jnp.where(kept[None], hidden / (1 - share), 0.0)
+
+    def of_weights(
+        self, kernel: Float[Array, "hidden gates"], layer: int, share: float
+    ) -> Float[Array, "hidden gates"]:
+        """Drop a share of a layer's recurrent weights, the same ones for all sequences."""
+        if not share:
+            return kernel
+        key = jax.random.fold_in(fold_text(self.key, "weights"), layer)
+        return jnp.where(jax.random.bernoulli(key, 1 - share, kernel.shape), kernel / (1 - share), 0.0)
+
+
 class CharacterLSTM(nn.Module):
     """A stack of LSTM layers over one-hot characters, with a dense head over the vocabulary.
 
@@ -27,9 +66,9 @@ class CharacterLSTM(nn.Module):
     4 H (V + H + 1) + V (H + 1) of them. An `embedding` puts E V more before the first layer, which then has
     4 H (E + H + 1).
 
-    Where a `dropout` key is given to `apply`, and only there, dropout falls on every layer's output, of which a
-    sequence loses the same units at each of its steps (Gal and Ghahramani, 2016), and on the recurrent weights, of
-    which all sequences lose the same ones (Merity, Keskar and Socher, 2018).
+    Where a `Dropout` is given, and only there, it falls on every layer's output, of which a sequence loses the same
+    units at each of its steps (Gal and Ghahramani, 2016), and on the recurrent weights, of which all sequences lose the
+    same ones (Merity, Keskar and Socher, 2018).
 
     Attributes:
         vocabulary_size: characters that the model knows.
@@ -53,36 +92,37 @@ class CharacterLSTM(nn.Module):
         """Declare the layers (Linen calls this; users do not)."""
         gate = gate_function(self.gate_activation)
         self.lstm = [nn.LSTMCell(self.hidden_size, gate_fn=gate) for _ in range(self.layers)]
-        self.drop = nn.Dropout(self.dropout, broadcast_dims=(0,))  # along time, which comes first
-        self.drop_weights = nn.Dropout(self.weight_dropout)
         self.head = nn.Dense(self.vocabulary_size)
         if self.embedding_size:
             self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
 
     def __call__(
-        self, ids: Int32[Array, "batch time"], carry: Carry = ()
+        self, ids: Int32[Array, "batch time"], carry: Carry = (), dropout: Dropout | None = None
     ) -> tuple[Float[Array, "batch time vocab"], Carry]:
         """Return the logits of the character after each one read, and the carry after the last."""
-        hidden, carry = self.read(ids, carry)
+        hidden, carry = self.read(ids, carry, dropout)
         return self.predict(hidden), carry
 
     def read(
-        self, ids: Int32[Array, "batch time"], carry: Carry = ()
+        self, ids: Int32[Array, "batch time"], carry: Carry = (), dropout: Dropout | None = None
     ) -> tuple[Float[Array, "batch time hidden"], Carry]:
         """Read characters from a carry (an empty one is the zero state); return the top hidden state after each."""
         carry = carry or self.zero_carry(ids.shape[:1])
         weights = self._weights()
-        whole = not self.has_rng("dropout")
 
-        def read_layer(layer: Weights, projected: Array, before: LayerCarry) -> tuple[Array, LayerCarry]:
-            kernel = self.drop_weights(layer.recurrent_kernel, deterministic=whole)
-            hidden, after = lstm_sequence(kernel, projected, before, self.gate_activation)
-            return self.drop(hidden, deterministic=whole), after
+        def read_layer(number: int, projected: Array) -> tuple[Array, LayerCarry]:
+            kernel = weights[number].recurrent_kernel
+            if dropout is not None:
+                kernel = dropout.of_weights(kernel, number, self.weight_dropout)
+            hidden, after = lstm_sequence(kernel, projected, carry[number], self.gate_activation)
+            if dropout is not None:
+                hidden = dropout.of_outputs(hidden, number, self.dropout)
+            return hidden, after
 
-        hidden, after = read_layer(weights[0], project_ids(weights[0], ids.T), carry[0])  # time first, as it passes
+        hidden, after = read_layer(0, project_ids(weights[0], ids.T))  # time first, as it passes
         layers = [after]
-        for layer, before in zip(weights[1:], carry[1:], strict=True):
-            hidden, after = read_layer(layer, project(layer, hidden), before)
+        for number in range(1, self.layers):
+            hidden, after = read_layer(number, project(weights[number], hidden))
             layers.append(after)
         return jnp.swapaxes(hidden, 0, 1), tuple(layers)
 

@@ -222,7 +222,8 @@ def first_state(job: Job) -> TrainingState:
         parameters = jax.tree.map(jnp.copy, job.source.parameters)  # which training overwrites
     else:
         parameters = initial_parameters(job.network, job.configuration.initializer, fold_text(job.key, "parameters"))
-    return initial_state(job.network, parameters, job.optimizer, job.order, job.mesh)
+    learning_rate = job.configuration.learning_rate
+    return initial_state(job.network, parameters, job.optimizer, job.order, job.mesh, learning_rate=learning_rate)
 
 
 def state_shapes(
@@ -231,7 +232,7 @@ def state_shapes(
     """Return a training state's shapes and types in place of its arrays."""
 
     def state(key: Key) -> TrainingState:
-        return initial_state(network, flax_parameters(network, key), optimizer, order, mesh)
+        return initial_state(network, flax_parameters(network, key), optimizer, order, mesh, learning_rate=1.0)
 
     return jax.eval_shape(state, jax.random.key(0))
 
@@ -239,7 +240,6 @@ def state_shapes(
 def _optimizer(configuration: Configuration, steps: int) -> optax.GradientTransformation:
     return make_optimizer(
         configuration.optimizer,
-        learning_rate=configuration.learning_rate,
         schedule=configuration.schedule,
         warmup=int(configuration.warmup * steps),
         steps=steps,

@@ -95,8 +95,11 @@ def describe_devices(mesh: Mesh) -> str:
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
 
 
-def describe_process(precision: Precision, mesh: Mesh) -> dict:
-    """Return what decides the bits of a result beside the configuration: code, versions, devices, precision."""
+def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict:
+    """Return what decides the bits of a result beside the configuration: code, versions, devices, precision.
+
+    `replicas` models are trained together.
+    """
     return {
         "command": shlex.join(sys.argv),
         "commit": _commit(),
@@ -107,6 +110,7 @@ def describe_process(precision: Precision, mesh: Mesh) -> dict:
         },
         "device_kind": mesh.devices.flat[0].device_kind,
         "device_count": mesh.size,
+        "replicas": replicas,
         "cpu_cores": cores(),
         "precision": precision,
     }

@@ -4,16 +4,20 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from charlm_jax.errors import DamagedError, DivergedError, Preempted
 from charlm_jax.learning.evaluation import evaluate
-from charlm_jax.learning.training import MOST_SKIPPED, TrainingState, TrainSteps, make_train_steps
+from charlm_jax.learning.training import MOST_SKIPPED, TrainingState, make_joint_train_steps, make_train_steps
 from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
@@ -38,6 +42,20 @@ _LEAST_RATE = 2.0**-10  # of the one chosen, below which going back has not help
 _SAVE_SECONDS = 60.0  # from one state to the next amid a long epoch
 
 
+class _Advance(NamedTuple):
+    """What a run asks for while it trains: to be taken from a state up to a step.
+
+    The answer is the state that was reached, at least one step further, and the seconds that it took.
+    """
+
+    state: TrainingState
+    stop: int
+
+
+_Answer = tuple[TrainingState, float]  # what is sent for an `_Advance`; nothing is for an epoch
+_Run = Generator[Epoch | _Advance, Any]
+
+
 def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -> Iterator[Epoch]:
     """Train in a run directory, from its newest sound state if it has one; yield each epoch as it ends.
 
@@ -55,14 +73,113 @@ def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -
         DivergedError: too many steps in a row were not finite; the last good state is saved.
         Preempted: a stop was requested; the state is saved.
     """
+    train_steps = make_train_steps(job.network, job.optimizer, job.order, job.configuration.objective, job.mesh)
+    ids = _whole_text(job, job.mesh)
+
+    def advance(asked: Sequence[_Advance | None]) -> list[TrainingState]:
+        return [train_steps(run.state, ids, job.key, run.stop) for run in asked if run is not None]
+
+    for _, epoch in _serve([_run(job, path, stop_requested)], advance):
+        yield epoch
+
+
+def train_together(
+    jobs: Sequence[Job], paths: Sequence[Path], mesh: Mesh, stop_requested: StopRequested = lambda: False
+) -> Iterator[tuple[int, Epoch]]:
+    """Train jobs that differ in nothing but seed and learning rate, all in one program, each in a run directory.
+
+    Each is what `train` makes of it but for the order of sums; where it was, it goes on, and what has ended stays.
+
+    Args:
+        jobs: what to train.
+        paths: of their directories.
+        mesh: a `replica_mesh` for as many.
+        stop_requested: see `train`.
+
+    Yields:
+        The number of a job, and an epoch of it as it ends.
+
+    Raises:
+        Preempted: a stop was requested; all states are saved.
+        DivergedError: one of them did, and the others have come to their ends.
+        InputError: see `train`.
+    """
+    job, replicas = jobs[0], len(jobs)
+    train_steps = make_joint_train_steps(job.network, job.optimizer, job.order, job.configuration.objective, mesh)
+    ids, keys = _whole_text(job, mesh), jnp.stack([job.key for job in jobs])
+
+    def advance(asked: Sequence[_Advance | None]) -> list[TrainingState]:
+        there = [run for run in asked if run is not None]
+        count = min(run.stop - int(run.state.step) for run in there)
+        states = [(run or there[0]).state for run in asked]
+        # One that has ended stands where it stops at once, so that the program, and its bits, stay the same.
+        stops = [0 if run is None else int(run.state.step) + count for run in asked]
+        together = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
+        after = jax.tree.map(np.asarray, train_steps(together, ids, keys, jnp.array(stops, jnp.int32)))
+        # Copies: on a CPU a device array may be a view of NumPy's memory.
+        return [
+            replicate(jax.tree.map(lambda leaf: jnp.array(leaf[number]), after), job.mesh)  # noqa: B023
+            for number, run in enumerate(asked)
+            if run is not None
+        ]
+
+    runs = [
+        _run(job, path, stop_requested, replicas=replicas, watched=number == 0)
+        for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
+    ]
+    yield from _serve(runs, advance)
+
+
+def _whole_text(job: Job, mesh: Mesh) -> jax.Array:
+    # A copy: on a CPU a device array may be a view of NumPy's memory.
+    return replicate(jnp.array(job.training_ids), mesh)
+
+
+def _serve(
+    runs: Sequence[_Run], advance: Callable[[Sequence[_Advance | None]], list[TrainingState]]
+) -> Iterator[tuple[int, Epoch]]:
+    """Let runs go on side by side, all of them asking before any is answered; yield their epochs with their numbers.
+
+    Args:
+        runs: each ends by itself, or by an error, which is raised when all have ended; a stop before a divergence.
+        advance: from what each run asks for, None for one that has ended, to the states of those that have not.
+    """
+    answers: dict[int, _Answer | None] = dict.fromkeys(range(len(runs)))
+    failures: list[DivergedError | Preempted] = []
+    with ExitStack() as closing:
+        for run in runs:
+            closing.callback(run.close)
+        while answers:
+            asked: list[_Advance | None] = [None] * len(runs)
+            for number, answer in answers.items():
+                try:
+                    event = runs[number].send(answer)
+                    while isinstance(event, Epoch):
+                        yield number, event
+                        event = next(runs[number])
+                    asked[number] = event
+                except StopIteration:
+                    continue
+                except (DivergedError, Preempted) as error:
+                    failures.append(error)
+            live = [number for number, run in enumerate(asked) if run is not None]
+            started = time.perf_counter()
+            states = jax.block_until_ready(advance(asked)) if live else []
+            seconds = time.perf_counter() - started
+            answers = {number: (state, seconds) for number, state in zip(live, states, strict=True)}
+    for failure in sorted(failures, key=lambda failure: isinstance(failure, DivergedError)):
+        raise failure
+
+
+def _run(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int = 1, watched: bool = True) -> _Run:
+    """Be a run: see `train`. `replicas` are trained beside one another; of these one is `watched` for progress."""
     chosen = job.configuration
-    train_steps = make_train_steps(job.network, job.optimizer, job.order, chosen.objective, job.mesh)
-    # Copies: on a CPU a device array may be a view of NumPy's memory.
-    ids, held_out_ids = replicate((jnp.array(job.training_ids), jnp.array(job.held_out_ids)), job.mesh)
+    held_out_ids = replicate(jnp.array(job.held_out_ids), job.mesh)
     described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
-    provenance = {**describe_process(chosen.precision, job.mesh), **described}
+    provenance = {**describe_process(chosen.precision, job.mesh, replicas), **described}
     with hold_run(path, chosen, provenance) as run:
-        tell(job.describe(path))
+        if watched:
+            tell(job.describe(path))
         _warn_of_other_bits(run.provenance(), provenance)
         identity = run.identity()
 
@@ -98,10 +215,9 @@ def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -
                 return
             if gone_astray and chosen.on_divergence == "rollback":
                 state = _roll_back(run, job, state)
-            started = time.perf_counter()
-            state, unfinished = _train_epoch(train_steps, state, ids, job, save, stop_requested)
+            state, taken, unfinished = yield from _train_epoch(state, job, save, stop_requested, watched=watched)
             # A whole epoch's seconds, or nothing: a part of them would be mistaken for the whole.
-            seconds, begun = time.perf_counter() - started if starts_epoch else None, True
+            seconds, begun = taken if starts_epoch else None, True
             save(state)
             if unfinished is not None:
                 raise unfinished
@@ -129,15 +245,16 @@ def _tell_where(run: RunDirectory, state: TrainingState, job: Job) -> None:
 def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
     """Return the best state in the place of one that has gone astray, to be learned from at half the rate."""
     best = _restore(run, run.best, job)
-    if best is None or float(state.rate) <= _LEAST_RATE:
+    if best is None or float(state.learning_rate) <= _LEAST_RATE * job.configuration.learning_rate:
         raise DivergedError(
             f"training went astray in epoch {int(state.step) // job.steps_per_epoch}, and going back does not help; "
             "try a smaller --learning-rate, or --clip 1, in another --run-dir"
         )
     if int(best.step) > int(state.step):
         tell(f"the best model kept is of step {int(best.step):,}, which lies ahead; an unbroken run had another")
-    back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, rate=state.rate / 2)
-    step, rate = int(state.step), float(back.rate) * job.configuration.learning_rate
+    halved = state.learning_rate / 2
+    back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, learning_rate=halved)
+    step, rate = int(state.step), float(halved)
     tell(f"rolled back to the model of step {int(best.step):,}; from here on the learning rate is {rate:g} at most")
     if not any(record.get("event") == "rollback" and record["step"] == step for record in read_records(run.metrics)):
         event = {"event": "rollback", "epoch": step // job.steps_per_epoch, "step": step}
@@ -184,15 +301,19 @@ def _finish_epoch(
 
 
 def _train_epoch(
-    train_steps: TrainSteps,
     state: TrainingState,
-    ids: jax.Array,
     job: Job,
     save: Callable[[TrainingState], None],
     stop_requested: StopRequested,
-) -> tuple[TrainingState, DivergedError | Preempted | None]:
-    """Train to the end of an epoch with a progress bar; return the state, and why the end was not reached if so."""
-    step, steps, saved = int(state.step), 1, time.monotonic()
+    *,
+    watched: bool,
+) -> Generator[_Advance, Any, tuple[TrainingState, float, DivergedError | Preempted | None]]:
+    """Train to the end of an epoch, with a progress bar if watched.
+
+    Returns:
+        The state; the seconds of training; and why the end was not reached, if it was not.
+    """
+    step, steps, saved, total = int(state.step), 1, time.monotonic(), 0.0
     epoch = step // job.steps_per_epoch + 1
     end = epoch * job.steps_per_epoch
     on_terminal = sys.stderr.isatty()
@@ -205,25 +326,25 @@ def _train_epoch(
         delay=0 if on_terminal else 60,
         leave=not on_terminal,
         dynamic_ncols=True,
+        disable=not watched,
         file=Watcher(),
     ) as bar:
         while step < end:
-            started = time.perf_counter()
-            state = train_steps(state, ids, job.key, min(step + steps, end))
+            state, seconds = yield _Advance(state, min(step + steps, end))
             taken = int(state.step) - step
-            step += taken
+            step, total = step + taken, total + seconds
             if state.diverged:
-                return state, DivergedError(_diverged(step, epoch))
+                return state, total, DivergedError(_diverged(step, epoch))
             bar.set_postfix(loss=f"{float(state.epoch.loss):.4f}", refresh=False)
             bar.update(taken)
             if stop_requested() and step < end:
-                return state, Preempted(_stopped(step, job))
+                return state, total, Preempted(_stopped(step, job))
             if time.monotonic() - saved > _SAVE_SECONDS and step < end:
                 save(state)
                 saved = time.monotonic()
             # Any number of steps runs in the same program, so the dispatch grows to a good length as we go.
-            steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / (time.perf_counter() - started))))
-    return state, None
+            steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / seconds)))
+    return state, total, None
 
 
 def _stopped(step: int, job: Job) -> str:
@@ -249,7 +370,7 @@ def _astray(losses: list[float]) -> str:
 def _warn_of_other_bits(there: dict, here: dict) -> None:
     """Say what decides the bits of a result and was different when the run was started."""
     flat = [{**record, **record["versions"]} for record in (there, here)]
-    decisive = (*here["versions"], "commit", "device_kind", "device_count", "cpu_cores")
+    decisive = (*here["versions"], "commit", "device_kind", "device_count", "replicas", "cpu_cores")
     changed = [name for name in decisive if flat[0].get(name) != flat[1][name]]
     if changed:
         words = ", ".join(f"{name} {flat[0].get(name)} then and {flat[1][name]} now" for name in changed)

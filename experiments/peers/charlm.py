@@ -40,11 +40,12 @@ class Contender:
 
     @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
     def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
-        rule = make_optimizer("rmsprop-keras-3", learning_rate=0.01)
+        rule = make_optimizer("rmsprop-keras-3")
         order = ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
         train_steps = make_train_steps(self.network, rule, order, "last-character", self.mesh)
         ids = np.random.default_rng(0).integers(0, VOCABULARY, characters, np.uint8)
-        state = initial_state(self.network, jax.tree.map(jnp.copy, self.parameters), rule, order, self.mesh)
+        parameters = jax.tree.map(jnp.copy, self.parameters)
+        state = initial_state(self.network, parameters, rule, order, self.mesh, learning_rate=0.01)
         return train_steps, replicate(jnp.array(ids), self.mesh), [state]
 
     def train(self, count: int, characters: int = 600_893) -> None:
