@@ -1,0 +1,216 @@
+"""What a generated text is like, beside the text that its model has learned from.
+
+Whether its words are words, how much of it is copied, how much it repeats itself, and how rich it is. Most of these
+change with a text's length, so only texts of one length compare, and human text of that length is what to compare with.
+"""
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from charlm_jax.analysis.baselines import LIMIT
+from charlm_jax.analysis.matches import LOOP, longest_repeat, looped, matching_statistics
+
+LONGEST_NGRAM = 50  # characters; where novelty curves end
+NOVELTIES = (4, 8, 16)  # characters of the n-grams whose novelty is a statistic of its own
+
+_WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]+(?=[\W\d_])")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """How a figure or a table names a statistic.
+
+    Attributes:
+        label: its name and unit, for an axis.
+        definition: what it is, in a sentence.
+    """
+
+    label: str
+    definition: str
+
+
+STATISTICS = {
+    "known_words": Statistic("known words (share)", "Share of a text's words that occur in the training text."),
+    "known_word_types": Statistic(
+        "known distinct words (share)", "Share of a text's distinct words that occur in the training text."
+    ),
+    **{
+        f"novelty_{n}": Statistic(
+            f"novel {n}-grams (share)", f"Share of a text's passages of {n} characters that the training text lacks."
+        )
+        for n in NOVELTIES
+    },
+    "longest_copy": Statistic(
+        "longest copied passage (characters)", "Length of the longest passage that occurs in the training text."
+    ),
+    "distinct_4": Statistic(
+        "distinct 4-grams (share)", "Number of different passages of 4 characters over the number of all of them."
+    ),
+    "looped": Statistic(
+        "characters in loops (share)",
+        f"Share of the characters inside a stretch of {LOOP} or more that is one passage twice or more often in a row.",
+    ),
+    "longest_repeat": Statistic(
+        "longest repeated passage (characters)", "Length of the longest passage that a text has at two places."
+    ),
+    "entropy": Statistic(
+        "entropy of characters (nats/character)", "Entropy of the frequencies of a text's single characters."
+    ),
+    "compression_ratio": Statistic(
+        "compression ratio (bytes/byte)", "Bytes of a text in UTF-8 over those that zlib makes of it."
+    ),
+    "divergence": Statistic(
+        "divergence of trigrams (nats)",
+        "Jensen-Shannon divergence between the frequencies of three characters in a text and in the training text.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What texts are compared with: a training text, and what is found out about it once.
+
+    Attributes:
+        text: the training text.
+        words: its distinct words.
+        trigrams: the share of each passage of three characters among all of them.
+    """
+
+    text: str
+    words: frozenset[str]
+    trigrams: Mapping[str, float]
+
+    @classmethod
+    def of(cls, training: str) -> "Reference":
+        """Return what the last `LIMIT` characters of a training text are compared by."""
+        training = training[-LIMIT:]
+        return cls(training, frozenset(words(training)), frequencies(training, 3))
+
+
+def text_statistics(reference: Reference, texts: Sequence[str]) -> dict[str, Float[np.ndarray, " text"]]:
+    """Return each of `STATISTICS` for every text; nan where a text is too short to have it."""
+    rows = [
+        _statistics(reference, text, matched)
+        for text, matched in zip(texts, matching_statistics(reference.text, texts), strict=True)
+    ]
+    return {name: np.array([row[name] for row in rows], float) for name in STATISTICS}
+
+
+def _statistics(reference: Reference, text: str, matched: Integer[np.ndarray, " character"]) -> dict[str, float]:
+    tokens, curve = words(text), novelty(matched)
+    return {
+        "known_words": known_share(tokens, reference.words),
+        "known_word_types": known_share(set(tokens), reference.words),
+        **{f"novelty_{n}": curve[n - 1] for n in NOVELTIES},
+        "longest_copy": float(matched.max(initial=0)),
+        "distinct_4": distinct_ngrams(text, 4),
+        "looped": looped(text),
+        "longest_repeat": float(longest_repeat(text)),
+        "entropy": entropy(frequencies(text, 1)),
+        "compression_ratio": compression_ratio(text),
+        "divergence": divergence(frequencies(text, 3), reference.trigrams),
+    }
+
+
+def novelty_curves(reference: Reference, texts: Sequence[str]) -> Float[np.ndarray, "text ngram"]:
+    """Return the `novelty` of every text, for n-grams of 1 to `LONGEST_NGRAM` characters."""
+    curves = [novelty(matched) for matched in matching_statistics(reference.text, texts)]
+    return np.reshape(curves, (len(texts), LONGEST_NGRAM))
+
+
+def novelty(matched: Integer[np.ndarray, " character"]) -> Float[np.ndarray, " ngram"]:
+    """Return the share of a text's n-grams that never occur in the training text, for n from 1 to `LONGEST_NGRAM`.
+
+    From 0, all copied, to 1, all new (McCoy et al., 2023, for words); nan where the text is shorter than n.
+
+    Args:
+        matched: the text's matching statistics.
+    """
+    lengths = np.arange(1, LONGEST_NGRAM + 1)
+    ngrams = len(matched) + 1 - lengths
+    known = np.sum(
+        matched[:, None] >= lengths, axis=0
+    )  # no match reaches beyond the text, so each is of a whole n-gram
+    return 1 - np.divide(known, ngrams, out=np.full(LONGEST_NGRAM, np.nan), where=ngrams > 0)
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text that was cut out of a longer one, case-folded, in their order.
+
+    A word is a run of letters that other characters enclose ("don't" is two); at the beginning or the end of the text
+    it may be cut, so it is none.
+    """
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def known_share(words: Collection[str], known: frozenset[str]) -> float:
+    """Return the share of some words that are known, from 0 to 1; nan where there are none.
+
+    Of a list it is the share of word tokens; of a set, of word types.
+    """
+    return sum(word in known for word in words) / len(words) if words else math.nan
+
+
+def frequencies(text: str, n: int) -> dict[str, float]:
+    """Return the share of each n-gram, a passage of n characters, among all of a text's."""
+    counts = Counter(_ngrams(text, n))
+    return {ngram: count / counts.total() for ngram, count in counts.items()}
+
+
+def distinct_ngrams(text: str, n: int) -> float:
+    """Return the number of different n-grams over the number of all of them: distinct-n (Li et al., 2016).
+
+    Of characters, where they counted words. From just above 0, one n-gram over and over, to 1, none twice; it falls as
+    a text grows. nan where the text is shorter than n.
+    """
+    ngrams = _ngrams(text, n)
+    return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
+
+
+def _ngrams(text: str, n: int) -> list[str]:
+    return [text[start : start + n] for start in range(len(text) - n + 1)]
+
+
+def entropy(frequencies: Mapping[str, float]) -> float:
+    """Return the entropy of a distribution in nats (Shannon, 1948); nan where there is none.
+
+    From 0, all the same, to the logarithm of how many there are. Of a text's own frequencies it is the plug-in
+    estimate of its source's entropy, which is too low for a short text (Miller, 1955).
+    """
+    return sum(-share * math.log(share) for share in frequencies.values()) if frequencies else math.nan
+
+
+def compression_ratio(text: str) -> float:
+    """Return the bytes of a text in UTF-8 over those of zlib's best (Shaib et al., 2024); nan for the empty text.
+
+    Above 0, and the higher the more a text repeats itself. zlib adds eight bytes and begins knowing nothing, so a text
+    of a few characters lies below 1, and of one kind of text the longer has the higher ratio.
+    """
+    data = text.encode(errors="surrogatepass")
+    return len(data) / len(zlib.compress(data, level=9)) if text else math.nan
+
+
+def divergence(text: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """Return the Jensen-Shannon divergence between two distributions in nats (Lin, 1991); nan where either is none.
+
+    From 0, the same, to log 2, nothing in common; a short text has few n-grams and lies far from its own source too.
+
+    Args:
+        text: frequencies of the n-grams of one text; time grows with these alone.
+        reference: frequencies of the n-grams of another.
+    """
+    if not (text and reference):
+        return math.nan
+    shared, apart = 0.0, 1.0  # `apart` is what the reference has of n-grams that the text lacks
+    for ngram, p in text.items():
+        q = reference.get(ngram, 0.0)
+        shared += p * math.log(2 * p / (p + q)) + (q * math.log(2 * q / (p + q)) if q else 0)
+        apart -= q
+    return max(0.0, (shared + apart * math.log(2)) / 2)  # rounding alone takes it below 0
