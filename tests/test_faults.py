@@ -4,7 +4,6 @@ A sample of each runs with the other tests; `scripts/test --faults` runs the who
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -107,15 +106,16 @@ def test_kills_at_random_instants_lose_and_change_nothing(begin, unbroken, tmp_p
 
 def test_a_kill_before_any_change_to_a_file_loses_and_changes_nothing(begin, unbroken, tmp_path, sized, report):
     """Between any two of the moments at which the run on the disk is another: each file begun, renamed, removed."""
-    each = sized(17, 1)
-    for number in itertools.count():
+    number = 0
+    while True:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        if begin(changes=number * each).wait().code == 0:
+        if begin(changes=number * sized(17, 1)).wait().code == 0:
             break  # it makes no more changes
         ended = begin().wait()
         assert ended.code == 0, ended.errors
         assert result(tmp_path / "run") == unbroken[1], number
         assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.problem or finding.aside]
+        number += 1
     assert number > 4
     report("killed before a change to a file", f"{number} times; all ended as the unbroken run, bit for bit")
 

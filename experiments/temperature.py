@@ -1,0 +1,175 @@
+"""Measure what the softmax temperature does to a trained model's text, beside human text.
+
+    scripts/run temperature RUN... [--temperatures T...] [--prompts N] [--length N]
+
+Takes prompts from the held-out text, at even distances, and lets the model continue each at every temperature, all with
+the same random numbers; what really follows the prompt is the human text. Of every text it measures the words, what it
+copies, how it repeats itself, how rich and how likely it is, and prints a page: which of the notebooks' claims about
+temperature hold; for each measure its human value, the temperature that comes nearest, and those that it does not tell
+from human text; and the beginning of the text at each temperature. Intervals are 95 %, from a bootstrap over prompts.
+
+That page (temperature.md), its picture (temperature.svg, .png), every mean with its interval (temperature.csv) and all
+texts (temperature_samples.jsonl) go into the run's figures/, or into --output.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from charlm_jax.choices import Checkpoint, Sampler
+from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
+from charlm_jax.runs.command_line import exit_codes, tell
+
+NGRAM = 7  # characters that the n-gram model looks at, the one that it predicts included
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of runs, each measured by itself."""
+    temperatures: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(1, 21))
+    """Softmax temperatures."""
+    prompts: int = 32
+    """Texts at each temperature."""
+    length: int = 400
+    """Characters of each text."""
+    text: str | None = None
+    """Human text for prompts and comparison: a file, a folder or a corpus's name; the held-out text if not given."""
+    sampler: Sampler | None = None
+    """Predict from the last window (windowed), or carry the state on (stateful); as the run does if not given."""
+    checkpoint: Checkpoint = "best"
+    """Which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
+    output: Path | None = None
+    """Folder for the results of a single run; the run's figures/ if not given."""
+    devices: int | None = None
+    """Devices to split the texts over; all if not given (on a CPU one a core)."""
+    seed: int = 1
+    """Seed of the texts."""
+
+    def __post_init__(self) -> None:
+        require("RUN", "none", bool(self.runs), "the directory of a run")
+        require("--output", str(self.output), self.output is None or len(self.runs) == 1, "left out with several runs")
+        require("--temperatures", "none", bool(self.temperatures), "at least one number")
+        require_temperatures("--temperatures", self.temperatures)
+        require_count("--prompts", self.prompts)
+        require("--prompts", self.prompts, self.prompts >= 2, "at least 2, as intervals are over prompts")
+        require_count("--length", self.length)
+        require_count("--devices", self.devices)
+        require_seed(self.seed)
+
+
+def main(flags: Sequence[str]) -> None:
+    """Measure each run, print and draw."""
+    arguments = tyro.cli(Arguments, prog="scripts/run temperature", description=__doc__, args=flags)
+    for path in arguments.runs:
+        _measure(path, arguments)
+
+
+def _measure(path: Path, arguments: Arguments) -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from charlm_jax.analysis.baselines import LIMIT, KneserNey
+    from charlm_jax.analysis.calibration import calibrate
+    from charlm_jax.analysis.temperature_page import plot_sweep, sweep_page, sweep_table
+    from charlm_jax.analysis.temperature_sweep import Sweep
+    from charlm_jax.analysis.text_statistics import Reference, text_statistics
+    from charlm_jax.data.corpus import load_corpus
+    from charlm_jax.generation.generate import generate, stream_keys
+    from charlm_jax.generation.surprise import surprise
+    from charlm_jax.runs.devices import open_mesh, set_up
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.files import save_picture, write_atomically, write_table
+    from charlm_jax.runs.records import read_records
+    from charlm_jax.runs.trained import load_model, load_text
+
+    run = open_run(path)
+    mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
+    model = load_model(run, arguments.checkpoint)
+    chosen, vocabulary = model.configuration, model.vocabulary
+    epoch = next((record["epoch"] for record in read_records(run.metrics) if record["step"] == model.step), 0)
+    set_up(chosen.precision)
+    training, human = load_text(run)
+    if arguments.text is not None:
+        corpus = load_corpus(arguments.text, lowercase=chosen.lowercase)
+        human = vocabulary.encode(corpus.text, f"text {corpus.name!r}")
+    window, length, count = chosen.window, arguments.length, arguments.prompts
+    last = len(human) - window - length
+    if last < count:
+        raise InputError(
+            f"the human text has {len(human):,} characters, too few for {count} prompts of {window} with {length} "
+            "after each; name a longer one with --text FILE, or give a smaller --length"
+        )
+    if last < (count - 1) * (window + length):
+        tell("note: the human texts overlap, so the intervals are too narrow; give fewer --prompts, or a longer --text")
+    starts = np.linspace(0, last, count).astype(int)
+    prompts = [human[start : start + window] for start in starts]
+    continued = np.stack([human[start + window : start + window + length] for start in starts])
+
+    temperatures = np.unique(np.array(arguments.temperatures, np.float32))
+    sampler = arguments.sampler or chosen.sampler
+    names = [vocabulary.decode(prompt) for prompt in prompts]
+    # A text's random numbers are its prompt's, whatever its temperature.
+    keys = stream_keys(jax.random.key(arguments.seed), names, [1.0] * count)
+    every = {"sampler": sampler, "window": window}
+    generated = generate(
+        model.network,
+        model.parameters,
+        prompts * len(temperatures),
+        np.repeat(temperatures, count).tolist(),
+        jnp.tile(keys, len(temperatures)),
+        mesh,
+        length=length,
+        **every,
+    )
+
+    ids, before = np.concatenate([continued, generated]), prompts * (1 + len(temperatures))
+    texts = [vocabulary.decode(row) for row in ids]
+    reference = Reference.of(vocabulary.decode(training[-LIMIT:]))
+    measured = text_statistics(reference, texts)
+    likely = surprise(model.network, model.parameters, before, ids, top=1, **every)
+    measured["model_nats"] = likely.nats.mean(axis=1, dtype=float)
+    ngram = KneserNey.fit(training[-LIMIT:], len(vocabulary), NGRAM)
+    measured["ngram_nats"] = np.array(
+        [ngram.losses(np.concatenate([prompt, row]))[window:].mean() for prompt, row in zip(before, ids, strict=True)]
+    )
+    tables = {name: values.reshape(1 + len(temperatures), count) for name, values in measured.items()}
+    sweep = Sweep(
+        temperatures.astype(float).round(6),
+        {name: table[1:] for name, table in tables.items()},
+        {name: table[0] for name, table in tables.items()},
+    )
+    calibration = calibrate(model.network, model.parameters, jnp.array(human), mesh, window=window, stride=1)
+
+    title = f"{run.path.resolve().name}, step {model.step:,}, {sampler}: {count} texts of {length} characters"
+    page = sweep_page(sweep, calibration, texts[count::count], title=title)
+    print(page, flush=True)
+    folder = arguments.output or run.figures
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = plot_sweep(sweep, calibration, title=title)
+    for suffix in ("svg", "png"):
+        save_picture(figure, folder / f"temperature.{suffix}")
+    write_atomically(folder / "temperature.md", f"{page}\n![Measures against temperature](temperature.svg)\n".encode())
+    header, rows = sweep_table(sweep)
+    write_table(folder / "temperature.csv", header, rows, [title])
+    drawn = {"epoch": epoch, "step": model.step, "sampler": sampler}
+    records = [
+        {**drawn, "temperature": float(temperature), "prompt": name, "text": texts[count * (1 + place) + number]}
+        for place, temperature in enumerate(sweep.temperatures)
+        for number, name in enumerate(names)
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    write_atomically(folder / "temperature_samples.jsonl", lines.encode())
+    tell(f"results: {folder / 'temperature.md'}")
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])

@@ -1,0 +1,115 @@
+"""Temperature sweeps: intervals against resampling by hand, verdicts on sweeps whose truth is known."""
+
+import numpy as np
+import pytest
+
+from charlm_jax.analysis.calibration import Calibration
+from charlm_jax.analysis.temperature_page import sweep_page, sweep_table
+from charlm_jax.analysis.temperature_sweep import MEASURES, Sweep, estimate, verdicts
+
+TEMPERATURES = np.array([0.2, 0.5, 0.8, 1.0, 1.2])
+RANDOM = np.random.default_rng(0)
+
+
+def sweep_of(means, human=0.5, noise=0.01, prompts=20):
+    """A sweep in which every measure has these means, one a temperature."""
+    samples = {name: np.array(means)[:, None] + noise * RANDOM.normal(size=(5, prompts)) for name in MEASURES}
+    return Sweep(TEMPERATURES, samples, {name: human + noise * RANDOM.normal(size=prompts) for name in MEASURES})
+
+
+def test_intervals_are_those_of_means_resampled_by_hand():
+    """Percentiles of 20,000 other resamples: apart by a twentieth of the interval's width at most."""
+    values = RANDOM.exponential(size=(2, 30))
+    mean, low, high = estimate(values)
+    means = values[:, RANDOM.integers(0, 30, (20_000, 30))].mean(axis=2)
+    np.testing.assert_allclose(mean, values.mean(axis=1))
+    width = np.percentile(means, 97.5, axis=1) - np.percentile(means, 2.5, axis=1)
+    assert (np.abs(low - np.percentile(means, 2.5, axis=1)) < width / 20).all()
+    assert (np.abs(high - np.percentile(means, 97.5, axis=1)) < width / 20).all()
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says():
+    """Of 400 normal samples of 40, the 95 % intervals miss 5 %, and a little more as they are bootstrapped.
+
+    Fewer than 91 % covered has a probability below 1e-3 at a true rate of 94 %.
+    """
+    _, low, high = estimate(RANDOM.normal(size=(400, 40)))
+    assert 0.91 < np.mean((low < 0) & (high > 0)) < 0.99
+
+
+def test_a_difference_is_paired():
+    """Prompts differ by a hundred times what the texts do, and it does not matter."""
+    prompts = 100 * RANDOM.normal(size=20)
+    one, other = prompts + RANDOM.normal(size=20) * 0.1, prompts + 1
+    mean, low, high = estimate(other - one)
+    assert low < 1 < high
+    assert high - low < 0.2
+    assert estimate(np.stack([one, other])).high[0] - mean > 10
+
+
+def test_texts_without_a_statistic_are_left_out():
+    values = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])
+    mean, low, high = estimate(values)
+    np.testing.assert_array_equal(mean, [2, np.nan])
+    assert 1 <= low[0] <= 2 <= high[0] <= 3
+    assert np.isnan([low[1], high[1]]).all()
+
+
+def test_the_nearest_and_those_that_are_not_told_apart():
+    sweep = sweep_of([0.1, 0.3, 0.5, 0.501, 0.9])
+    assert sweep.nearest("entropy") in (2, 3)
+    assert set(sweep.alike("entropy")) <= {0.8, 1.0}
+    assert len(sweep.alike("entropy"))
+    brute = []
+    for place in range(5):
+        apart = [
+            abs(sweep.samples[name][place].mean() - sweep.human[name].mean()) / sweep.human[name].std()
+            for name in MEASURES
+        ]
+        brute.append(sum(apart) / len(apart))
+    np.testing.assert_allclose(sweep.distances(), brute)
+
+
+@pytest.mark.parametrize(
+    ("means", "answers"),
+    [
+        # All at 0.2 far below human text, words known falling, 0.5 the most human.
+        ([0.1, 0.5, 0.3, 0.05, 0.02], ["holds", "holds", "does not hold", "holds", "holds", "holds"]),
+        # The reverse of all.
+        ([0.9, 0.1, 0.5, 0.95, 0.97], [*["does not hold"] * 2, "holds", *["does not hold"] * 3]),
+        # Nothing differs.
+        ([0.5] * 5, ["not decided"] * 6),
+    ],
+)  # fmt: skip
+def test_verdicts(means, answers):
+    noise = 0.01 if len(set(means)) > 1 else 0.3
+    found = [verdict.answer for verdict in verdicts(sweep_of(means, noise=noise))]
+    if len(set(means)) == 1:  # which of equals is the nearest is chance
+        assert found.count("not decided") >= 4
+    else:
+        assert found == answers
+
+
+def test_claims_about_temperatures_that_were_not_tried_are_left_out():
+    sweep = sweep_of([0.1, 0.5, 0.3, 0.05, 0.02])
+    some = Sweep(TEMPERATURES[2:4], {name: values[2:4] for name, values in sweep.samples.items()}, sweep.human)
+    assert verdicts(some) == []
+
+
+def test_the_page_and_the_table_say_what_was_found():
+    sweep = sweep_of([0.1, 0.5, 0.3, 0.05, 0.02])
+    none = np.zeros((2, 1))
+    calibration = Calibration(np.array([0.9, 1.1]), np.array([1.5, 1.25]), none, none, none)
+    page = sweep_page(sweep, calibration, ["a `b` | c\n<script>"] * 5, title="run")
+    assert "the likeliest at 1.1 (1.2500 nats per character)" in page
+    assert "texts at **0.5** are the nearest" in page
+    assert r"`` a 'b' \| c <script> ``" in page
+    widths = [line.replace(r"\|", "").count("|") for line in page.splitlines() if line.startswith("|")]
+    assert set(widths[:8]) == {4}
+    header, rows = sweep_table(sweep)
+    assert len(rows) == len(MEASURES) * 6
+    row = dict(zip(header, next(row for row in rows if row[:2] == ["entropy", "0.5"]), strict=True))
+    assert float(row["mean"]) == pytest.approx(sweep.samples["entropy"][1].mean(), rel=1e-5)
+    assert float(row["low"]) < float(row["mean"]) < float(row["high"])
+    difference = sweep.samples["entropy"][1] - sweep.human["entropy"]
+    assert float(row["difference"]) == pytest.approx(difference.mean(), rel=1e-3, abs=1e-6)
