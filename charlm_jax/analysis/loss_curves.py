@@ -1,4 +1,4 @@
-"""A run's training losses beside published ones: numbers and a picture."""
+"""Losses by epoch: a run's beside published ones in numbers and a picture, and pictures of any runs' curves."""
 
 import csv
 import itertools
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from charlm_jax.choices import GateActivation
 
@@ -13,6 +14,9 @@ Curve = Mapping[int, float]  # nats per character by epoch, from 1
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito's, told apart by every kind of eye
 _OURS = "#D55E00"
+# Told apart by every kind of eye, and from a light page as from a dark one (3 to 1 at least); then by their dashes.
+_STYLE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B0609A", "#7F7F7F")
+_STYLE_DASHES = ((), (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0))
 
 
 @dataclass(frozen=True)
@@ -97,4 +101,59 @@ def plot_comparison(
     distances.xaxis.get_major_locator().set_params(integer=True)
     for axes in (curves, distances):
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How a curve is drawn, here and in a legend elsewhere.
+
+    Attributes:
+        colour: as #RRGGBB.
+        dashes: lengths of ink and gap in turn, in widths of the line; none for a solid one.
+    """
+
+    colour: str
+    dashes: tuple[float, ...]
+
+
+def line_style(number: int) -> LineStyle:
+    """Return the style of the curve with this number, from 0: twenty differ."""
+    turn, place = divmod(number, len(_STYLE_COLOURS))
+    return LineStyle(_STYLE_COLOURS[place], _STYLE_DASHES[turn % len(_STYLE_DASHES)])
+
+
+def loss_limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Return the nats per character between which curves are shown: one that diverges leaves the picture."""
+    lowest = min(min(curve.values()) for curve in curves)
+    top = max(loss for curve in curves for loss in list(curve.values())[:3])
+    return lowest - 0.05 * (top - lowest) - 0.01, top + 0.05 * (top - lowest) + 0.01
+
+
+def plot_losses(curves: Mapping[int, Curve], *, limits: tuple[float, float], label: str, ink: str) -> Figure:
+    """Draw curves without a background or a legend, a dot on the lowest loss of each.
+
+    Args:
+        curves: by the numbers of their line styles.
+        limits: of the losses shown, in nats per character.
+        label: of the axis of losses.
+        ink: the colour of axes and words.
+    """
+    figure = Figure(figsize=(6, 3.4), layout="constrained", facecolor="none")
+    axes = figure.subplots()
+    for number, curve in curves.items():
+        style = line_style(number)
+        dashes = (0, style.dashes) if style.dashes else "solid"
+        axes.plot(list(curve), list(curve.values()), color=style.colour, ls=dashes, lw=1.8)
+        best = min(curve, key=curve.__getitem__)
+        axes.plot(best, curve[best], "o", color=style.colour, ms=5)
+    axes.set_ylim(limits)
+    axes.set_xlabel("epoch", color=ink, fontsize=11)
+    axes.set_ylabel(label, color=ink, fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(colors=ink, labelsize=11)
+    axes.set_facecolor("none")
+    axes.grid(axis="y", color=ink, alpha=0.15, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(ink)
     return figure

@@ -7,6 +7,7 @@ samples.jsonl     one object a line: generated texts
 checkpoints/      resumable states
 best/             the state with the lowest held-out loss
 figures/          pictures
+report.html       one page of all this
 lock              who is writing
 """
 

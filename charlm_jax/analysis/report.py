@@ -1,0 +1,218 @@
+"""One page about runs: what was run, what it cost and reached, and what the models write, as HTML in one string.
+
+The page asks nothing of a network, and nothing of what it shows is trusted: text becomes HTML through Jinja's escaping
+alone, or becomes JSON that the page's script puts into text nodes; pictures are images, whose scripts do not run; and
+the one script that may run is named by its hash. Characters that steer rather than show are written out.
+"""
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from charlm_jax.analysis.loss_curves import line_style, loss_limits, plot_losses
+from charlm_jax.analysis.reader import Text, as_json
+
+_INKS = {"light": "#3c4048", "dark": "#c3c6cc"}
+_OF_LOSSES = "held out fraction", "window", "stride", "sha256"  # which characters a loss is of, given how many
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What was measured of an epoch.
+
+    Attributes:
+        epoch: its number, from 1.
+        training_loss: nats per character while the model learned.
+        held_out_loss: nats per character after it; None if nothing is held out.
+        seconds: of training; None where they are unknown.
+        characters: that its windows read.
+    """
+
+    epoch: int
+    training_loss: float
+    held_out_loss: float | None
+    seconds: float | None
+    characters: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that another command drew: the name of its file, and the SVG."""
+
+    name: str
+    svg: bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the page tells of a run.
+
+    Attributes:
+        name: of the run.
+        configuration: every choice.
+        provenance: where it comes from, the SHA-256 of its text among it.
+        parameters: of its model; None if unknown.
+        epochs: that it has done.
+        pictures: of its figures.
+        texts: that it has written.
+        step: of the model that read the texts; None if none did.
+        notes: sentences about what is not on the page.
+    """
+
+    name: str
+    configuration: Mapping[str, object]
+    provenance: Mapping[str, object]
+    parameters: int | None
+    epochs: Sequence[Epoch]
+    pictures: Sequence[Picture]
+    texts: Sequence[Text]
+    step: int | None
+    notes: Sequence[str]
+
+    @property
+    def lowest(self) -> float:
+        """Of the held-out losses, in nats per character; infinite where there is none."""
+        return min((epoch.held_out_loss for epoch in self.epochs if epoch.held_out_loss is not None), default=math.inf)
+
+    @property
+    def best(self) -> Epoch | None:
+        """The first epoch with the lowest held-out loss."""
+        return next((epoch for epoch in self.epochs if epoch.held_out_loss == self.lowest), None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training, all epochs together; None where one's are unknown."""
+        known = [epoch.seconds for epoch in self.epochs if epoch.seconds is not None]
+        return sum(known) if known and len(known) == len(self.epochs) else None
+
+    @property
+    def characters_per_second(self) -> float | None:
+        """That training read, over the epochs whose seconds are known."""
+        known = [(epoch.characters, epoch.seconds) for epoch in self.epochs if epoch.seconds]
+        return sum(characters for characters, _ in known) / sum(seconds for _, seconds in known) if known else None
+
+
+def make_report(title: str, runs: Sequence[Run]) -> str:
+    """Return the page about one run or more, the same one for the same runs.
+
+    Args:
+        title: of the page.
+        runs: with names that differ.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("charlm_jax.analysis", ""),
+        autoescape=True,
+        finalize=shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (Markup(_source(environment, name)) for name in ("report.css", "report.js"))
+    facts = [{**run.provenance, **run.configuration} for run in runs]
+    incomparable = [name for name in _OF_LOSSES if any(fact[name] != facts[0][name] for fact in facts)]
+    winner = min(runs, key=lambda run: run.lowest)
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        runs=runs,
+        choices=_split(runs, [run.configuration for run in runs]),
+        origins=_split(runs, [run.provenance for run in runs]),
+        incomparable=incomparable,
+        winner=None if incomparable or not winner.best else winner,
+        panels=_panels(runs),
+        bits=lambda nats: nats / math.log(2),
+        address=_address,
+        style=style,
+        script=script,
+        script_hash=_base64(hashlib.sha256(script.encode()).digest()),
+        texts=Markup(
+            as_json([{"name": run.name, "step": run.step, "notes": run.notes, "texts": run.texts} for run in runs])
+        ),
+    )
+
+
+def shown(value: object) -> str:
+    """Return a value in words, with characters that steer rather than show written out, as in ‹U+202E›."""
+    if isinstance(value, Markup):
+        return value
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, list | tuple):
+        return " ".join(map(shown, value))
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "".join(mark if mark.isprintable() else f"‹U+{ord(mark):04X}›" for mark in text)
+
+
+def _split(
+    runs: Sequence[Run], records: Sequence[Mapping[str, object]]
+) -> tuple[list[str], dict[str, object], dict[str, Mapping[str, object]]]:
+    """Return the names of what differs between the runs' records, what they share, and the records by run."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    first, whole = records[0], [{name: record.get(name) for name in names} for record in records]
+    differing = [name for name in names if any(record[name] != first.get(name) for record in whole)]
+    shared = {name: first.get(name) for name in names if name not in differing}
+    return differing, shared, {run.name: record for run, record in zip(runs, whole, strict=True)}
+
+
+def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the pictures of losses, light and dark, and whose curves are in them: one run's in one, several in two."""
+    held_out = [{e.epoch: e.held_out_loss for e in run.epochs if e.held_out_loss is not None} for run in runs]
+    training = [{epoch.epoch: epoch.training_loss for epoch in run.epochs} for run in runs]
+    if len(runs) == 1:
+        panels = {"loss": {"held-out": held_out[0], "training": training[0]}}
+    else:
+        names = [run.name for run in runs]
+        panels = {
+            "held-out loss": dict(zip(names, held_out, strict=True)),
+            "training loss": dict(zip(names, training, strict=True)),
+        }
+    drawn = [curve for curves in panels.values() for curve in curves.values() if curve]
+    return [
+        {
+            "title": title,
+            "lines": [(name, line_style(number)) for number, name in enumerate(curves)],
+            "images": {
+                mode: _svg(
+                    plot_losses(
+                        {number: curve for number, curve in enumerate(curves.values()) if curve},
+                        limits=loss_limits(drawn),
+                        label=f"{title} (nats per character)",
+                        ink=ink,
+                    )
+                )
+                for mode, ink in _INKS.items()
+            },
+        }
+        for title, curves in panels.items()
+        if any(curves.values())
+    ]
+
+
+def _svg(figure: Figure) -> bytes:
+    """Return a figure as SVG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "charlm_jax"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _address(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{_base64(svg)}"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    """Return a file beside the template as it is: a script's hash is of every byte."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]

@@ -1,0 +1,191 @@
+"""What a report tells of a run, gathered from its directory; whoever wrote that is not trusted."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import get_args
+
+import jax
+import numpy as np
+
+from charlm_jax.analysis.reader import Reading, Text, unknown_words, words
+from charlm_jax.analysis.report import Epoch, Picture, Run
+from charlm_jax.choices import Sampler
+from charlm_jax.errors import InputError
+from charlm_jax.generation.surprise import surprise
+from charlm_jax.runs.devices import set_up
+from charlm_jax.runs.directory import RunDirectory
+from charlm_jax.runs.records import read_records
+from charlm_jax.runs.trained import TrainedModel, load_model, load_text, model_shapes
+
+_LONGEST = 4000  # characters of a text, and of a prompt
+_LIKELIEST = 3  # characters named at each place of a text
+
+
+def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int) -> Run:
+    """Return what a report tells of a run; what of the texts and pictures cannot be had is said in its notes.
+
+    Args:
+        run: its directory.
+        name: that the report gives it.
+        characters: of texts and prompts that there is room for; one prompt's texts are always there.
+        picture_bytes: that there is room for.
+
+    Raises:
+        InputError: the configuration, the provenance or the records cannot be read.
+    """
+    notes: list[str] = []
+    texts = _texts(run, characters, notes)
+    step = None
+    if texts:
+        try:
+            known = _distinct_words(_training_text(run))
+            texts = [dataclasses.replace(text, unknown=unknown_words(text.prompt, text.text, known)) for text in texts]
+        except InputError as error:
+            notes.append(f"Unknown words are not marked, because the training text cannot be had: {error}.")
+        try:
+            model = load_model(run)
+            texts, step = _read(model, texts), model.step
+        except InputError as error:
+            notes.append(f"The texts are not shaded, because the model cannot be had: {error}.")
+    return Run(
+        name=name,
+        configuration={name.replace("_", " "): value for name, value in run.configuration().to_json().items()},
+        provenance=_provenance(run.provenance()),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(model_shapes(run).parameters)),
+        epochs=_epochs(run),
+        pictures=_pictures(run, picture_bytes, notes),
+        texts=texts,
+        step=step,
+        notes=notes,
+    )
+
+
+def _provenance(record: dict) -> dict[str, object]:
+    corpus, source = record["corpus"], record.get("init_from")
+    facts = {
+        "commit": record.get("commit"),
+        "command": record.get("command"),
+        **{f"{library} version": version for library, version in record["versions"].items()},
+        "device": record.get("device_kind"),
+        "devices": record.get("device_count"),
+        "corpus": corpus.get("name"),
+        "characters": corpus.get("characters"),
+        "distinct characters": len(corpus["vocabulary"]),
+        "sha256": corpus["sha256"],
+        "started from": source.get("run") if isinstance(source, dict) else None,
+    }
+    return {name: fact if isinstance(fact, str | int | float | None) else "unreadable" for name, fact in facts.items()}
+
+
+def _epochs(run: RunDirectory) -> list[Epoch]:
+    records, window = read_records(run.metrics), run.configuration().window
+    held_out = {
+        record["epoch"]: float(record["held_out_loss"]) for record in records if record.get("event") == "evaluation"
+    }
+    epochs = {}
+    for record in records:
+        if record.get("event") == "epoch":
+            epoch, seconds, windows = record["epoch"], record["seconds"], record.get("windows")
+            if not (0 < epoch < 2**31 and (seconds is None or 0 <= seconds < 2**31)):
+                raise InputError(f"{str(run.metrics)!r} has an epoch {epoch} of {seconds} seconds; remove its line")
+            characters = window * windows if isinstance(windows, int) and 0 <= windows < 2**31 else 0
+            epochs[epoch] = Epoch(
+                epoch,
+                training_loss=float(record["training_loss"]),
+                held_out_loss=held_out.get(epoch),
+                seconds=None if seconds is None else float(seconds),
+                characters=characters,
+            )
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def _texts(run: RunDirectory, characters: int, notes: list[str]) -> list[Text]:
+    """Return as many texts as there is room for, each file having its share: the newest epochs', the first prompts'."""
+    paths = [path for path in (run.samples, run.figures / "temperature_samples.jsonl") if path.is_file()]
+    kept = []
+    for path in paths:
+        if path.is_symlink():
+            notes.append(f"The texts of {path.name} are left out, because it is a link.")
+            continue
+        records = read_records(path)
+        if any(max(len(record["prompt"]), len(record["text"])) > _LONGEST for record in records):
+            notes.append(f"Of prompts the last, of texts the first {_LONGEST:,} characters are here.")
+        # The texts after one prompt in one epoch are here all or none.
+        groups: dict[tuple[int, str], list[Text]] = {}
+        for record in sorted(records, key=lambda record: -record["epoch"]):
+            text = _text(path.name, record, run.configuration().sampler)
+            groups.setdefault((text.epoch, text.prompt), []).append(text)
+        lengths = np.cumsum([sum(len(text.prompt) + len(text.text) for text in group) for group in groups.values()])
+        fitting = max(1, int(np.searchsorted(lengths, characters // len(paths), side="right")))
+        here = [text for group in list(groups.values())[:fitting] for text in group]
+        if len(here) < len(records):
+            left = "the newest epochs and the first prompts"
+            notes.append(f"Of {path.name} {len(here):,} of {len(records):,} texts are here, those of {left}.")
+        kept += here
+    return kept
+
+
+def _text(source: str, record: dict, sampler: Sampler) -> Text:
+    said: Sampler | None = record.get("sampler")
+    return Text(
+        source=source,
+        epoch=record["epoch"],
+        temperature=float(record["temperature"]),
+        prompt=record["prompt"][-_LONGEST:],
+        text=record["text"][:_LONGEST],
+        sampler=said if said is not None and said in get_args(Sampler) else sampler,
+        reading=None,
+        unknown=None,
+    )
+
+
+def _training_text(run: RunDirectory) -> str:
+    training, _ = load_text(run)
+    return run.vocabulary().decode(training)
+
+
+@lru_cache(maxsize=1)  # the runs of a grid learn from one text
+def _distinct_words(text: str) -> frozenset[str]:
+    return frozenset(match.group().casefold() for match in words(text))
+
+
+def _read(model: TrainedModel, texts: Sequence[Text]) -> list[Text]:
+    """Return the texts with what a model thinks of them; those with a character that it does not know as they are."""
+    set_up(model.configuration.precision)
+    known = set(model.vocabulary.characters)
+    done = list(texts)
+
+    def shape(place: int) -> tuple[Sampler, int]:
+        return texts[place].sampler, len(texts[place].text)
+
+    readable = [place for place, text in enumerate(texts) if text.text and known.issuperset(text.prompt + text.text)]
+    for (sampler, _), group in groupby(sorted(readable, key=shape), shape):
+        places = list(group)
+        found = surprise(
+            model.network,
+            model.parameters,
+            [model.vocabulary.encode(texts[place].prompt) for place in places],
+            np.stack([model.vocabulary.encode(texts[place].text) for place in places]),
+            sampler=sampler,
+            window=model.configuration.window,
+            top=_LIKELIEST,
+        )
+        for place, nats, likeliest, probabilities in zip(places, *found, strict=True):
+            reading = Reading(nats, model.vocabulary.decode(likeliest.ravel()), probabilities)
+            done[place] = dataclasses.replace(texts[place], reading=reading)
+    return done
+
+
+def _pictures(run: RunDirectory, room: int, notes: list[str]) -> list[Picture]:
+    pictures = []
+    for path in sorted(run.figures.glob("*.svg")):
+        if path.is_symlink() or not path.is_file():
+            notes.append(f"The figure {path.name} is left out, because it is a link or no file.")
+        elif (size := path.stat().st_size) > room:
+            notes.append(f"The figure {path.name} is left out: of its {size:,} bytes there is room for {room:,}.")
+        else:
+            pictures.append(Picture(path.name, path.read_bytes()))
+            room -= size
+    return pictures

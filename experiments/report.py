@@ -1,0 +1,89 @@
+"""Make one page of one run or of many: what was run, how the loss fell, what the models write and what surprises them.
+
+    scripts/run report RUN... [--output FILE]
+
+A RUN is the directory of a run, or one that holds runs. The page is a single HTML file that needs no network, for a
+browser, a printer or a mail. It says in which choices the runs differ, draws their losses, shows the pictures in their
+figures/, and has a reader for the texts that they have written: every character shaded by how much it surprises the
+run's best model, what that expected instead, and the words that the training text does not have.
+Prints the page's path. A page has room for 100,000 characters of text and 600 kB of pictures; what is left out is said
+on it.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from charlm_jax.errors import InputError, require
+from charlm_jax.runs.command_line import exit_codes
+
+_CHARACTERS = 100_000  # of texts on a page: about 1 MB
+_PICTURE_BYTES = 600_000  # on a page, where they take a third more
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of runs, or of runs' directories."""
+    output: Path | None = None
+    """Where to write the page; report.html in the one run, or in the directory that all of them are in."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError(
+                "no run is named; give directories of runs, or one that holds them: scripts/run report RUN"
+            )
+        there = self.output is None or (self.output.parent.is_dir() and not self.output.is_dir())
+        require("--output", str(self.output), there, "a file in a folder that is there")
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return the run that a path names, or those directly in it; links in it are not followed.
+
+    Raises:
+        InputError: there is none.
+    """
+    if (path / "config.json").is_file() or not path.is_dir():
+        return [path]
+    found = sorted(
+        inside for inside in path.iterdir() if (inside / "config.json").is_file() and not inside.is_symlink()
+    )
+    if not found:
+        raise InputError(f"{str(path)!r} is not a run directory, and holds none; name one that a run has written")
+    return found
+
+
+def main(flags: Sequence[str]) -> None:
+    """Gather, lay out and write."""
+    arguments = tyro.cli(Arguments, prog="scripts/run report", description=__doc__, args=flags)
+
+    from charlm_jax.analysis.report import make_report
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.files import write_atomically
+    from charlm_jax.runs.gathering import gather
+
+    # A run that is named twice, itself and with those around it, is one run.
+    paths = list(dict.fromkeys(found.resolve() for path in arguments.runs for found in find_runs(path)))
+    runs = [open_run(path) for path in paths]
+    parent = Path(os.path.commonpath([path.parent for path in paths]))
+    room = {"characters": _CHARACTERS // len(runs), "picture_bytes": _PICTURE_BYTES // len(runs)}
+    pages = [
+        gather(run, str(run.path.relative_to(parent)), **room)
+        for run in tqdm(runs, unit=" runs", leave=False, disable=None)
+    ]
+    output = arguments.output or (paths[0] if len(paths) == 1 else parent) / "report.html"
+    title = pages[0].name if len(pages) == 1 else parent.name
+    write_atomically(output, make_report(title, pages).encode())
+    print(output)
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])
