@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
-from oracles import numpy_logits
+from oracles import lenient_jax, numpy_logits
 
 from charlm_jax.data.windows import Batch
 from charlm_jax.learning.objective import cross_entropy, last_losses, losses_along, window_losses
@@ -58,3 +59,33 @@ def test_padding_changes_neither_loss_nor_gradient(objective):
     assert float(padded_loss) == pytest.approx(float(loss), rel=1e-6)
     for mine, other in zip(jax.tree.leaves(padded_gradient), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["last-character", "every-character"])
+def test_improbable_targets_cost_and_teach_what_keras_makes_of_them(objective):
+    """Keras clips softmax probabilities to 1e-7: the loss stops there, and has no gradient beyond.
+
+    The model is sure of its predictions, so that of 9 windows of 6 characters some have targets on either side.
+    """
+    network = CharacterLSTM(vocabulary_size=5, hidden_size=4)
+    parameters = jax.tree.map(lambda leaf: 9 * leaf, initial_parameters(network, "keras", jax.random.key(2)))
+    characters = jnp.array(np.random.default_rng(0).integers(0, 5, (9, 7)), jnp.int32)
+    batch = Batch(characters, jnp.ones(9))
+
+    def ours(parameters, least):
+        return window_losses(network, parameters, batch, objective, least_probability=least)[0].mean()
+
+    def theirs(parameters):
+        logits = network.apply({"params": parameters}, characters[:, :-1])[0]
+        targets = characters[:, 1:]
+        if objective == "last-character":
+            logits, targets = logits[:, -1], targets[:, -1]
+        with lenient_jax():
+            return keras.ops.mean(keras.ops.sparse_categorical_crossentropy(targets, jax.nn.softmax(logits)))
+
+    expected, gradient = jax.value_and_grad(theirs)(parameters)
+    found, own_gradient = jax.value_and_grad(ours)(parameters, 1e-7)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(own_gradient), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert float(ours(parameters, 0.0)) > float(found) + 0.1

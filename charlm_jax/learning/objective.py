@@ -1,5 +1,7 @@
 """What training minimises, in nats per character."""
 
+import math
+
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32
@@ -65,13 +67,18 @@ def window_losses(
     objective: Objective,
     carry: Carry = (),
     dropout: Dropout | None = None,
+    least_probability: float = 0.0,
 ) -> tuple[Float[Array, " batch"], Carry]:
     """Return what an objective makes of each window of a batch, in nats per character, and the carry after it.
 
     `last-character` scores the character after the window, read from the zero state. `every-character` is the mean over
     all of the window's targets. Padding has some loss too, which its weight of 0 is there to remove.
+
+    A target less likely than `least_probability` costs what one as likely would, and has no gradient: what Keras makes
+    of softmax probabilities, which it clips to 1e-7. One such target can throw the notebooks' optimizer off for good.
     """
+    most = -math.log(least_probability) if least_probability else math.inf
     if objective == "last-character":
-        return last_losses(network, parameters, batch.characters, dropout), carry
+        return jnp.minimum(last_losses(network, parameters, batch.characters, dropout), most), carry
     losses, carry = losses_along(network, parameters, batch.characters, carry, dropout)
-    return jnp.mean(losses, axis=1), carry
+    return jnp.mean(jnp.minimum(losses, most), axis=1), carry

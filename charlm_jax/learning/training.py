@@ -100,6 +100,8 @@ def make_train_steps(
     order: Order,
     objective: Objective,
     mesh: Mesh,
+    *,
+    least_probability: float = 0.0,
 ) -> TrainSteps:
     """Return `train_steps(state, ids, key, stop) -> state`, compiled.
 
@@ -113,13 +115,15 @@ def make_train_steps(
     belong on the whole mesh (`replicate`); what is elsewhere is copied there each time. Another number of devices adds
     up in another order, and changes nothing else.
 
+    For `least_probability` see `window_losses`.
+
     Where the order is of consecutive segments, each starts from the carry of the one before, through which no gradient
     flows (truncated backpropagation through time; Williams and Peng, 1990), and an epoch's first from the zero state.
 
     Raises:
         ValueError: `last-character`, which reads every window from the zero state, with consecutive segments.
     """
-    own_steps = _make_own_steps(network, optimizer, order, objective, mesh)
+    own_steps = _make_own_steps(network, optimizer, order, objective, mesh, least_probability=least_probability)
     everywhere = PartitionSpec()
     sharded = jax.shard_map(own_steps, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
     return jax.jit(sharded, donate_argnums=0)
@@ -131,6 +135,8 @@ def make_joint_train_steps(
     order: Order,
     objective: Objective,
     mesh: Mesh,
+    *,
+    least_probability: float = 0.0,
 ) -> JointTrainSteps:
     """Return `train_steps(states, ids, keys, stops) -> states`, compiled: as `make_train_steps`, for many models.
 
@@ -138,7 +144,7 @@ def make_joint_train_steps(
     text, each with its own key, learning rate and step to stop at. They take their steps in one program, and a model
     that has stopped waits for the others; what becomes of one does not depend on them. The mesh is a `replica_mesh`.
     """
-    own_steps = _make_own_steps(network, optimizer, order, objective, mesh)
+    own_steps = _make_own_steps(network, optimizer, order, objective, mesh, least_probability=least_probability)
     each, everywhere = PartitionSpec(REPLICA), PartitionSpec()
     specs = (each, everywhere, each, each)
     steps = jax.vmap(own_steps, in_axes=(0, None, 0, 0))
@@ -152,6 +158,8 @@ def _make_own_steps(
     order: Order,
     objective: Objective,
     mesh: Mesh,
+    *,
+    least_probability: float = 0.0,
 ) -> TrainSteps:
     """Return the part of one device in a model's training, for use inside `jax.shard_map`."""
     batch_size = order.batch_size
@@ -173,7 +181,7 @@ def _make_own_steps(
         start, so_far = fresh
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
-            losses, carry = window_losses(network, parameters, batch, objective, start, dropout)
+            losses, carry = window_losses(network, parameters, batch, objective, start, dropout, least_probability)
             return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)

@@ -16,6 +16,11 @@ from charlm_jax.model.recurrence import GATES
 Parameters = PyTree[Array]  # a dictionary by layer name, as `CharacterLSTM` describes it
 
 
+def parameter_count(parameters: PyTree) -> int:
+    """Return how many numbers the parameters are; shapes in their place will do."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def initial_parameters(network: CharacterLSTM, initializer: Initializer, key: Key) -> Parameters:
     """Return the parameters before the first step, as Keras or as Flax draws them."""

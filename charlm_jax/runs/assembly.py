@@ -18,7 +18,7 @@ from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, initial_state
-from charlm_jax.model.initializers import flax_parameters, initial_parameters
+from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
@@ -95,7 +95,6 @@ class Job:
         """Return the opening summary of a run in `path`, a line a subject."""
         chosen = self.configuration
         parameters = jax.eval_shape(lambda key: flax_parameters(self.network, key), self.key)
-        count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
         held_out = f"{len(self.held_out_ids):,} characters" if len(self.held_out_ids) else "nothing"
         layers = "1 layer" if chosen.layers == 1 else f"{chosen.layers} layers"
         how = f"one every {chosen.stride}, the character after each learned"
@@ -115,7 +114,7 @@ class Job:
             f"{chosen.epochs} x {self.steps_per_epoch:,} steps of {chosen.batch_size} windows",
             "held out": held_out,
             "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}"
-            f"{named('dropout', 'weight_dropout')}, {count:,} parameters",
+            f"{named('dropout', 'weight_dropout')}, {parameter_count(parameters):,} parameters",
             "optimizer": f"{chosen.optimizer}, learning rate {chosen.learning_rate:g}, {chosen.schedule}"
             f"{named('warmup', 'weight_decay', 'clip')}",
             "device": f"{describe_devices(self.mesh)}, {chosen.precision}, jax {jax.__version__}",

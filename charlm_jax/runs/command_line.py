@@ -93,24 +93,38 @@ def parse_training(experiment: str, description: str | None, flags: Sequence[str
     Raises:
         InputError: the command line begins with a word that is no preset, or a flag's value cannot be used.
     """
-    if flags and not flags[0].startswith("-"):
-        preset, *flags = flags
-    if preset not in PRESETS:
-        raise InputError(f"there is no preset {preset!r}; name one of {', '.join(PRESETS)}")
-    defaults = TrainingArguments(PRESETS[preset])
+    preset, base, flags = named_preset(flags, preset)
+    defaults = TrainingArguments(base)
     program = f"scripts/run {experiment} {preset}"
     arguments = tyro.cli(TrainingArguments, prog=program, description=description, args=flags, default=defaults)
     if arguments.run_dir == defaults.run_dir:
         # The process's number, for commands that are started in the same second.
         run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         arguments = dataclasses.replace(arguments, run_dir=run_dir)
-    # The run must find its text and its source again from any directory.
-    chosen, places = arguments.configuration, {}
-    if chosen.corpus and chosen.corpus not in NAMES and Path(chosen.corpus).exists():
-        places["corpus"] = str(Path(chosen.corpus).resolve())
-    if chosen.init_from is not None:
-        places["init_from"] = str(Path(chosen.init_from).resolve())
-    return dataclasses.replace(arguments, configuration=dataclasses.replace(chosen, **places))
+    return dataclasses.replace(arguments, configuration=absolute_places(arguments.configuration))
+
+
+def named_preset(flags: Sequence[str], preset: str) -> tuple[str, Configuration, Sequence[str]]:
+    """Return the preset that a command line begins with, or the one meant if none is named, and the flags after it.
+
+    Raises:
+        InputError: it begins with a word that is no preset.
+    """
+    if flags and not flags[0].startswith("-"):
+        preset, *flags = flags
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; name one of {', '.join(PRESETS)}")
+    return preset, PRESETS[preset], flags
+
+
+def absolute_places(configuration: Configuration) -> Configuration:
+    """Return a configuration whose run finds its text and its source again from any directory."""
+    places = {}
+    if configuration.corpus and configuration.corpus not in NAMES and Path(configuration.corpus).exists():
+        places["corpus"] = str(Path(configuration.corpus).resolve())
+    if configuration.init_from is not None:
+        places["init_from"] = str(Path(configuration.init_from).resolve())
+    return dataclasses.replace(configuration, **places)
 
 
 @contextmanager

@@ -64,6 +64,8 @@ class Configuration:
     init_from: str | None = None
     """Start from the best model of this run, with its vocabulary; the optimizer starts anew."""
 
+    least_probability: float = 0.0
+    """In training a character counts as at least this likely, and one less likely teaches nothing; in Keras 2, 1e-7."""
     optimizer: OptimizerName = "adam"
     """Update rule; the two RMSprops put epsilon outside (Keras 2, tf.keras 2) or inside (Keras 3) the root."""
     learning_rate: float = 0.01
@@ -125,7 +127,7 @@ class Configuration:
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             require(flag(name), value, value is None or 0 < value < math.inf, "a positive number")
-        for name in ("dropout", "weight_dropout", "warmup"):
+        for name in ("dropout", "weight_dropout", "warmup", "least_probability"):
             value = getattr(self, name)
             require(flag(name), value, 0 <= value < 1, "at least 0 and below 1")
         decays = self.optimizer == "adamw"
@@ -202,7 +204,7 @@ PRESETS = {
         continuation="restart",
     ),
     "keras-2.4": dataclasses.replace(_NOTEBOOK, encoding="cp1252"),
-    "keras-2.2": dataclasses.replace(_NOTEBOOK, gate_activation="hard_sigmoid", epochs=3),
+    "keras-2.2": dataclasses.replace(_NOTEBOOK, gate_activation="hard_sigmoid", least_probability=1e-7, epochs=3),
     "tf-keras": _NOTEBOOK,
 }
 """Full configurations by name: two recipes of our own, and one for each published notebook."""

@@ -6,7 +6,6 @@ from functools import lru_cache
 from itertools import groupby
 from typing import get_args
 
-import jax
 import numpy as np
 
 from charlm_jax.analysis.reader import Reading, Text, unknown_words, words
@@ -14,6 +13,7 @@ from charlm_jax.analysis.report import Epoch, Picture, Run
 from charlm_jax.choices import Sampler
 from charlm_jax.errors import InputError
 from charlm_jax.generation.surprise import surprise
+from charlm_jax.model.initializers import parameter_count
 from charlm_jax.runs.devices import set_up
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import read_records
@@ -53,7 +53,7 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
         name=name,
         configuration={name.replace("_", " "): value for name, value in run.configuration().to_json().items()},
         provenance=_provenance(run.provenance()),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(model_shapes(run).parameters)),
+        parameters=parameter_count(model_shapes(run).parameters),
         epochs=_epochs(run),
         pictures=_pictures(run, picture_bytes, notes),
         texts=texts,

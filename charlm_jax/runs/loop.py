@@ -73,7 +73,10 @@ def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -
         DivergedError: too many steps in a row were not finite; the last good state is saved.
         Preempted: a stop was requested; the state is saved.
     """
-    train_steps = make_train_steps(job.network, job.optimizer, job.order, job.configuration.objective, job.mesh)
+    chosen = job.configuration
+    train_steps = make_train_steps(
+        job.network, job.optimizer, job.order, chosen.objective, job.mesh, least_probability=chosen.least_probability
+    )
     ids = _whole_text(job, job.mesh)
 
     def advance(asked: Sequence[_Advance | None]) -> list[TrainingState]:
@@ -104,8 +107,10 @@ def train_together(
         DivergedError: one of them did, and the others have come to their ends.
         InputError: see `train`.
     """
-    job, replicas = jobs[0], len(jobs)
-    train_steps = make_joint_train_steps(job.network, job.optimizer, job.order, job.configuration.objective, mesh)
+    job, replicas, chosen = jobs[0], len(jobs), jobs[0].configuration
+    train_steps = make_joint_train_steps(
+        job.network, job.optimizer, job.order, chosen.objective, mesh, least_probability=chosen.least_probability
+    )
     ids, keys = _whole_text(job, mesh), jnp.stack([job.key for job in jobs])
 
     def advance(asked: Sequence[_Advance | None]) -> list[TrainingState]:

@@ -1,0 +1,169 @@
+"""Grids of runs as evidence: means over replicas with their intervals, as a table and a picture."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+from scipy.stats import t
+
+from charlm_jax.analysis.loss_curves import line_style
+from charlm_jax.choices import Objective
+from charlm_jax.model.network import CharacterLSTM
+
+Choice = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to.
+
+    Attributes:
+        choices: in which the runs of the grid differ, by the names of their fields; the seed not among them.
+        seed: of the run.
+        held_out_loss: the lowest, in nats per character.
+        training_loss: of the same model on as much of the training text, nothing dropped, in nats per character.
+        parameters: of the model.
+        flops: per character read while training; see `training_flops`.
+        characters_per_second: read while training, by all models that were trained together; nan if unknown.
+    """
+
+    choices: Mapping[str, Choice]
+    seed: int
+    held_out_loss: float
+    training_loss: float
+    parameters: int
+    flops: float
+    characters_per_second: float
+
+    @property
+    def gap(self) -> float:
+        """By how much the held-out text costs more than the training text, in nats per character."""
+        return self.held_out_loss - self.training_loss
+
+
+class Interval(NamedTuple):
+    """A mean over replicas with its 95 % confidence interval, which is nan for one replica."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """Return the interval that Student's t distribution gives to a mean."""
+        mean, count = float(np.mean(values)), len(values)
+        if count < 2:
+            return cls(mean, math.nan, math.nan)
+        half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+        return cls(mean, mean - half, mean + half)
+
+
+def by_choices(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """Return the outcomes with the same choices together, in the order in which they first come."""
+    groups: dict[tuple, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(tuple(outcome.choices.items()), []).append(outcome)
+    return list(groups.values())
+
+
+def training_flops(network: CharacterLSTM, objective: Objective, window: int) -> float:
+    """Return the floating-point operations that training spends on a character it reads.
+
+    Two for each weight of a matrix that a character passes, and twice as many again for the backward pass (Kaplan et
+    al., 2020); the look-up of a one-hot character costs none. `last-character` passes the head once a window.
+    """
+    inputs = [network.embedding_size or 0] + [network.hidden_size] * (network.layers - 1)
+    gates = sum(4 * network.hidden_size * (size + network.hidden_size) for size in inputs)
+    head = network.hidden_size * network.vocabulary_size
+    return 6.0 * (gates + (head / window if objective == "last-character" else head))
+
+
+def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a grid's results, one a combination of choices."""
+    names = list(outcomes[0].choices)
+    header = [*names, "replicas", "held_out_loss", "low", "high", "bits_per_character", "gap", "gap_low", "gap_high"]
+    header += ["parameters", "flops_per_character", "characters_per_second"]
+    rows = []
+    for group in by_choices(outcomes):
+        first, loss = group[0], Interval.of([outcome.held_out_loss for outcome in group])
+        gap = Interval.of([outcome.gap for outcome in group])
+        shown = [*(str(choice) for choice in first.choices.values()), str(len(group))]
+        shown += [f"{number:.4f}" for number in (*loss, loss.mean / math.log(2), *gap)]
+        speed = np.median([outcome.characters_per_second for outcome in group])
+        rows.append([*shown, str(first.parameters), f"{first.flops:.0f}", f"{speed:.0f}"])
+    return header, rows
+
+
+def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
+    """Draw losses, their gap, the costs and the speed against the first choice, a line for each of the others'.
+
+    Means with 95 % intervals, and a dot for every run.
+    """
+    names = list(outcomes[0].choices)
+    across = list(dict.fromkeys(outcome.choices[names[0]] for outcome in outcomes))
+    numbers = [value for value in across if isinstance(value, int | float) and not isinstance(value, bool)]
+    numeric = len(numbers) == len(across)
+    scaled = numeric and min(numbers) > 0 and max(numbers) >= 4 * min(numbers)
+    lines: dict[tuple, list[list[Outcome]]] = {}
+    for group in by_choices(outcomes):
+        lines.setdefault(tuple(list(group[0].choices.items())[1:]), []).append(group)
+
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    (loss, gap), (cost, speed) = figure.subplots(2, 2, sharex=True)
+    for number, (others, groups) in enumerate(lines.items()):
+        colour, label = (
+            line_style(number).colour,
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in others),
+        )
+        # Lines beside one another, so that their intervals do not hide behind one.
+        aside = (number - (len(lines) - 1) / 2) * 0.02
+
+        def place(group: list[Outcome], aside: float = aside) -> float:
+            value = group[0].choices[names[0]]
+            where = float(value) if numeric and value is not None else float(across.index(value))  # type: ignore[arg-type]
+            return where * 2 ** (4 * aside) if scaled else where + aside * (len(across) if numeric else 4)
+
+        xs = [place(group) for group in groups]
+        _draw(loss, xs, [[outcome.held_out_loss for outcome in group] for group in groups], colour, label)
+        _draw(gap, xs, [[outcome.gap for outcome in group] for group in groups], colour, label)
+        _draw(speed, xs, [[outcome.characters_per_second for outcome in group] for group in groups], colour, label)
+        if number == 0:
+            cost.plot(xs, [group[0].parameters for group in groups], "o-", color="#009E73", label="parameters")
+            flops = [group[0].flops for group in groups]
+            cost.plot(xs, flops, "s--", color="#7F7F7F", label="FLOPs per character, training")
+    loss.set_ylabel("held-out loss (nats per character)")
+    gap.set_ylabel("held-out less training loss\n(nats per character)")
+    speed.set_ylabel("characters read per second,\nall replicas")
+    speed.set_ylim(bottom=0)
+    speed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g} k" if value else "0"))
+    cost.set_yscale("log")
+    cost.legend(frameon=False, fontsize=9)
+    for axes in (cost, speed):
+        axes.set_xlabel(names[0].replace("_", " "))
+    for axes in (loss, gap, cost, speed):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9", lw=0.6)
+        axes.set_axisbelow(True)
+        if scaled:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(numbers if numeric else range(len(across)), [str(value) for value in across])
+        axes.xaxis.set_minor_locator(NullLocator())
+    if len(lines) > 1:
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], colour: str, label: str) -> None:
+    """Draw the mean and the interval of some values at each place, and every value."""
+    intervals = [Interval.of(those) for those in values]
+    means = [interval.mean for interval in intervals]
+    for place, those in zip(places, values, strict=True):
+        axes.plot([place] * len(those), those, "o", color=colour, ms=3, alpha=0.45, mew=0)
+    halves = np.nan_to_num([interval.high - interval.mean for interval in intervals])
+    axes.errorbar(places, means, yerr=halves, color=colour, lw=1.8, capsize=4, label=label)

@@ -1,0 +1,217 @@
+"""Grids: every combination of some choices, several seeds of each, every run an ordinary run directory.
+
+Runs that differ in seed and learning rate alone are trained together, in one program; the others in turn. A grid that
+was stopped goes on where it was, because each of its runs does.
+"""
+
+import dataclasses
+import itertools
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from charlm_jax.errors import DivergedError, InputError, require, require_count
+from charlm_jax.runs.command_line import absolute_places, named_preset, print_table, tell
+from charlm_jax.runs.configuration import Configuration, flag
+from charlm_jax.runs.stop import StopRequested
+
+if TYPE_CHECKING:
+    from charlm_jax.analysis.ablation import Outcome  # needs JAX, which --help must not load
+
+_FIELDS = [field.name for field in dataclasses.fields(Configuration)]
+
+
+@dataclass(frozen=True)
+class GridArguments:
+    """The flags of a command that trains a grid of runs."""
+
+    configuration: Annotated[Configuration, tyro.conf.arg(name="")]
+    vary: tuple[str, ...] = ()
+    """Choices to vary, each as field=value,value,...; every combination is a run."""
+    replicas: int = 4
+    """Runs of each combination, with the seeds that follow --seed."""
+    grid_dir: Path = Path("runs", "EXPERIMENT-TIME")
+    """Directory of the grid, which holds one a run: a new one by default, or one to go on with."""
+    devices: int | None = None
+    """Devices to split the runs and their batches over; all (on a CPU one a core) if not given."""
+
+    def __post_init__(self) -> None:
+        require_count("--replicas", self.replicas)
+        require_count("--devices", self.devices)
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """A run of a grid.
+
+    Attributes:
+        configuration: every choice.
+        varied: the names of the fields in which the grid's runs differ; the seed is the last.
+        path: of its directory.
+    """
+
+    configuration: Configuration
+    varied: tuple[str, ...]
+    path: Path
+
+
+def parse_grid(
+    experiment: str, description: str | None, flags: Sequence[str], *, preset: str, vary: tuple[str, ...]
+) -> tuple[GridArguments, list[GridRun]]:
+    """Read the command line of a command that trains a grid; return its flags and its runs.
+
+    Args:
+        experiment: the command's name.
+        description: the text of its help.
+        flags: the command line.
+        preset: the one that is meant if none is named.
+        vary: what is varied unless the command line says.
+
+    Raises:
+        InputError: a choice to vary is none, or is named twice; or as in `parse_training`.
+    """
+    preset, base, flags = named_preset(flags, preset)
+    defaults = GridArguments(base, vary)
+    program = f"scripts/run {experiment} {preset}"
+    arguments = tyro.cli(GridArguments, prog=program, description=description, args=flags, default=defaults)
+    if arguments.grid_dir == defaults.grid_dir:
+        grid_dir = defaults.grid_dir.with_name(f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
+        arguments = dataclasses.replace(arguments, grid_dir=grid_dir)
+    choices = _choices(arguments)
+    runs = []
+    for values in itertools.product(*choices.values()):
+        # Read as flags are, after the others, so that what is varied is checked like them, and wins.
+        chosen = [word for name, value in zip(choices, values, strict=True) for word in (flag(name), value)]
+        combined = tyro.cli(GridArguments, prog=program, args=[*flags, *chosen], default=defaults).configuration
+        for seed in range(combined.seed, combined.seed + arguments.replicas):
+            configuration = absolute_places(dataclasses.replace(combined, seed=seed))
+            held_out = configuration.held_out_fraction
+            require("--held-out-fraction", held_out, held_out > 0, "above 0, as a grid compares held-out losses")
+            named = {name: getattr(configuration, name) for name in (*choices, "seed")}
+            name = ",".join(f"{name}={value}" for name, value in named.items())
+            path = arguments.grid_dir / re.sub(r"[^\w.,=+-]+", "_", name)
+            runs.append(GridRun(configuration, tuple(named), path))
+    return arguments, runs
+
+
+def _choices(arguments: GridArguments) -> dict[str, list[str]]:
+    choices: dict[str, list[str]] = {}
+    for varied in arguments.vary:
+        name, _, values = varied.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        require("--vary", varied, name in _FIELDS, f"FIELD=VALUE,VALUE,... with one of {', '.join(_FIELDS)}")
+        require("--vary", varied, name not in choices, "named once")
+        require("--vary", varied, name != "seed", "left to --replicas and --seed")
+        choices[name] = values.split(",")
+        require("--vary", varied, all(choices[name]), "a field, =, and values with commas between them")
+        require("--vary", varied, len(set(choices[name])) == len(choices[name]), "a list of different values")
+    return choices
+
+
+def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: StopRequested) -> None:
+    """Train the runs of a grid, and report what they came to, even if some diverge.
+
+    Raises:
+        DivergedError: one or more did; the others have come to their ends, and the results are written.
+        Preempted: a stop was requested; all states are saved.
+        InputError: a run cannot be trained.
+    """
+    diverged = _train(arguments, runs, stop_requested)
+    _report(arguments, runs)
+    if diverged:
+        raise diverged[0]
+
+
+def _train(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: StopRequested) -> list[DivergedError]:
+    """Train the runs, those that can be together; return why groups in which one diverged ended."""
+    from charlm_jax.mesh import replica_mesh
+    from charlm_jax.runs.assembly import prepare
+    from charlm_jax.runs.devices import open_mesh
+    from charlm_jax.runs.loop import train_together
+
+    groups: dict[Configuration, list[GridRun]] = {}
+    for run in runs:
+        alike = dataclasses.replace(run.configuration, seed=0, learning_rate=1.0)
+        groups.setdefault(alike, []).append(run)
+    diverged: list[DivergedError] = []
+    for number, group in enumerate(groups.values(), start=1):
+        tell(f"--- {number} of {len(groups)}: {group[0].path.name} and {len(group) - 1} beside it")
+        rows = len(group) * group[0].configuration.batch_size
+        devices = list(open_mesh(arguments.devices, rows).devices.flat)
+        jobs = [prepare(run.configuration, arguments.devices, run.path) for run in group]
+        try:
+            together = train_together(
+                jobs, [run.path for run in group], replica_mesh(devices, len(group)), stop_requested
+            )
+            for replica, epoch in together:
+                held_out = "" if epoch.held_out is None else f", held-out {epoch.held_out.loss_nats:.4f}"
+                tell(f"{group[replica].path.name} epoch {epoch.epoch}: training {epoch.training_loss:.4f}{held_out}")
+        except DivergedError as error:
+            tell(f"{group[0].path.name} or one beside it: {error}")
+            diverged.append(error)
+    return diverged
+
+
+def outcome_of(run: GridRun, devices: int | None) -> "Outcome":
+    """Return what a run of a grid came to, its best model evaluated on training text too.
+
+    Raises:
+        InputError: it has no model, or its text is no longer what it was.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+
+    from charlm_jax.analysis.ablation import Outcome, training_flops
+    from charlm_jax.learning.evaluation import BATCH_SIZE, evaluate
+    from charlm_jax.model.initializers import parameter_count
+    from charlm_jax.runs.devices import open_mesh
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.history import held_out_losses
+    from charlm_jax.runs.records import read_records
+    from charlm_jax.runs.trained import load_model, load_text
+
+    there, chosen = open_run(run.path), run.configuration
+    model, (training, held_out) = load_model(there), load_text(there)
+    windows = {"window": chosen.window, "stride": chosen.stride}
+    seen = jnp.array(training[: len(held_out)])
+    again = evaluate(model.network, model.parameters, seen, open_mesh(devices, BATCH_SIZE), **windows)
+    epochs = [record for record in read_records(there.metrics) if record.get("event") == "epoch"]
+    speeds = [speed for record in epochs if (speed := record.get("characters_per_second"))]
+    return Outcome(
+        choices={name: getattr(chosen, name) for name in run.varied if name != "seed"},
+        seed=chosen.seed,
+        held_out_loss=min(held_out_losses(there)),
+        training_loss=again.loss_nats,
+        parameters=parameter_count(model.parameters),
+        flops=training_flops(model.network, chosen.objective, chosen.window),
+        characters_per_second=float(np.median(speeds)) * there.provenance()["replicas"] if speeds else np.nan,
+    )
+
+
+def _report(arguments: GridArguments, runs: Sequence[GridRun]) -> None:
+    """Print the results of a grid's runs, and write them as results.csv, .svg and .png into its directory."""
+    from charlm_jax.analysis.ablation import plot_outcomes, results_table
+    from charlm_jax.runs.files import save_picture, write_table
+
+    outcomes = []
+    for run in runs:
+        try:
+            outcomes.append(outcome_of(run, arguments.devices))
+        except InputError as error:
+            tell(f"left out: {error}")
+    if not outcomes:
+        raise InputError(f"no run of the grid {str(arguments.grid_dir)!r} has a model; see what it says of each above")
+    chosen = arguments.configuration
+    title = f"{Path(chosen.corpus).name}, {chosen.epochs} epochs, {arguments.replicas} replicas"
+    header, rows = results_table(outcomes)
+    print_table([header, *rows])
+    write_table(arguments.grid_dir / "results.csv", header, rows, [title])
+    figure = plot_outcomes(outcomes, title=title)
+    for suffix in ("svg", "png"):
+        save_picture(figure, arguments.grid_dir / f"results.{suffix}")
+    tell(f"results: {arguments.grid_dir / 'results.csv'}, .svg, .png")
