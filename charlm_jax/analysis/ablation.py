@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 from scipy.stats import t
 
 from charlm_jax.analysis.loss_curves import line_style
@@ -75,10 +75,10 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
     """Return the floating-point operations that training spends on a character it reads.
 
     Two for each weight of a matrix that a character passes, and twice as many again for the backward pass (Kaplan et
-    al., 2020); the look-up of a one-hot character costs none. `last-character` passes the head once a window.
+    al., 2020). The first layer looks its characters up, which costs none: an embedding is multiplied out once a step.
+    `last-character` passes the head once a window.
     """
-    inputs = [network.embedding_size or 0] + [network.hidden_size] * (network.layers - 1)
-    gates = sum(4 * network.hidden_size * (size + network.hidden_size) for size in inputs)
+    gates = (2 * network.layers - 1) * 4 * network.hidden_size**2  # of each layer the recurrent kernel, and the input's
     head = network.hidden_size * network.vocabulary_size
     return 6.0 * (gates + (head / window if objective == "last-character" else head))
 
@@ -102,68 +102,76 @@ def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str
 def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     """Draw losses, their gap, the costs and the speed against the first choice, a line for each of the others'.
 
-    Means with 95 % intervals, and a dot for every run.
+    Means with 95 % intervals, and beside each interval a dot for every run.
     """
-    names = list(outcomes[0].choices)
-    across = list(dict.fromkeys(outcome.choices[names[0]] for outcome in outcomes))
-    numbers = [value for value in across if isinstance(value, int | float) and not isinstance(value, bool)]
+    name = next(iter(outcomes[0].choices))
+    across = list(dict.fromkeys(outcome.choices[name] for outcome in outcomes))
+    numbers = [float(value) for value in across if isinstance(value, int | float) and not isinstance(value, bool)]
     numeric = len(numbers) == len(across)
+    at = dict(zip(across, numbers if numeric else map(float, range(len(across))), strict=True))
     scaled = numeric and min(numbers) > 0 and max(numbers) >= 4 * min(numbers)
+    width = (max(at.values()) - min(at.values())) or 1.0
+
+    def moved(place: float, aside: float) -> float:
+        """Return a place moved aside by a share of the axis."""
+        return place * (max(numbers) / min(numbers)) ** aside if scaled else place + aside * width
+
     lines: dict[tuple, list[list[Outcome]]] = {}
     for group in by_choices(outcomes):
         lines.setdefault(tuple(list(group[0].choices.items())[1:]), []).append(group)
-
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
     (loss, gap), (cost, speed) = figure.subplots(2, 2, sharex=True)
     for number, (others, groups) in enumerate(lines.items()):
-        colour, label = (
-            line_style(number).colour,
-            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in others),
-        )
-        # Lines beside one another, so that their intervals do not hide behind one.
+        # Lines a little beside one another, so that no interval hides another.
         aside = (number - (len(lines) - 1) / 2) * 0.02
-
-        def place(group: list[Outcome], aside: float = aside) -> float:
-            value = group[0].choices[names[0]]
-            where = float(value) if numeric and value is not None else float(across.index(value))  # type: ignore[arg-type]
-            return where * 2 ** (4 * aside) if scaled else where + aside * (len(across) if numeric else 4)
-
-        xs = [place(group) for group in groups]
-        _draw(loss, xs, [[outcome.held_out_loss for outcome in group] for group in groups], colour, label)
-        _draw(gap, xs, [[outcome.gap for outcome in group] for group in groups], colour, label)
-        _draw(speed, xs, [[outcome.characters_per_second for outcome in group] for group in groups], colour, label)
-        if number == 0:
-            cost.plot(xs, [group[0].parameters for group in groups], "o-", color="#009E73", label="parameters")
-            flops = [group[0].flops for group in groups]
-            cost.plot(xs, flops, "s--", color="#7F7F7F", label="FLOPs per character, training")
+        places = [at[group[0].choices[name]] for group in groups]
+        style = {
+            "color": line_style(number).colour,
+            "label": ", ".join(f"{other.replace('_', ' ')} {value}" for other, value in others),
+        }
+        for axes, measure in ((loss, "held_out_loss"), (gap, "gap")):
+            values = [[getattr(outcome, measure) for outcome in group] for group in groups]
+            _draw(axes, [moved(place, aside) for place in places], values, **style)
+            for place, those in zip(places, values, strict=True):
+                beside = [moved(place, aside + 0.008)] * len(those)
+                axes.plot(beside, those, "o", color=style["color"], ms=3.5, alpha=0.5, mew=0)
+        speeds = [np.median([outcome.characters_per_second for outcome in group]) for group in groups]
+        speed.plot([moved(place, aside) for place in places], speeds, "o-", **style)
+    firsts = {at[outcome.choices[name]]: outcome for outcome in reversed(outcomes)}
+    places = list(at.values())
+    cost.plot(places, [firsts[place].parameters for place in places], "o-", color="#009E73", label="parameters")
+    flops = [firsts[place].flops for place in places]
+    cost.plot(places, flops, "s--", color="#7F7F7F", label="FLOPs per character of training")
     loss.set_ylabel("held-out loss (nats per character)")
     gap.set_ylabel("held-out less training loss\n(nats per character)")
+    cost.set_ylabel("numbers, operations")
     speed.set_ylabel("characters read per second,\nall replicas")
     speed.set_ylim(bottom=0)
-    speed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g} k" if value else "0"))
     cost.set_yscale("log")
+    cost.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     cost.legend(frameon=False, fontsize=9)
     for axes in (cost, speed):
-        axes.set_xlabel(names[0].replace("_", " "))
+        axes.set_xlabel(name.replace("_", " "))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in (loss, gap, cost, speed):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", lw=0.6)
         axes.set_axisbelow(True)
         if scaled:
             axes.set_xscale("log", base=2)
-        axes.set_xticks(numbers if numeric else range(len(across)), [str(value) for value in across])
+        axes.set_xticks(places, [str(value) for value in across])
         axes.xaxis.set_minor_locator(NullLocator())
     if len(lines) > 1:
-        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        handles, labels = speed.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def _draw(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], colour: str, label: str) -> None:
-    """Draw the mean and the interval of some values at each place, and every value."""
+def _draw(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], *, color: str, label: str) -> None:
+    """Draw the means of some values with their intervals."""
     intervals = [Interval.of(those) for those in values]
-    means = [interval.mean for interval in intervals]
-    for place, those in zip(places, values, strict=True):
-        axes.plot([place] * len(those), those, "o", color=colour, ms=3, alpha=0.45, mew=0)
     halves = np.nan_to_num([interval.high - interval.mean for interval in intervals])
-    axes.errorbar(places, means, yerr=halves, color=colour, lw=1.8, capsize=4, label=label)
+    means = [interval.mean for interval in intervals]
+    axes.errorbar(places, means, yerr=halves, color=color, lw=1.8, capsize=4, label=label)

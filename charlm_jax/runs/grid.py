@@ -176,6 +176,9 @@ def outcome_of(run: GridRun, devices: int | None) -> "Outcome":
     from charlm_jax.runs.trained import load_model, load_text
 
     there, chosen = open_run(run.path), run.configuration
+    losses = held_out_losses(there)
+    if not losses:
+        raise InputError(f"the run {str(run.path)!r} has not come to the end of an epoch")
     model, (training, held_out) = load_model(there), load_text(there)
     windows = {"window": chosen.window, "stride": chosen.stride}
     seen = jnp.array(training[: len(held_out)])
@@ -185,7 +188,7 @@ def outcome_of(run: GridRun, devices: int | None) -> "Outcome":
     return Outcome(
         choices={name: getattr(chosen, name) for name in run.varied if name != "seed"},
         seed=chosen.seed,
-        held_out_loss=min(held_out_losses(there)),
+        held_out_loss=min(losses),
         training_loss=again.loss_nats,
         parameters=parameter_count(model.parameters),
         flops=training_flops(model.network, chosen.objective, chosen.window),

@@ -1,0 +1,137 @@
+"""Grids of runs: which runs a command line means, and that they come to their ends however often they are stopped."""
+
+import csv
+import importlib
+import shutil
+
+import pytest
+
+from charlm_jax.errors import InputError, Preempted
+from charlm_jax.runs import grid, loop
+from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.grid import parse_grid, run_grid
+
+SMALL = ["--window", "10", "--batch-size", "4", "--epochs", "2", "--temperatures", "0.5", "--sample-length", "10"]
+
+
+@pytest.fixture
+def corpus(tmp_path, small_text):
+    path = tmp_path / "corpus.txt"
+    path.write_text(small_text)
+    return ["--corpus", str(path), *SMALL]
+
+
+def parse(*flags, vary=("hidden_size=4,8",)):
+    return parse_grid("ablate", "", list(map(str, flags)), preset="quick", vary=vary)
+
+
+def test_every_combination_and_seed_is_a_run(corpus, tmp_path):
+    varied = ["--vary", "hidden-size=4,8", "learning_rate=0.01,0.03"]
+    arguments, runs = parse(*corpus, *varied, "--replicas", 2, "--seed", 5, "--dropout", 0.3, "--grid-dir", tmp_path)
+    combinations = [(size, rate, seed) for size in (4, 8) for rate in (0.01, 0.03) for seed in (5, 6)]
+    names = [f"hidden_size={size},learning_rate={rate},seed={seed}" for size, rate, seed in combinations]
+    assert [run.path.name for run in runs] == names
+    assert {run.path.parent for run in runs} == {tmp_path} == {arguments.grid_dir}
+    third = runs[2].configuration
+    assert (third.hidden_size, third.learning_rate, third.seed, third.dropout) == (4, 0.03, 5, 0.3)
+    assert parse(*corpus, "--grid-dir", tmp_path)[1][0].varied == ("hidden_size", "seed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--vary", "hidden=4"], "--vary hidden=4 .* FIELD=VALUE,VALUE,... with one of corpus, "),
+        (["--vary", "hidden_size"], "--vary hidden_size .*commas between"),
+        (["--vary", "hidden_size=4,,8"], "--vary.*commas between"),
+        (["--vary", "hidden_size=4,4"], "--vary.*a list of different values"),
+        (["--vary", "hidden_size=4", "hidden-size=8"], "--vary.*named once"),
+        (["--vary", "seed=4,5"], "--vary.*--replicas and --seed"),
+        (["--vary", "dropout=0,1"], "--dropout 1.0.*below 1"),
+        (["--replicas", "0"], "--replicas 0"),
+        (["--held-out-fraction", "0"], "--held-out-fraction 0.0.*compares held-out losses"),
+        (["nonsense"], "there is no preset 'nonsense'"),
+    ],
+)
+def test_what_is_no_grid_is_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        parse(*flags)
+
+
+def results(folder):
+    """The table but for what the clock says."""
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()[1:]))
+    return [{name: value for name, value in row.items() if name != "characters_per_second"} for row in rows]
+
+
+def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path, monkeypatch, capsys):
+    flags = [*corpus, "--replicas", 2, "--grid-dir"]
+    run_grid(*parse(*flags, tmp_path / "unbroken"), lambda: False)
+    printed = capsys.readouterr().out
+    stops = 0
+    while True:
+        asked = iter([False] * 3)
+        try:
+            run_grid(*parse(*flags, tmp_path / "broken"), lambda: next(asked, True))  # noqa: B023
+        except Preempted:
+            stops += 1
+        else:
+            break
+    assert stops >= 2
+    assert results(tmp_path / "broken") == results(tmp_path / "unbroken")
+    assert printed.splitlines()[0].split()[:2] == ["hidden_size", "replicas"]
+    assert {path.suffix for path in (tmp_path / "broken").iterdir()} >= {".csv", ".svg", ".png"}
+    row = results(tmp_path / "unbroken")[1]
+    losses = [
+        min(record["held_out_loss"] for record in grid_records(tmp_path / "unbroken" / f"hidden_size=8,seed={seed}"))
+        for seed in (1, 2)
+    ]
+    assert float(row["held_out_loss"]) == pytest.approx(sum(losses) / 2, abs=1e-4)
+
+    # What is done stays, and what is lost is made again.
+    shutil.rmtree(tmp_path / "unbroken" / "hidden_size=4,seed=2")
+    monkeypatch.setattr(loop, "make_train_steps", None)
+    run_grid(*parse(*flags, tmp_path / "unbroken"), lambda: False)
+    assert results(tmp_path / "unbroken") == results(tmp_path / "broken")
+
+
+def grid_records(path):
+    return [record for record in loop.read_records(open_run(path).metrics) if record["event"] == "evaluation"]
+
+
+def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, tmp_path, capsys):
+    from charlm_jax.runs.command_line import exit_codes
+
+    flags = [
+        *corpus,
+        "--vary",
+        "learning_rate=0.01,1e38",
+        "--replicas",
+        "1",
+        "--clip",
+        "None",
+        "--schedule",
+        "constant",
+    ]
+    main = importlib.import_module("experiments.ablate").main
+    with pytest.raises(SystemExit) as ended, exit_codes():
+        main([*flags, "--warmup", "0", "--grid-dir", str(tmp_path / "grid")])
+    assert ended.value.code == 3
+    captured = capsys.readouterr()
+    assert "training diverged" in captured.err
+    assert "left out: the run" in captured.err
+    assert [row["learning_rate"] for row in results(tmp_path / "grid")] == ["0.01"]
+
+
+def test_ablate_needs_something_to_vary(corpus):
+    with pytest.raises(InputError, match=r"--vary none.*at least one FIELD="):
+        importlib.import_module("experiments.ablate").main(corpus)
+
+
+def test_runs_with_one_program_are_trained_together(corpus, tmp_path, monkeypatch):
+    """Those that differ in seed and learning rate; a size of its own is a group of its own."""
+    groups = []
+    monkeypatch.setattr(loop, "train_together", lambda jobs, *_: groups.append(len(jobs)) or iter(()))
+    monkeypatch.setattr(grid, "_report", lambda *_: None)
+    flags = [*corpus, "--vary", "learning_rate=0.01,0.03", "hidden_size=4,8", "--replicas", 3]
+    run_grid(*parse(*flags, "--grid-dir", tmp_path / "grid"), lambda: False)
+    assert groups == [6, 6]
