@@ -160,8 +160,8 @@ class Order:
 
     @property
     def units(self) -> int:
-        """Steps, or characters of all streams."""
-        return self.count * self.options.get("streams", 1)
+        """Steps of all models, or characters of all streams."""
+        return self.count * self.options.get("streams", 1) * self.options.get("models", 1)
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,9 @@ def _own(ours: Worker, hidden_size: int) -> Iterator[Order]:
     yield Order(PRODUCT, ours, "multiply", 100, size)
     yield Order(BLOCK, ours, "windowed", 400, {**size, "streams": 4})
     yield Order(CHECKPOINT, ours, "checkpoint", 10, size)
+    for models in (2, 4, 8):
+        title = f"training step of each of {models} together"
+        yield Order(title, ours, "train_together", max(20 // models, 2), {**size, "models": models})
     for steps in (1, 10, 100):
         yield Order(f"training step, {steps} in a dispatch", ours, "train", steps, size)
     for characters in (100_000, 1_000_000, 10_000_000):

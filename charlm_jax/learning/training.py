@@ -147,8 +147,17 @@ def make_joint_train_steps(
     own_steps = _make_own_steps(network, optimizer, order, objective, mesh, least_probability=least_probability)
     each, everywhere = PartitionSpec(REPLICA), PartitionSpec()
     specs = (each, everywhere, each, each)
-    steps = jax.vmap(own_steps, in_axes=(0, None, 0, 0))
-    sharded = jax.shard_map(steps, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
+
+    def steps_of_all(
+        states: TrainingState, ids: Integer[Array, " character"], keys: ReplicaKeys, stops: Int32[Array, " replica"]
+    ) -> TrainingState:
+        if len(stops) > 1:
+            return jax.vmap(own_steps, in_axes=(0, None, 0, 0))(states, ids, keys, stops)
+        # Of one model alone: with an axis more, if only of one, a CPU takes several times as long.
+        state = own_steps(jax.tree.map(lambda leaf: leaf[0], states), ids, keys[0], stops[0])
+        return jax.tree.map(lambda leaf: leaf[None], state)
+
+    sharded = jax.shard_map(steps_of_all, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
     return jax.jit(sharded, donate_argnums=0)
 
 

@@ -15,8 +15,15 @@ from charlm_jax.choices import Sampler
 from charlm_jax.data.windows import ShuffledWindows
 from charlm_jax.generation.generate import SamplingState, generate_piece, read_prompts
 from charlm_jax.learning.optimizer import make_optimizer
-from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
-from charlm_jax.mesh import DATA, data_mesh, replicate, split_rows
+from charlm_jax.learning.training import (
+    JointTrainSteps,
+    TrainingState,
+    TrainSteps,
+    initial_state,
+    make_joint_train_steps,
+    make_train_steps,
+)
+from charlm_jax.mesh import DATA, data_mesh, replica_mesh, replicate, split_rows
 from charlm_jax.model.initializers import Parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import read_state, save_state, state_files
@@ -54,6 +61,22 @@ class Contender:
         states[0] = train_steps(states[0], ids, self.key, int(states[0].step) + count)
         if int(states[0].epoch.skipped):
             raise FloatingPointError("training diverged")
+
+    @functools.cache  # noqa: B019
+    def _joint_training(self, models: int) -> tuple[JointTrainSteps, jax.Array, jax.Array, list[TrainingState]]:
+        mesh = replica_mesh(list(self.mesh.devices.flat), models)
+        rule, order = make_optimizer("rmsprop-keras-3"), ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
+        train_steps = make_joint_train_steps(self.network, rule, order, "last-character", mesh)
+        ids = np.random.default_rng(0).integers(0, VOCABULARY, 600_893, np.uint8)
+        keys = jax.random.split(self.key, models)
+        first = initial_state(self.network, self.parameters, rule, order, self.mesh, learning_rate=0.01)
+        states = jax.tree.map(lambda leaf: jnp.stack([leaf] * models), first)
+        return train_steps, replicate(jnp.array(ids), mesh), keys, [states]
+
+    def train_together(self, count: int, models: int) -> None:
+        """Take training steps of many models at once."""
+        train_steps, ids, keys, states = self._joint_training(models)
+        states[0] = jax.block_until_ready(train_steps(states[0], ids, keys, states[0].step + count))
 
     def checkpoint(self, count: int) -> None:
         """Save the training state, and read it back with every check."""
