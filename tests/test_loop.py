@@ -125,7 +125,7 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypat
     unbroken = finish(tiny, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         stop_after(patch, dispatches, terminate)
-        with pytest.raises(Preempted, match="run the same command to go on"):
+        with pytest.raises(Preempted, match=r"the same command with --run-dir .*broken goes on"):
             finish(tiny, tmp_path / "broken")
     step = load_model(open_run(tmp_path / "broken"), "newest").step
     assert 0 < step < prepare(tiny).steps

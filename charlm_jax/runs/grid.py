@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from charlm_jax.errors import DivergedError, InputError, require, require_count
+from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
 from charlm_jax.runs.command_line import absolute_places, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration, flag
 from charlm_jax.runs.stop import StopRequested
@@ -152,8 +152,13 @@ def _train(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: St
                 held_out = "" if epoch.held_out is None else f", held-out {epoch.held_out.loss_nats:.4f}"
                 tell(f"{group[replica].path.name} epoch {epoch.epoch}: training {epoch.training_loss:.4f}{held_out}")
         except DivergedError as error:
-            tell(f"{group[0].path.name} or one beside it: {error}")
+            tell(str(error))
             diverged.append(error)
+        except Preempted as stop:
+            raise Preempted(
+                f"stopped by a signal; all states are saved, and the same command with --grid-dir {arguments.grid_dir} "
+                "goes on"
+            ) from stop
     return diverged
 
 

@@ -200,7 +200,7 @@ def _run(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int =
         begun = False
         while True:
             if begun and stop_requested():
-                raise Preempted(_stopped(int(state.step), job))
+                raise Preempted(_stopped(int(state.step), job, path))
             if unrecorded:
                 done = _finish_epoch(run, job, state, held_out_ids, seconds)
                 unrecorded = False
@@ -220,7 +220,7 @@ def _run(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int =
                 return
             if gone_astray and chosen.on_divergence == "rollback":
                 state = _roll_back(run, job, state)
-            state, taken, unfinished = yield from _train_epoch(state, job, save, stop_requested, watched=watched)
+            state, taken, unfinished = yield from _train_epoch(state, job, path, save, stop_requested, watched=watched)
             # A whole epoch's seconds, or nothing: a part of them would be mistaken for the whole.
             seconds, begun = taken if starts_epoch else None, True
             save(state)
@@ -273,7 +273,7 @@ def _finish_epoch(
     """Evaluate and sample the model at an epoch's end, keep it if it is the best so far, and write the records."""
     chosen, epoch, step = job.configuration, int(state.step) // job.steps_per_epoch, int(state.step)
     if not int(state.epoch.windows):
-        raise DivergedError(_diverged(step, epoch))
+        raise DivergedError(_diverged(step, epoch, run.path))
     if int(state.epoch.skipped):
         tell(f"epoch {epoch}: {int(state.epoch.skipped)} steps were not finite, and were skipped")
     held_out = None
@@ -281,7 +281,7 @@ def _finish_epoch(
         window, stride = chosen.window, chosen.stride
         held_out = evaluate(job.network, state.parameters, held_out_ids, job.mesh, window=window, stride=stride)
         if not math.isfinite(held_out.loss_nats):
-            raise DivergedError(_diverged(step, epoch))
+            raise DivergedError(_diverged(step, epoch, run.path))
     done = Epoch(
         epoch=epoch,
         step=step,
@@ -308,6 +308,7 @@ def _finish_epoch(
 def _train_epoch(
     state: TrainingState,
     job: Job,
+    path: Path,
     save: Callable[[TrainingState], None],
     stop_requested: StopRequested,
     *,
@@ -339,11 +340,11 @@ def _train_epoch(
             taken = int(state.step) - step
             step, total = step + taken, total + seconds
             if state.diverged:
-                return state, total, DivergedError(_diverged(step, epoch))
+                return state, total, DivergedError(_diverged(step, epoch, path))
             bar.set_postfix(loss=f"{float(state.epoch.loss):.4f}", refresh=False)
             bar.update(taken)
             if stop_requested() and step < end:
-                return state, total, Preempted(_stopped(step, job))
+                return state, total, Preempted(_stopped(step, job, path))
             if time.monotonic() - saved > _SAVE_SECONDS and step < end:
                 save(state)
                 saved = time.monotonic()
@@ -352,15 +353,18 @@ def _train_epoch(
     return state, total, None
 
 
-def _stopped(step: int, job: Job) -> str:
-    return f"stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, run the same command to go on"
-
-
-def _diverged(step: int, epoch: int) -> str:
+def _stopped(step: int, job: Job, path: Path) -> str:
     return (
-        f"training diverged: in epoch {epoch}, up to step {step:,}, {MOST_SKIPPED} steps in a row, or the evaluation "
-        "after them, were not finite; the last good state is saved. Try a smaller --learning-rate, or --clip 1, in "
-        "another --run-dir"
+        f"stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, and the same command with "
+        f"--run-dir {path} goes on"
+    )
+
+
+def _diverged(step: int, epoch: int, path: Path) -> str:
+    return (
+        f"training diverged in {path}: in epoch {epoch}, up to step {step:,}, {MOST_SKIPPED} steps in a row, or the "
+        "evaluation after them, were not finite; the last good state is saved. Try a smaller --learning-rate, or "
+        "--clip 1, in another --run-dir"
     )
 
 
