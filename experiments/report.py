@@ -44,33 +44,17 @@ class Arguments:
         require("--output", str(self.output), there, "a file in a folder that is there")
 
 
-def find_runs(path: Path) -> list[Path]:
-    """Return the run that a path names, or those directly in it; links in it are not followed.
-
-    Raises:
-        InputError: there is none.
-    """
-    if (path / "config.json").is_file() or not path.is_dir():
-        return [path]
-    found = sorted(
-        inside for inside in path.iterdir() if (inside / "config.json").is_file() and not inside.is_symlink()
-    )
-    if not found:
-        raise InputError(f"{str(path)!r} is not a run directory, and holds none; name one that a run has written")
-    return found
-
-
 def main(flags: Sequence[str]) -> None:
     """Gather, lay out and write."""
     arguments = tyro.cli(Arguments, prog="scripts/run report", description=__doc__, args=flags)
 
     from charlm_jax.analysis.report import make_report
-    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.directory import find_runs, open_run
     from charlm_jax.runs.files import write_atomically
     from charlm_jax.runs.gathering import gather
 
     # A run that is named twice, itself and with those around it, is one run.
-    paths = list(dict.fromkeys(found.resolve() for path in arguments.runs for found in find_runs(path)))
+    paths = list(dict.fromkeys(found.path.resolve() for path in arguments.runs for found in find_runs(path)))
     runs = [open_run(path) for path in paths]
     parent = Path(os.path.commonpath([path.parent for path in paths]))
     room = {"characters": _CHARACTERS // len(runs), "picture_bytes": _PICTURE_BYTES // len(runs)}

@@ -17,12 +17,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from charlm_jax.choices import Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import exit_codes, tell
+
+if TYPE_CHECKING:
+    from charlm_jax.runs.directory import RunDirectory  # loads what --help can do without
 
 NGRAM = 7  # characters that the n-gram model looks at, the one that it predicts included
 
@@ -32,7 +36,7 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, each measured by itself."""
+    """Directories of runs, or of runs' directories; each run is measured by itself."""
     temperatures: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(1, 21))
     """Softmax temperatures."""
     prompts: int = 32
@@ -53,12 +57,13 @@ class Arguments:
     """Seed of the texts."""
 
     def __post_init__(self) -> None:
-        require("RUN", "none", bool(self.runs), "the directory of a run")
-        require("--output", str(self.output), self.output is None or len(self.runs) == 1, "left out with several runs")
+        if not self.runs:
+            raise InputError("no run is named; give directories of runs, or one that holds them")
         require("--temperatures", "none", bool(self.temperatures), "at least one number")
         require_temperatures("--temperatures", self.temperatures)
         require_count("--prompts", self.prompts)
-        require("--prompts", self.prompts, self.prompts >= 2, "at least 2, as intervals are over prompts")
+        least = "at least 8, as the bootstrap's intervals over fewer are too narrow"
+        require("--prompts", self.prompts, self.prompts >= 8, least)
         require_count("--length", self.length)
         require_count("--devices", self.devices)
         require_seed(self.seed)
@@ -67,11 +72,15 @@ class Arguments:
 def main(flags: Sequence[str]) -> None:
     """Measure each run, print and draw."""
     arguments = tyro.cli(Arguments, prog="scripts/run temperature", description=__doc__, args=flags)
-    for path in arguments.runs:
-        _measure(path, arguments)
+    from charlm_jax.runs.directory import find_runs
+
+    runs = [run for path in arguments.runs for run in find_runs(path)]
+    require("--output", str(arguments.output), arguments.output is None or len(runs) == 1, "left out with several runs")
+    for run in runs:
+        _measure(run, arguments)
 
 
-def _measure(path: Path, arguments: Arguments) -> None:
+def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -85,12 +94,10 @@ def _measure(path: Path, arguments: Arguments) -> None:
     from charlm_jax.generation.generate import generate, stream_keys
     from charlm_jax.generation.surprise import surprise
     from charlm_jax.runs.devices import open_mesh, set_up
-    from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.files import save_picture, write_atomically, write_table
     from charlm_jax.runs.records import read_records
     from charlm_jax.runs.trained import load_model, load_text
 
-    run = open_run(path)
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
     model = load_model(run, arguments.checkpoint)
     chosen, vocabulary = model.configuration, model.vocabulary
@@ -107,8 +114,9 @@ def _measure(path: Path, arguments: Arguments) -> None:
             f"the human text has {len(human):,} characters, too few for {count} prompts of {window} with {length} "
             "after each; name a longer one with --text FILE, or give a smaller --length"
         )
+    note = ""
     if last < (count - 1) * (window + length):
-        tell("note: the human texts overlap, so the intervals are too narrow; give fewer --prompts, or a longer --text")
+        note = " They are too narrow, because the human texts overlap: give fewer --prompts, or a longer --text."
     starts = np.linspace(0, last, count).astype(int)
     prompts = [human[start : start + window] for start in starts]
     continued = np.stack([human[start + window : start + window + length] for start in starts])
@@ -149,7 +157,7 @@ def _measure(path: Path, arguments: Arguments) -> None:
     calibration = calibrate(model.network, model.parameters, jnp.array(human), mesh, window=window, stride=1)
 
     title = f"{run.path.resolve().name}, step {model.step:,}, {sampler}: {count} texts of {length} characters"
-    page = sweep_page(sweep, calibration, texts[count::count], title=title)
+    page = sweep_page(sweep, calibration, texts[count::count], title=title, note=note)
     print(page, flush=True)
     folder = arguments.output or run.figures
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +166,7 @@ def _measure(path: Path, arguments: Arguments) -> None:
         save_picture(figure, folder / f"temperature.{suffix}")
     write_atomically(folder / "temperature.md", f"{page}\n![Measures against temperature](temperature.svg)\n".encode())
     header, rows = sweep_table(sweep)
-    write_table(folder / "temperature.csv", header, rows, [title])
+    write_table(folder / "temperature.csv", header, rows, [title + note])
     drawn = {"epoch": epoch, "step": model.step, "sampler": sampler}
     records = [
         {**drawn, "temperature": float(temperature), "prompt": name, "text": texts[count * (1 + place) + number]}

@@ -16,7 +16,9 @@ from charlm_jax.model.network import CharacterLSTM
 
 
 def outcome(size, rate, seed, loss):
-    return Outcome({"hidden_size": size, "learning_rate": rate}, seed, loss, loss - 0.25, 10 * size, 60.0 * size, 1e5)
+    return Outcome(
+        {"hidden_size": size, "learning_rate": rate}, seed, loss, loss - 0.25, 10 * size, 60.0 * size, 3, 1e5
+    )
 
 
 GRID = [
@@ -69,11 +71,23 @@ def test_the_table_has_a_row_a_combination():
     assert float(row["held_out_loss"]) == pytest.approx(np.mean(losses), abs=1e-4)
     assert float(row["bits_per_character"]) == pytest.approx(np.mean(losses) / np.log(2), abs=1e-4)
     assert float(row["low"]) == pytest.approx(Interval.of(losses).low, abs=1e-4)
-    assert (float(row["gap"]), row["parameters"], row["characters_per_second"]) == (0.25, "80", "100000")
+    assert (float(row["gap"]), row["parameters"], row["replicas"], row["diverged"]) == (0.25, "80", "3", "0")
+    assert (row["trained_together"], row["characters_per_second_each"]) == ("3", "100000")
+
+
+def test_runs_that_diverged_are_counted_and_count_for_nothing():
+    lost = [Outcome(run.choices, run.seed, math.nan, math.nan, 9, 9.0, 3, math.nan) for run in GRID[:4]]
+    header, rows = results_table([*lost, *GRID[4:]])
+    none, some = (dict(zip(header, row, strict=True)) for row in rows[:2])
+    assert (none["replicas"], none["diverged"], none["held_out_loss"], none["gap_high"]) == ("3", "3", "", "")
+    losses = [2 - 0.08 + 0.03 + seed / 50 for seed in (2, 3)]
+    assert (some["replicas"], some["diverged"]) == ("3", "1")
+    assert float(some["low"]) == pytest.approx(Interval.of(losses).low, abs=1e-4)
+    plot_outcomes([*lost, *GRID[4:]], title="some diverged")
 
 
 @pytest.mark.parametrize(
-    "grid", [GRID, GRID[:1], [Outcome({"objective": word}, 1, 2.0, 1.5, 9, 9.0, math.nan) for word in "ab"]]
+    "grid", [GRID, GRID[:1], [Outcome({"objective": word}, 1, 2.0, 1.5, 9, 9.0, 1, math.nan) for word in "ab"]]
 )
 def test_any_grid_can_be_drawn(grid):
     """Numbers on a scale, a single run, words: a mean for every combination, a dot for every run."""

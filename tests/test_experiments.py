@@ -248,22 +248,23 @@ def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch
 def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, capsys):
     """Its prompts and human texts are the held-out text's, and another temperature changes no text of the others."""
     path = trained[0]
-    flags = ["--prompts", 3, "--length", 30]
+    flags = ["--prompts", 8, "--length", 30]
     assert call("temperature", path, *flags, "--temperatures", 0.5, 1.0, "--output", tmp_path / "two") == 0
     page = capsys.readouterr().out
+    assert "because the human texts overlap" in page
     assert (tmp_path / "two" / "temperature.md").read_text().startswith(page)
     assert call("temperature", path, *flags, "--temperatures", 1.0, 0.2, 0.5, "--output", tmp_path / "three") == 0
     two, three = (read_records(tmp_path / name / "temperature_samples.jsonl") for name in ("two", "three"))
     assert two == [record for record in three if record["temperature"] in (0.5, 1.0)]
-    assert len(three) == 9
+    assert len(three) == 24
     model, (_, held_out) = load_model(open_run(path)), load_text(open_run(path))
     text = model.vocabulary.decode(held_out)
-    starts = (0, (len(text) - 40) // 2, len(text) - 40)
-    assert [record["prompt"] for record in two[:3]] == [text[start : start + 10] for start in starts]
+    starts = [number * (len(text) - 40) // 7 for number in range(8)]
+    assert [record["prompt"] for record in two[:8]] == [text[start : start + 10] for start in starts]
     rows = list(csv.DictReader((tmp_path / "two" / "temperature.csv").read_text().splitlines()[1:]))
     human = [text[start + 10 : start + 40] for start in starts]
     reference = Reference.of(model.vocabulary.decode(load_text(open_run(path))[0]))
-    for name, texts in (("human", human), ("0.5", [record["text"] for record in two[:3]])):
+    for name, texts in (("human", human), ("0.5", [record["text"] for record in two[:8]])):
         for measure, values in text_statistics(reference, texts).items():
             (row,) = (row for row in rows if (row["measure"], row["temperature"]) == (measure, name))
             assert float(row["mean"]) == pytest.approx(np.nanmean(values), rel=1e-5)

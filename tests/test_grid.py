@@ -4,12 +4,15 @@ import csv
 import importlib
 import shutil
 
+import jax.numpy as jnp
 import pytest
 
 from charlm_jax.errors import InputError, Preempted
+from charlm_jax.learning.objective import last_losses
 from charlm_jax.runs import grid, loop
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.grid import parse_grid, run_grid
+from charlm_jax.runs.trained import load_model, load_text
 
 SMALL = ["--window", "10", "--batch-size", "4", "--epochs", "2", "--temperatures", "0.5", "--sample-length", "10"]
 
@@ -37,6 +40,25 @@ def test_every_combination_and_seed_is_a_run(corpus, tmp_path):
     assert parse(*corpus, "--grid-dir", tmp_path)[1][0].varied == ("hidden_size", "seed")
 
 
+def test_truths_and_nothing_can_be_varied(corpus, tmp_path):
+    _, runs = parse(*corpus, "--vary", "lowercase=true,False", "clip=none,2", "--replicas", 1, "--grid-dir", tmp_path)
+    chosen = [(run.configuration.lowercase, run.configuration.clip) for run in runs]
+    assert chosen == [(True, None), (True, 2.0), (False, None), (False, 2.0)]
+    assert runs[0].path.name == "lowercase=True,clip=None,seed=1"
+
+
+def test_the_gap_is_to_windows_from_all_over_the_training_text(corpus, tmp_path):
+    arguments, runs = parse(*corpus, "--vary", "hidden_size=4", "--replicas", 1, "--grid-dir", tmp_path / "grid")
+    run_grid(arguments, runs, lambda: False)
+    model = load_model(open_run(runs[0].path))
+    training, held_out = load_text(open_run(runs[0].path))
+    starts = range(0, len(training) - 10, 3 * (len(training) // len(held_out)))
+    windows = jnp.array([training[start : start + 11] for start in starts], jnp.int32)
+    expected = float(last_losses(model.network, model.parameters, windows).mean())
+    assert grid.outcome_of(runs[0], None).training_loss == pytest.approx(expected, rel=1e-5)
+    assert starts[-1] > 0.9 * len(training)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -47,6 +69,7 @@ def test_every_combination_and_seed_is_a_run(corpus, tmp_path):
         (["--vary", "hidden_size=4", "hidden-size=8"], "--vary.*named once"),
         (["--vary", "seed=4,5"], "--vary.*--replicas and --seed"),
         (["--vary", "dropout=0,1"], "--dropout 1.0.*below 1"),
+        (["--vary", "hidden_size=8,08"], "names a run twice: 'hidden_size=8,seed=1'"),
         (["--replicas", "0"], "--replicas 0"),
         (["--held-out-fraction", "0"], "--held-out-fraction 0.0.*compares held-out losses"),
         (["nonsense"], "there is no preset 'nonsense'"),
@@ -60,7 +83,7 @@ def test_what_is_no_grid_is_refused(flags, message):
 def results(folder):
     """The table but for what the clock says."""
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()[1:]))
-    return [{name: value for name, value in row.items() if name != "characters_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name != "characters_per_second_each"} for row in rows]
 
 
 def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path, monkeypatch, capsys):
@@ -118,8 +141,12 @@ def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, 
     assert ended.value.code == 3
     captured = capsys.readouterr()
     assert "training diverged" in captured.err
-    assert "left out: the run" in captured.err
-    assert [row["learning_rate"] for row in results(tmp_path / "grid")] == ["0.01"]
+    assert "learning_rate=1e+38,seed=1" in captured.err
+    rows = results(tmp_path / "grid")
+    assert [(row["learning_rate"], row["diverged"], bool(row["held_out_loss"])) for row in rows] == [
+        ("0.01", "0", True),
+        ("1e+38", "1", False),
+    ]
 
 
 def test_ablate_needs_something_to_vary(corpus):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,11 +25,12 @@ class Outcome:
     Attributes:
         choices: in which the runs of the grid differ, by the names of their fields; the seed not among them.
         seed: of the run.
-        held_out_loss: the lowest, in nats per character.
-        training_loss: of the same model on as much of the training text, nothing dropped, in nats per character.
+        held_out_loss: the lowest, in nats per character; nan of a run that diverged.
+        training_loss: of the same model on training text, nothing dropped, in nats per character; nan likewise.
         parameters: of the model.
         flops: per character read while training; see `training_flops`.
-        characters_per_second: read while training, by all models that were trained together; nan if unknown.
+        together: models that were trained in one program, this one among them.
+        characters_per_second: that this one read while training; nan if unknown.
     """
 
     choices: Mapping[str, Choice]
@@ -38,6 +39,7 @@ class Outcome:
     training_loss: float
     parameters: int
     flops: float
+    together: int
     characters_per_second: float
 
     @property
@@ -47,7 +49,7 @@ class Outcome:
 
 
 class Interval(NamedTuple):
-    """A mean over replicas with its 95 % confidence interval, which is nan for one replica."""
+    """A mean over replicas with its 95 % confidence interval, which is nan for one replica; of none all is nan."""
 
     mean: float
     low: float
@@ -55,11 +57,12 @@ class Interval(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Interval":
-        """Return the interval that Student's t distribution gives to a mean."""
-        mean, count = float(np.mean(values)), len(values)
+        """Return the interval that Student's t distribution gives to the mean of what is not nan."""
+        there = [value for value in values if not math.isnan(value)]
+        count, mean = len(there), float(np.mean(there)) if there else math.nan
         if count < 2:
             return cls(mean, math.nan, math.nan)
-        half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+        half = float(t.ppf(0.975, count - 1) * np.std(there, ddof=1) / math.sqrt(count))
         return cls(mean, mean - half, mean + half)
 
 
@@ -86,16 +89,30 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of a grid's results, one a combination of choices."""
     names = list(outcomes[0].choices)
-    header = [*names, "replicas", "held_out_loss", "low", "high", "bits_per_character", "gap", "gap_low", "gap_high"]
-    header += ["parameters", "flops_per_character", "characters_per_second"]
+    header = [
+        *names,
+        "replicas",
+        "diverged",
+        "held_out_loss",
+        "low",
+        "high",
+        "bits_per_character",
+        "gap",
+        "gap_low",
+        "gap_high",
+    ]
+    header += ["parameters", "flops_per_character", "trained_together", "characters_per_second_each"]
     rows = []
     for group in by_choices(outcomes):
         first, loss = group[0], Interval.of([outcome.held_out_loss for outcome in group])
         gap = Interval.of([outcome.gap for outcome in group])
-        shown = [*(str(choice) for choice in first.choices.values()), str(len(group))]
-        shown += [f"{number:.4f}" for number in (*loss, loss.mean / math.log(2), *gap)]
+        diverged = sum(math.isnan(outcome.held_out_loss) for outcome in group)
+        shown = [*(str(choice) for choice in first.choices.values()), str(len(group)), str(diverged)]
+        numbers = (*loss, loss.mean / math.log(2), *gap)
+        shown += ["" if math.isnan(number) else f"{number:.4f}" for number in numbers]
         speed = np.median([outcome.characters_per_second for outcome in group])
-        rows.append([*shown, str(first.parameters), f"{first.flops:.0f}", f"{speed:.0f}"])
+        shown += [str(first.parameters), f"{first.flops:.0f}", str(first.together)]
+        rows.append([*shown, "" if math.isnan(speed) else f"{speed:.0f}"])
     return header, rows
 
 
@@ -120,7 +137,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     for group in by_choices(outcomes):
         lines.setdefault(tuple(list(group[0].choices.items())[1:]), []).append(group)
     figure = Figure(figsize=(10, 6.4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     (loss, gap), (cost, speed) = figure.subplots(2, 2, sharex=True)
     for number, (others, groups) in enumerate(lines.items()):
         # Lines a little beside one another, so that no interval hides another.
@@ -128,6 +145,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
         places = [at[group[0].choices[name]] for group in groups]
         style = {
             "color": line_style(number).colour,
+            "ls": (0, line_style(number).dashes) if line_style(number).dashes else "solid",
             "label": ", ".join(f"{other.replace('_', ' ')} {value}" for other, value in others),
         }
         for axes, measure in ((loss, "held_out_loss"), (gap, "gap")):
@@ -136,21 +154,22 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
             for place, those in zip(places, values, strict=True):
                 beside = [moved(place, aside + 0.008)] * len(those)
                 axes.plot(beside, those, "o", color=style["color"], ms=3.5, alpha=0.5, mew=0)
-        speeds = [np.median([outcome.characters_per_second for outcome in group]) for group in groups]
-        speed.plot([moved(place, aside) for place in places], speeds, "o-", **style)
-    firsts = {at[outcome.choices[name]]: outcome for outcome in reversed(outcomes)}
+        moved_places = [moved(place, aside) for place in places]
+        speeds = [np.median([each.together * each.characters_per_second for each in group]) for group in groups]
+        speed.plot(moved_places, speeds, "o", **style)
+        cost.plot(moved_places, [group[0].parameters for group in groups], "o", **style)
+        cost.plot(moved_places, [group[0].flops for group in groups], "s", **{**style, "mfc": "none"})
     places = list(at.values())
-    cost.plot(places, [firsts[place].parameters for place in places], "o-", color="#009E73", label="parameters")
-    flops = [firsts[place].flops for place in places]
-    cost.plot(places, flops, "s--", color="#7F7F7F", label="FLOPs per character of training")
+    for marker, fill, label in (("o", "0.4", "parameters"), ("s", "none", "FLOPs per character of training")):
+        cost.plot([], [], marker, color="0.4", mfc=fill, label=label)
     loss.set_ylabel("held-out loss (nats per character)")
     gap.set_ylabel("held-out less training loss\n(nats per character)")
-    cost.set_ylabel("numbers, operations")
-    speed.set_ylabel("characters read per second,\nall replicas")
+    cost.set_ylabel("parameters; FLOPs")
+    speed.set_ylabel("characters read per second,\nall models trained together")
     speed.set_ylim(bottom=0)
     cost.set_yscale("log")
     cost.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    cost.legend(frameon=False, fontsize=9)
+    cost.legend(*(entries[-2:] for entries in cost.get_legend_handles_labels()), frameon=False, fontsize=9)
     for axes in (cost, speed):
         axes.set_xlabel(name.replace("_", " "))
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -161,7 +180,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
         axes.set_axisbelow(True)
         if scaled:
             axes.set_xscale("log", base=2)
-        axes.set_xticks(places, [str(value) for value in across])
+        axes.set_xticks(places, [str(value) for value in across], parse_math=False)
         axes.xaxis.set_minor_locator(NullLocator())
     if len(lines) > 1:
         handles, labels = speed.get_legend_handles_labels()
@@ -169,9 +188,10 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], *, color: str, label: str) -> None:
-    """Draw the means of some values with their intervals."""
+def _draw(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], **style: Any) -> None:
+    """Draw the means of some values with their intervals, where there are any."""
     intervals = [Interval.of(those) for those in values]
-    halves = np.nan_to_num([interval.high - interval.mean for interval in intervals])
+    halves = [interval.high - interval.mean for interval in intervals]
     means = [interval.mean for interval in intervals]
-    axes.errorbar(places, means, yerr=halves, color=color, lw=1.8, capsize=4, label=label)
+    _, _, (bars,) = axes.errorbar(places, means, yerr=halves, lw=1.8, capsize=4, **style)
+    bars.set_linestyle("solid")

@@ -25,7 +25,7 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
     """
     panels = len(MEASURES) + 2
     figure = Figure(figsize=(3.4 * _COLUMNS, 2.5 * -(-panels // _COLUMNS)), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     axes = figure.subplots(-(-panels // _COLUMNS), _COLUMNS, sharex=True)
     places = list(axes.flat)
     for place, (name, measure) in zip(places, MEASURES.items(), strict=False):
@@ -34,18 +34,19 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
         place.axhline(float(human.mean), color=_HUMAN, lw=1.5, label="human text")
         place.fill_between(sweep.temperatures, samples.low, samples.high, color=_MODEL, alpha=0.25, lw=0)
         place.plot(sweep.temperatures, samples.mean, color=_MODEL, lw=2, label="generated text")
-        _mark(place, sweep.temperatures[sweep.nearest(name)])
+        for temperature in sweep.nearest(name)[:1]:  # of a tie the lowest
+            _mark(place, temperature, "nearest to human text")
         place.set_title(measure.label, fontsize=9)
     over_all, held_out = places[len(MEASURES) : panels]
     distances = sweep.distances()
     over_all.plot(sweep.temperatures, distances, color=_MODEL, lw=2)
-    _mark(over_all, sweep.temperatures[np.argmin(distances)])
-    over_all.set_title("distance from human text (standard deviations)", fontsize=9)
-    over_all.set_ylim(bottom=0)
+    _mark(over_all, sweep.temperatures[np.argmin(distances)], "nearest to human text")
+    over_all.set_title("distance from human text, all measures", fontsize=9)
+    over_all.set_ylim(0, 1.02)
     shown = _within(calibration.temperatures, sweep.temperatures)
     held_out.plot(calibration.temperatures[shown], calibration.losses[shown], color=_MODEL, lw=2)
-    _mark(held_out, calibration.temperatures[calibration.best])
-    held_out.set_title("loss on human text, and where it is lowest", fontsize=9)
+    _mark(held_out, calibration.temperatures[calibration.best], "lowest")
+    held_out.set_title("loss on human text (nats/character)", fontsize=9)
     for place in places[panels:]:
         place.set_axis_off()
     for place in axes[-1]:
@@ -58,10 +59,11 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
     return figure
 
 
-def _mark(place: Axes, temperature: float) -> None:
-    place.axvline(temperature, color="0.4", lw=1, ls=":", label="nearest to human text")
+def _mark(place: Axes, temperature: float, meaning: str) -> None:
+    place.axvline(temperature, color="0.4", lw=1, ls=":", label=meaning)
+    words = f"{temperature:g}" if meaning.startswith("nearest") else f"{temperature:g}, {meaning}"
     place.annotate(
-        f"{temperature:g}", (temperature, 1), xycoords=("data", "axes fraction"), xytext=(2, -2),
+        words, (temperature, 1), xycoords=("data", "axes fraction"), xytext=(2, -2),
         textcoords="offset points", va="top", fontsize=8, color="0.35",
     )  # fmt: skip
 
@@ -70,7 +72,7 @@ def _within(values: Float[np.ndarray, " value"], others: Float[np.ndarray, " oth
     return (values >= others.min()) & (values <= others.max())
 
 
-def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, title: str) -> str:
+def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, title: str, note: str = "") -> str:
     """Return a sweep's results as Markdown.
 
     Args:
@@ -78,22 +80,22 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
         calibration: of the model on held-out text.
         texts: one at each temperature.
         title: of the page.
+        note: what else is to be known of the intervals.
     """
     distances = sweep.distances()
-    best, nearest = calibration.temperatures[calibration.best], sweep.temperatures[np.argmin(distances)]
+    best, closest = calibration.temperatures[calibration.best], sweep.temperatures[np.argmin(distances)]
     claims = [[verdict.claim, f"**{verdict.answer}**", verdict.evidence] for verdict in verdicts(sweep)]
     measures = []
     for name, measure in MEASURES.items():
-        human, place, alike = estimate(sweep.human[name]), sweep.nearest(name), sweep.alike(name)
-        there = [f"{temperature:g}" for temperature in alike]
-        shown = ["none"] if not there else there if len(there) < 4 else [f"{there[0]} to {there[-1]}"]
+        human, nearest = estimate(sweep.human[name]), sweep.nearest(name)
+        there = sweep.samples[name][np.isin(sweep.temperatures, nearest[:1])]
         measures.append(
             [
                 measure.label,
                 f"{human.mean:.3f} [{human.low:.3f}, {human.high:.3f}]",
-                f"{sweep.temperatures[place]:g}",
-                f"{np.nanmean(sweep.samples[name][place]):.3f}",
-                ", ".join(shown),
+                _ranges(sweep, nearest),
+                f"{estimate(there[0]).mean:.3f}" if len(there) else "",
+                _ranges(sweep, sweep.alike(name)),
             ]
         )
     starts = [[f"{temperature:g}", _quoted(text)] for temperature, text in zip(sweep.temperatures, texts, strict=True)]
@@ -101,9 +103,9 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
         [
             f"# {title}",
             "",
-            f"Over all measures the texts at **{nearest:g}** are the nearest to human ones "
-            f"({distances.min():.2f} standard deviations away); the held-out text is the likeliest at {best:g} "
-            f"({calibration.losses[calibration.best]:.4f} nats per character). Intervals: 95 %, over prompts.",
+            f"Over all measures the texts at **{closest:g}** are the nearest to human ones (mean absolute Cliff's "
+            f"delta {distances.min():.2f}: 0 alike, 1 wholly apart); human text is the likeliest at {best:g} "
+            f"({calibration.losses[calibration.best]:.4f} nats per character). Intervals: 95 %, over prompts.{note}",
             "",
             *_markdown_table(["what the notebooks say", "", "evidence"], claims),
             "",
@@ -126,6 +128,16 @@ def sweep_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
         for temperature, *numbers in zip(sweep.temperatures, *samples, *differences, strict=True):
             rows.append([name, *(f"{number:.6g}" for number in (temperature, *numbers))])
     return header, rows
+
+
+def _ranges(sweep: Sweep, temperatures: Float[np.ndarray, " some"]) -> str:
+    """Name some of a sweep's temperatures, those that follow one another together."""
+    places = np.flatnonzero(np.isin(sweep.temperatures, temperatures))
+    named = []
+    for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+        names = [f"{temperature:g}" for temperature in sweep.temperatures[run]]
+        named += names if len(names) < 3 else [f"{names[0]} to {names[-1]}"]
+    return ", ".join(named) or "none"
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -20,7 +20,7 @@ from charlm_jax.choices import (
     Schedule,
     SegmentCarry,
 )
-from charlm_jax.errors import require, require_count, require_seed, require_temperatures
+from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,14 @@ class Configuration:
 
     @classmethod
     def from_json(cls, record: dict) -> "Configuration":
-        """Rebuild a configuration from its JSON object."""
+        """Rebuild a configuration from its JSON object.
+
+        Raises:
+            InputError: it has other fields, so it is of another version.
+        """
+        odd = record.keys() ^ {field.name for field in dataclasses.fields(cls)}
+        if odd:
+            raise InputError(f"its fields are not those of this version: {', '.join(sorted(odd))}")
         return cls(**{**record, "temperatures": tuple(record["temperatures"])})
 
     def to_json(self) -> dict:

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -174,6 +175,26 @@ def open_run(path: Path) -> RunDirectory:
     run = RunDirectory(path)
     run.refuse_links()
     return run
+
+
+def find_runs(path: Path) -> list[RunDirectory]:
+    """Open the run that a path names, or all those directly in it, in the order of the numbers in their names.
+
+    Links in it are not followed.
+
+    Raises:
+        InputError: there is none.
+    """
+    if _is_run(path) or not path.is_dir():
+        return [open_run(path)]
+    found = [inside for inside in path.iterdir() if _is_run(inside) and not inside.is_symlink()]
+    if not found:
+        raise InputError(f"{str(path)!r} is not a run directory, and holds none; name one that a run has written")
+
+    def natural(path: Path) -> list[tuple[float, str]]:
+        return [(float(part), "") if part.isdecimal() else (0.0, part) for part in re.split(r"(\d+)", path.name)]
+
+    return [open_run(inside) for inside in sorted(found, key=natural)]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ was stopped goes on where it was, because each of its runs does.
 
 import dataclasses
 import itertools
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -80,23 +81,34 @@ def parse_grid(
     program = f"scripts/run {experiment} {preset}"
     arguments = tyro.cli(GridArguments, prog=program, description=description, args=flags, default=defaults)
     if arguments.grid_dir == defaults.grid_dir:
-        grid_dir = defaults.grid_dir.with_name(f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
+        # The process's number, for commands that are started in the same second.
+        grid_dir = defaults.grid_dir.with_name(f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         arguments = dataclasses.replace(arguments, grid_dir=grid_dir)
     choices = _choices(arguments)
     runs = []
     for values in itertools.product(*choices.values()):
         # Read as flags are, after the others, so that what is varied is checked like them, and wins.
-        chosen = [word for name, value in zip(choices, values, strict=True) for word in (flag(name), value)]
+        chosen = [word for name, value in zip(choices, values, strict=True) for word in _words(name, value)]
         combined = tyro.cli(GridArguments, prog=program, args=[*flags, *chosen], default=defaults).configuration
         for seed in range(combined.seed, combined.seed + arguments.replicas):
             configuration = absolute_places(dataclasses.replace(combined, seed=seed))
             held_out = configuration.held_out_fraction
             require("--held-out-fraction", held_out, held_out > 0, "above 0, as a grid compares held-out losses")
-            named = {name: getattr(configuration, name) for name in (*choices, "seed")}
-            name = ",".join(f"{name}={value}" for name, value in named.items())
+            named = {name: str(getattr(configuration, name)) for name in (*choices, "seed")}
+            # Of a path its end, and of nothing so much that the file system would refuse it.
+            name = ",".join(f"{name}={Path(value).name[-40:]}" for name, value in named.items())
             path = arguments.grid_dir / re.sub(r"[^\w.,=+-]+", "_", name)
             runs.append(GridRun(configuration, tuple(named), path))
+    names = [run.path.name for run in runs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"--vary {' '.join(arguments.vary)} names a run twice: {twice[0]!r}; give different values")
     return arguments, runs
+
+
+def _words(name: str, value: str) -> list[str]:
+    """Return a varied choice as it stands on a command line, where a truth has a flag of its own."""
+    truth = {"true": flag(name), "false": f"--no-{flag(name).removeprefix('--')}"}.get(value.lower())
+    return [truth] if truth else [flag(name), "None" if value.lower() == "none" else value]
 
 
 def _choices(arguments: GridArguments) -> dict[str, list[str]]:
@@ -138,9 +150,11 @@ def _train(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: St
     for run in runs:
         alike = dataclasses.replace(run.configuration, seed=0, learning_rate=1.0)
         groups.setdefault(alike, []).append(run)
+    tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
     diverged: list[DivergedError] = []
     for number, group in enumerate(groups.values(), start=1):
-        tell(f"--- {number} of {len(groups)}: {group[0].path.name} and {len(group) - 1} beside it")
+        beside = f" and {len(group) - 1} beside it" if len(group) > 1 else ""
+        tell(f"--- {number} of {len(groups)}: {group[0].path.name}{beside}")
         rows = len(group) * group[0].configuration.batch_size
         devices = list(open_mesh(arguments.devices, rows).devices.flat)
         jobs = [prepare(run.configuration, arguments.devices, run.path) for run in group]
@@ -166,7 +180,7 @@ def outcome_of(run: GridRun, devices: int | None) -> "Outcome":
     """Return what a run of a grid came to, its best model evaluated on training text too.
 
     Raises:
-        InputError: it has no model, or its text is no longer what it was.
+        InputError: its text or its records are no longer what they were.
     """
     import jax.numpy as jnp
     import numpy as np
@@ -176,28 +190,34 @@ def outcome_of(run: GridRun, devices: int | None) -> "Outcome":
     from charlm_jax.model.initializers import parameter_count
     from charlm_jax.runs.devices import open_mesh
     from charlm_jax.runs.directory import open_run
-    from charlm_jax.runs.history import held_out_losses
+    from charlm_jax.runs.history import held_out_losses, out_of_patience
     from charlm_jax.runs.records import read_records
-    from charlm_jax.runs.trained import load_model, load_text
+    from charlm_jax.runs.trained import load_model, load_text, make_network, model_shapes
 
     there, chosen = open_run(run.path), run.configuration
     losses = held_out_losses(there)
-    if not losses:
-        raise InputError(f"the run {str(run.path)!r} has not come to the end of an epoch")
-    model, (training, held_out) = load_model(there), load_text(there)
-    windows = {"window": chosen.window, "stride": chosen.stride}
-    seen = jnp.array(training[: len(held_out)])
-    again = evaluate(model.network, model.parameters, seen, open_mesh(devices, BATCH_SIZE), **windows)
+    finished = len(losses) == chosen.epochs or out_of_patience(chosen.patience, losses)
+    training_loss = np.nan
+    if finished:
+        model, (training, held_out) = load_model(there), load_text(there)
+        # As many windows as of the held-out text, from all over the training text.
+        stride = chosen.stride * max(1, len(training) // len(held_out))
+        mesh, windows = open_mesh(devices, BATCH_SIZE), {"window": chosen.window, "stride": stride}
+        again = evaluate(model.network, model.parameters, jnp.array(training), mesh, **windows)
+        training_loss = again.loss_nats
+    network = make_network(chosen, there.vocabulary())
     epochs = [record for record in read_records(there.metrics) if record.get("event") == "epoch"]
     speeds = [speed for record in epochs if (speed := record.get("characters_per_second"))]
+    warm = speeds[1:] or speeds  # the first epoch is compiled, too
     return Outcome(
         choices={name: getattr(chosen, name) for name in run.varied if name != "seed"},
         seed=chosen.seed,
-        held_out_loss=min(losses),
-        training_loss=again.loss_nats,
-        parameters=parameter_count(model.parameters),
-        flops=training_flops(model.network, chosen.objective, chosen.window),
-        characters_per_second=float(np.median(speeds)) * there.provenance()["replicas"] if speeds else np.nan,
+        held_out_loss=min(losses) if finished else np.nan,
+        training_loss=training_loss,
+        parameters=parameter_count(model_shapes(there).parameters),
+        flops=training_flops(network, chosen.objective, chosen.window),
+        together=there.provenance().get("replicas", 1),
+        characters_per_second=float(np.median(warm)) if warm else np.nan,
     )
 
 
@@ -206,16 +226,10 @@ def _report(arguments: GridArguments, runs: Sequence[GridRun]) -> None:
     from charlm_jax.analysis.ablation import plot_outcomes, results_table
     from charlm_jax.runs.files import save_picture, write_table
 
-    outcomes = []
-    for run in runs:
-        try:
-            outcomes.append(outcome_of(run, arguments.devices))
-        except InputError as error:
-            tell(f"left out: {error}")
-    if not outcomes:
-        raise InputError(f"no run of the grid {str(arguments.grid_dir)!r} has a model; see what it says of each above")
-    chosen = arguments.configuration
-    title = f"{Path(chosen.corpus).name}, {chosen.epochs} epochs, {arguments.replicas} replicas"
+    outcomes = [outcome_of(run, arguments.devices) for run in runs]
+    chosen, varied = arguments.configuration, runs[0].varied
+    words = {"corpus": Path(chosen.corpus).name, "epochs": f"{chosen.epochs} epochs"}
+    title = ", ".join([word for name, word in words.items() if name not in varied] + [f"{arguments.replicas} replicas"])
     header, rows = results_table(outcomes)
     print_table([header, *rows])
     write_table(arguments.grid_dir / "results.csv", header, rows, [title])

@@ -146,7 +146,8 @@ def _serve(
     """Let runs go on side by side, all of them asking before any is answered; yield their epochs with their numbers.
 
     Args:
-        runs: each ends by itself, or by an error, which is raised when all have ended; a stop before a divergence.
+        runs: each ends by itself, by a stop, or by divergence, which is told, and raised when all have ended, a stop
+            before a divergence; by any other error at once, with the others as they were last saved.
         advance: from what each run asks for, None for one that has ended, to the states of those that have not.
     """
     answers: dict[int, _Answer | None] = dict.fromkeys(range(len(runs)))
@@ -172,8 +173,11 @@ def _serve(
             states = jax.block_until_ready(advance(asked)) if live else []
             seconds = time.perf_counter() - started
             answers = {number: (state, seconds) for number, state in zip(live, states, strict=True)}
-    for failure in sorted(failures, key=lambda failure: isinstance(failure, DivergedError)):
-        raise failure
+    failures.sort(key=lambda failure: isinstance(failure, DivergedError))
+    for failure in failures[1:]:
+        tell(str(failure))
+    if failures:
+        raise failures[0]
 
 
 def _run(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int = 1, watched: bool = True) -> _Run:
@@ -209,7 +213,7 @@ def _run(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int =
             losses = training_losses(run)
             gone_astray = starts_epoch and astray(losses, len(job.vocabulary))
             if gone_astray:
-                tell(_astray(losses))
+                tell(_astray(losses, path))
             if int(state.step) == job.steps:
                 return
             if out_of_patience(chosen.patience, held_out_losses(run)):
@@ -260,7 +264,8 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
     halved = state.learning_rate / 2
     back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, learning_rate=halved)
     step, rate = int(state.step), float(halved)
-    tell(f"rolled back to the model of step {int(best.step):,}; from here on the learning rate is {rate:g} at most")
+    where = f"to the model of step {int(best.step):,}; from here on the learning rate is {rate:g} at most"
+    tell(f"{run.path.name}: rolled back {where}")
     if not any(record.get("event") == "rollback" and record["step"] == step for record in read_records(run.metrics)):
         event = {"event": "rollback", "epoch": step // job.steps_per_epoch, "step": step}
         append_record(run.metrics, {**event, "to_step": int(best.step), "rate": rate})
@@ -275,7 +280,7 @@ def _finish_epoch(
     if not int(state.epoch.windows):
         raise DivergedError(_diverged(step, epoch, run.path))
     if int(state.epoch.skipped):
-        tell(f"epoch {epoch}: {int(state.epoch.skipped)} steps were not finite, and were skipped")
+        tell(f"{run.path.name} epoch {epoch}: {int(state.epoch.skipped)} steps were not finite, and were skipped")
     held_out = None
     if len(held_out_ids):
         window, stride = chosen.window, chosen.stride
@@ -368,11 +373,11 @@ def _diverged(step: int, epoch: int, path: Path) -> str:
     )
 
 
-def _astray(losses: list[float]) -> str:
+def _astray(losses: list[float], path: Path) -> str:
     return (
-        f"warning: the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above what it was or would "
-        f"be with all characters equally likely (lowest: {min(losses):.4f}); training has gone astray. Try a smaller "
-        "--learning-rate, --clip 1, or --on-divergence rollback"
+        f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above what it was "
+        f"or would be with all characters equally likely (lowest: {min(losses):.4f}); training has gone astray. Try a "
+        "smaller --learning-rate, --clip 1, or --on-divergence rollback"
     )
 
 
