@@ -94,10 +94,11 @@ def plot_comparison(
         lw=1,
     )
     widest = max(2 * tolerance, *(1.2 * abs(comparison.distance) for comparison in comparisons))
+    widest = min(widest, 4 * tolerance)  # a run that diverged leaves this picture too
     distances.set_ylim(-1000 * widest, 1000 * widest)
     distances.set_ylabel("distance from the\npublished band\n(0.001 nats)")
     distances.set_xlabel("epoch")
-    distances.legend(frameon=False, loc="upper right", borderpad=0)
+    distances.legend(frameon=False, loc="lower left", borderpad=0)
     distances.xaxis.get_major_locator().set_params(integer=True)
     for axes in (curves, distances):
         axes.spines[["top", "right"]].set_visible(False)
