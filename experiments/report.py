@@ -4,8 +4,8 @@
 
 A RUN is the directory of a run, or one that holds runs. The page is a single HTML file that needs no network, for a
 browser, a printer or a mail. It says in which choices the runs differ, draws their losses, shows the pictures in their
-figures/, and has a reader for the texts that they have written: every character shaded by how much it surprises the
-run's best model, what that expected instead, and the words that the training text does not have.
+figures/ and that of a grid, and has a reader for the texts that they have written: every character shaded by how much
+it surprises the run's best model, what that expected instead, and the words that the training text does not have.
 Prints the page's path. A page has room for 100,000 characters of text and 600 kB of pictures; what is left out is said
 on it.
 """
@@ -51,20 +51,23 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.analysis.report import make_report
     from charlm_jax.runs.directory import find_runs, open_run
     from charlm_jax.runs.files import write_atomically
-    from charlm_jax.runs.gathering import gather
+    from charlm_jax.runs.gathering import gather, pictures_of
 
     # A run that is named twice, itself and with those around it, is one run.
     paths = list(dict.fromkeys(found.path.resolve() for path in arguments.runs for found in find_runs(path)))
     runs = [open_run(path) for path in paths]
     parent = Path(os.path.commonpath([path.parent for path in paths]))
-    room = {"characters": _CHARACTERS // len(runs), "picture_bytes": _PICTURE_BYTES // len(runs)}
+    # A grid's own picture of all its runs lies beside them.
+    own = pictures_of(parent.glob("results.svg"), _PICTURE_BYTES, []) if len(runs) > 1 else []
+    left = _PICTURE_BYTES - sum(len(picture.svg) for picture in own)
+    room = {"characters": _CHARACTERS // len(runs), "picture_bytes": left // len(runs)}
     pages = [
         gather(run, str(run.path.relative_to(parent)), **room)
         for run in tqdm(runs, unit=" runs", leave=False, disable=None)
     ]
     output = arguments.output or (paths[0] if len(paths) == 1 else parent) / "report.html"
     title = pages[0].name if len(pages) == 1 else parent.name
-    write_atomically(output, make_report(title, pages).encode())
+    write_atomically(output, make_report(title, pages, own).encode())
     print(output)
 
 

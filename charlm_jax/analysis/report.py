@@ -101,12 +101,13 @@ class Run:
         return sum(characters for characters, _ in known) / sum(seconds for _, seconds in known) if known else None
 
 
-def make_report(title: str, runs: Sequence[Run]) -> str:
+def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = ()) -> str:
     """Return the page about one run or more, the same one for the same runs.
 
     Args:
         title: of the page.
         runs: with names that differ.
+        pictures: of all runs together.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("charlm_jax.analysis", ""),
@@ -123,6 +124,7 @@ def make_report(title: str, runs: Sequence[Run]) -> str:
     return environment.get_template("report.html.jinja").render(
         title=title,
         runs=runs,
+        pictures=pictures,
         choices=_split(runs, [run.configuration for run in runs]),
         origins=_split(runs, [run.provenance for run in runs]),
         incomparable=incomparable,

@@ -1,9 +1,10 @@
 """What a report tells of a run, gathered from its directory; whoever wrote that is not trusted."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -55,7 +56,7 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
         provenance=_provenance(run.provenance()),
         parameters=parameter_count(model_shapes(run).parameters),
         epochs=_epochs(run),
-        pictures=_pictures(run, picture_bytes, notes),
+        pictures=pictures_of(run.figures.glob("*.svg"), picture_bytes, notes),
         texts=texts,
         step=step,
         notes=notes,
@@ -178,9 +179,10 @@ def _read(model: TrainedModel, texts: Sequence[Text]) -> list[Text]:
     return done
 
 
-def _pictures(run: RunDirectory, room: int, notes: list[str]) -> list[Picture]:
+def pictures_of(paths: Iterable[Path], room: int, notes: list[str]) -> list[Picture]:
+    """Return the SVG files for which there is room, in bytes, in the order of their names; note what is left out."""
     pictures = []
-    for path in sorted(run.figures.glob("*.svg")):
+    for path in sorted(paths):
         if path.is_symlink() or not path.is_file():
             notes.append(f"The figure {path.name} is left out, because it is a link or no file.")
         elif (size := path.stat().st_size) > room:
