@@ -63,6 +63,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     tell(f"finished; {run_dir} holds the losses, the texts and the model. Next, for example:")
     tell(f"  scripts/run sample {run_dir} --temperature 0.5 --length 1000")
     tell(f"  scripts/run evaluate {run_dir}")
+    tell(f"  scripts/run report {run_dir}")
 
 
 if __name__ == "__main__":
