@@ -119,12 +119,13 @@ def flax_losses(parameters, batches, root):
         logits = hidden[:, -1] @ parameters["head"]["kernel"] + parameters["head"]["bias"]
         return -jnp.mean(jnp.sum(one_hot[targets] * jax.nn.log_softmax(logits), axis=-1))
 
+    rate = float(np.float32(0.01))  # as a training state holds it
     losses, squares = [], jax.tree.map(jnp.zeros_like, parameters)
     for batch in batches:
         value, gradient = loss(parameters, batch.inputs, batch.targets[:, -1])
         squares = jax.tree.map(lambda square, slope: 0.9 * square + 0.1 * slope**2, squares, gradient)
         parameters = jax.tree.map(
-            lambda old, slope, square: old - 0.01 * slope / root(square), parameters, gradient, squares
+            lambda old, slope, square: old - rate * slope / root(square), parameters, gradient, squares
         )
         losses.append(float(value))
     return np.array(losses), [*keras_cell(parameters["lstm_0"]), *map(parameters["head"].get, ("kernel", "bias"))]
