@@ -49,8 +49,8 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.directory import RunDirectory, save_figure
     from charlm_jax.runs.files import write_table
-    from charlm_jax.runs.loop import train
     from charlm_jax.runs.records import read_records
+    from charlm_jax.runs.train import train
 
     job = prepare(configuration, arguments.devices, run_dir)
     differences = _differences(configuration, job.windows)

@@ -34,7 +34,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     from charlm_jax.analysis.baselines import LIMIT, baselines
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.history import Epoch
-    from charlm_jax.runs.loop import train
+    from charlm_jax.runs.train import train
 
     def show(epoch: Epoch) -> None:
         seconds = "" if epoch.seconds is None else f" ({epoch.seconds:.0f} s)"

@@ -20,7 +20,7 @@ from charlm_jax.runs.checkpoints import state_files
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import read_records
 
-PRELOADED = ["charlm_jax.runs.loop", "charlm_jax.analysis.baselines", "experiments.text_generation", "faults"]
+PRELOADED = ["charlm_jax.runs.train", "charlm_jax.analysis.baselines", "experiments.text_generation", "faults"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,10 @@ import pytest
 
 from charlm_jax.errors import InputError, Preempted
 from charlm_jax.learning.objective import last_losses
-from charlm_jax.runs import grid, loop
+from charlm_jax.runs import grid, train
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.grid import parse_grid, run_grid
+from charlm_jax.runs.records import read_records
 from charlm_jax.runs.trained import load_model, load_text
 
 SMALL = ["--window", "10", "--batch-size", "4", "--epochs", "2", "--temperatures", "0.5", "--sample-length", "10"]
@@ -86,7 +87,7 @@ def results(folder):
     return [{name: value for name, value in row.items() if name != "characters_per_second_each"} for row in rows]
 
 
-def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path, monkeypatch, capsys):
+def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path, capsys):
     flags = [*corpus, "--replicas", 2, "--grid-dir"]
     run_grid(*parse(*flags, tmp_path / "unbroken"), lambda: False)
     printed = capsys.readouterr().out
@@ -112,13 +113,12 @@ def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path,
 
     # What is done stays, and what is lost is made again.
     shutil.rmtree(tmp_path / "unbroken" / "hidden_size=4,seed=2")
-    monkeypatch.setattr(loop, "make_train_steps", None)
     run_grid(*parse(*flags, tmp_path / "unbroken"), lambda: False)
     assert results(tmp_path / "unbroken") == results(tmp_path / "broken")
 
 
 def grid_records(path):
-    return [record for record in loop.read_records(open_run(path).metrics) if record["event"] == "evaluation"]
+    return [record for record in read_records(open_run(path).metrics) if record["event"] == "evaluation"]
 
 
 def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_ablate_needs_something_to_vary(corpus):
 def test_runs_with_one_program_are_trained_together(corpus, tmp_path, monkeypatch):
     """Those that differ in seed and learning rate; a size of its own is a group of its own."""
     groups = []
-    monkeypatch.setattr(loop, "train_together", lambda jobs, *_: groups.append(len(jobs)) or iter(()))
+    monkeypatch.setattr(train, "train_together", lambda jobs, *_: groups.append(len(jobs)) or iter(()))
     monkeypatch.setattr(grid, "_report", lambda *_: None)
     flags = [*corpus, "--vary", "learning_rate=0.01,0.03", "hidden_size=4,8", "--replicas", 3]
     run_grid(*parse(*flags, "--grid-dir", tmp_path / "grid"), lambda: False)

@@ -20,14 +20,15 @@ from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.learning.training import make_train_steps
 from charlm_jax.mesh import replica_mesh, replicate
 from charlm_jax.runs import history, loop
+from charlm_jax.runs import train as training
 from charlm_jax.runs.assembly import prepare, state_shapes
 from charlm_jax.runs.checkpoints import outdated, read_state, state_files
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, open_run
-from charlm_jax.runs.loop import train
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.samples import _prompt
 from charlm_jax.runs.stop import stop_requests
+from charlm_jax.runs.train import train, train_together
 from charlm_jax.runs.trained import load_model, load_text
 
 TINY = Configuration(
@@ -66,9 +67,9 @@ def same(one, other):
     return all(map(np.array_equal, one[1], other[1])) and one[2:] == other[2:]
 
 
-def stop_after(monkeypatch, dispatches, deed, program="make_train_steps"):
+def stop_after(monkeypatch, dispatches, deed):
     """Do a deed after a number of dispatches of the training program."""
-    make = getattr(loop, program)
+    make = training.make_train_steps
 
     def counting(*arguments, **options):
         train_steps, done = make(*arguments, **options), [0]
@@ -82,7 +83,7 @@ def stop_after(monkeypatch, dispatches, deed, program="make_train_steps"):
 
         return counted
 
-    monkeypatch.setattr(loop, program, counting)
+    monkeypatch.setattr(training, "make_train_steps", counting)
 
 
 def terminate():
@@ -509,7 +510,7 @@ def finish_together(configurations, folder):
     paths = [folder / str(number) for number in range(len(jobs))]
     mesh = replica_mesh(jax.devices()[:2], len(jobs))
     with stop_requests() as stop_requested:
-        epochs = list(loop.train_together(jobs, paths, mesh, stop_requested))
+        epochs = list(train_together(jobs, paths, mesh, stop_requested))
     own = [[epoch for replica, epoch in epochs if replica == number] for number in range(len(jobs))]
     return [(mine, *left_behind(path)) for mine, path in zip(own, paths, strict=True)]
 
@@ -537,7 +538,7 @@ def test_runs_that_are_trained_together_are_what_they_are_alone(three, tmp_path)
 def test_runs_trained_together_and_stopped_go_on_bit_for_bit(three, tmp_path, monkeypatch, dispatches):
     unbroken = finish_together(three, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        stop_after(patch, dispatches, terminate, program="make_joint_train_steps")
+        stop_after(patch, dispatches, terminate)
         with pytest.raises(Preempted):
             finish_together(three, tmp_path / "broken")
     assert all(load_model(open_run(tmp_path / "broken" / str(number)), "newest").step > 0 for number in range(3))

@@ -22,7 +22,6 @@ from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import (
     MOST_SKIPPED,
     initial_state,
-    make_joint_train_steps,
     make_train_steps,
 )
 from charlm_jax.mesh import data_mesh, replica_mesh, replicate
@@ -245,7 +244,7 @@ def test_models_that_are_trained_together_are_what_they_are_alone(small_text, or
         begun.append(train_steps(first(), ids, key, min(2, stop)))
     mesh = replica_mesh(jax.devices()[:2], replicas)
     model = CharacterLSTM(size, hidden_size=16, layers=2, dropout=0.3, weight_dropout=0.2)
-    train_together = make_joint_train_steps(model, make_optimizer("rmsprop-keras-2"), order, objective, mesh)
+    train_together = make_train_steps(model, make_optimizer("rmsprop-keras-2"), order, objective, mesh)
     states = jax.tree.map(lambda *leaves: jnp.stack([np.asarray(leaf) for leaf in leaves]), *begun)
     keys = jnp.stack([key for key, _, _ in seeds])
     together = train_together(states, replicate(ids, mesh), keys, jnp.array([stop for _, _, stop in seeds]))

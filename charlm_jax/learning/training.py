@@ -1,6 +1,7 @@
 """The training state and the one compiled program that advances it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -88,9 +89,8 @@ def initial_state(
     return replicate(state, mesh)
 
 
-TrainSteps = Callable[[TrainingState, Integer[Array, " character"], Key, int | Int32[Array, ""]], TrainingState]
-JointTrainSteps = Callable[
-    [TrainingState, Integer[Array, " character"], ReplicaKeys, Int32[Array, " replica"]], TrainingState
+TrainSteps = Callable[
+    [TrainingState, Integer[Array, " character"], Key | ReplicaKeys, int | Int32[Array, "*replica"]], TrainingState
 ]
 
 
@@ -115,73 +115,86 @@ def make_train_steps(
     belong on the whole mesh (`replicate`); what is elsewhere is copied there each time. Another number of devices adds
     up in another order, and changes nothing else.
 
-    For `least_probability` see `window_losses`.
-
     Where the order is of consecutive segments, each starts from the carry of the one before, through which no gradient
     flows (truncated backpropagation through time; Williams and Peng, 1990), and an epoch's first from the zero state.
+
+    On a `replica_mesh` many models (replicas) learn from the same text in the one program. Every array of `state` has
+    an axis more, the first, along which they lie, and so have `key` and `stop`: each has its own key, learning rate and
+    step to stop at. A model that has stopped waits for the others, and what becomes of one does not depend on them.
+
+    Args:
+        network: the model.
+        optimizer: the update rule, for a learning rate of 1; see `make_optimizer`.
+        order: in which an epoch goes through the text.
+        objective: what is learned of a window.
+        mesh: the devices.
+        least_probability: see `window_losses`.
 
     Raises:
         ValueError: `last-character`, which reads every window from the zero state, with consecutive segments.
     """
-    own_steps = _make_own_steps(network, optimizer, order, objective, mesh, least_probability=least_probability)
-    everywhere = PartitionSpec()
-    sharded = jax.shard_map(own_steps, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
-    return jax.jit(sharded, donate_argnums=0)
-
-
-def make_joint_train_steps(
-    network: CharacterLSTM,
-    optimizer: optax.GradientTransformation,
-    order: Order,
-    objective: Objective,
-    mesh: Mesh,
-    *,
-    least_probability: float = 0.0,
-) -> JointTrainSteps:
-    """Return `train_steps(states, ids, keys, stops) -> states`, compiled: as `make_train_steps`, for many models.
-
-    Every array of `states` has an axis more, the first, along which the models (replicas) lie that learn from the same
-    text, each with its own key, learning rate and step to stop at. They take their steps in one program, and a model
-    that has stopped waits for the others; what becomes of one does not depend on them. The mesh is a `replica_mesh`.
-    """
-    own_steps = _make_own_steps(network, optimizer, order, objective, mesh, least_probability=least_probability)
-    each, everywhere = PartitionSpec(REPLICA), PartitionSpec()
-    specs = (each, everywhere, each, each)
-
-    def steps_of_all(
-        states: TrainingState, ids: Integer[Array, " character"], keys: ReplicaKeys, stops: Int32[Array, " replica"]
-    ) -> TrainingState:
-        if len(stops) > 1:
-            return jax.vmap(own_steps, in_axes=(0, None, 0, 0))(states, ids, keys, stops)
-        # Of one model alone: with an axis more, if only of one, a CPU takes several times as long.
-        state = own_steps(jax.tree.map(lambda leaf: leaf[0], states), ids, keys[0], stops[0])
-        return jax.tree.map(lambda leaf: leaf[None], state)
-
-    sharded = jax.shard_map(steps_of_all, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
-    return jax.jit(sharded, donate_argnums=0)
-
-
-def _make_own_steps(
-    network: CharacterLSTM,
-    optimizer: optax.GradientTransformation,
-    order: Order,
-    objective: Objective,
-    mesh: Mesh,
-    *,
-    least_probability: float = 0.0,
-) -> TrainSteps:
-    """Return the part of one device in a model's training, for use inside `jax.shard_map`."""
-    batch_size = order.batch_size
     if order.consecutive and objective == "last-character":
         raise ValueError("last-character reads every window from the zero state; give it ShuffledWindows")
+    learner = _Learner(network, optimizer, order, objective, mesh, least_probability)
+    everywhere = PartitionSpec()
+    if REPLICA in mesh.axis_names:
+        each = PartitionSpec(REPLICA)
+        own_steps, in_specs, out_specs = learner.steps_of_all, (each, everywhere, each, each), each
+    else:
+        own_steps, in_specs, out_specs = learner.steps, everywhere, everywhere
+    sharded = jax.shard_map(own_steps, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.jit(sharded, donate_argnums=0)
 
-    def train_step(state: TrainingState, ids: Integer[Array, " character"], key: Key) -> TrainingState:
+
+@dataclass(frozen=True)
+class _Learner:
+    """The part of one device in the training of models, for use inside `jax.shard_map`; see `make_train_steps`."""
+
+    network: CharacterLSTM
+    optimizer: optax.GradientTransformation
+    order: Order
+    objective: Objective
+    mesh: Mesh
+    least_probability: float
+
+    def steps_of_all(
+        self,
+        states: TrainingState,
+        ids: Integer[Array, " character"],
+        keys: ReplicaKeys,
+        stops: Int32[Array, " replica"],
+    ) -> TrainingState:
+        """Take the steps of the models on this device."""
+        if len(stops) > 1:
+            return jax.vmap(self.steps, in_axes=(0, None, 0, 0))(states, ids, keys, stops)
+        # Of one model alone: with an axis more, if only of one, a CPU takes several times as long.
+        state = self.steps(jax.tree.map(lambda leaf: leaf[0], states), ids, keys[0], stops[0])
+        return jax.tree.map(lambda leaf: leaf[None], state)
+
+    def steps(
+        self, state: TrainingState, ids: Integer[Array, " character"], key: Key, stop: int | Int32[Array, ""]
+    ) -> TrainingState:
+        """Take a model's steps until `stop`."""
+        batch_size = self.order.batch_size
+        rows = jnp.minimum(own_rows(batch_size, self.mesh), batch_size - 1)
+        own = state._replace(carry=jax.tree.map(lambda value: value[rows], state.carry))
+        own = jax.lax.while_loop(
+            lambda state: (state.step < stop) & (state.skipped_in_a_row < MOST_SKIPPED),
+            lambda state: self.step(state, ids, key),
+            own,
+        )
+        everyones = jax.lax.all_gather(own.carry, DATA, tiled=True)
+        return own._replace(carry=jax.tree.map(lambda value: value[:batch_size], everyones))
+
+    def step(self, state: TrainingState, ids: Integer[Array, " character"], key: Key) -> TrainingState:
+        """Take one step of a model."""
+        order = self.order
         steps = order.steps(len(ids))
         epoch, step = state.step // steps, state.step % steps
         epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
-        rows = own_rows(batch_size, mesh)
+        rows = own_rows(order.batch_size, self.mesh)
         batch = order.batch(ids, epoch_key, step, rows)
-        trained = jnp.minimum(order.windows(len(ids)) - step * batch_size, batch_size)
+        trained = jnp.minimum(order.windows(len(ids)) - step * order.batch_size, order.batch_size)
         dropout = Dropout(jax.random.fold_in(fold_text(key, "dropout"), state.step), rows)
         # An epoch begins with nothing read and nothing counted.
         fresh = jax.tree.map(
@@ -190,7 +203,9 @@ def _make_own_steps(
         start, so_far = fresh
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
-            losses, carry = window_losses(network, parameters, batch, objective, start, dropout, least_probability)
+            losses, carry = window_losses(
+                self.network, parameters, batch, self.objective, start, dropout, self.least_probability
+            )
             return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)
@@ -200,7 +215,7 @@ def _make_own_steps(
         flat, unflatten = ravel_pytree((own_loss, own_gradient))
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.parameters)
+            updates, optimizer_state = self.optimizer.update(gradient, state.optimizer_state, state.parameters)
         updates = jax.tree.map(lambda update: state.learning_rate * update, updates)
         # A running mean, where a sum of float32 would lose the digits of its small terms.
         share = trained / (so_far.windows + trained)
@@ -221,21 +236,6 @@ def _make_own_steps(
         )
         finite = _all_finite(after._replace(carry=()))
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, without)
-
-    def train_steps(
-        state: TrainingState, ids: Integer[Array, " character"], key: Key, stop: int | Int32[Array, ""]
-    ) -> TrainingState:
-        rows = jnp.minimum(own_rows(batch_size, mesh), batch_size - 1)
-        own = state._replace(carry=jax.tree.map(lambda value: value[rows], state.carry))
-        own = jax.lax.while_loop(
-            lambda state: (state.step < stop) & (state.skipped_in_a_row < MOST_SKIPPED),
-            lambda state: train_step(state, ids, key),
-            own,
-        )
-        everyones = jax.lax.all_gather(own.carry, DATA, tiled=True)
-        return own._replace(carry=jax.tree.map(lambda value: value[:batch_size], everyones))
-
-    return train_steps
 
 
 def _all_finite(state: TrainingState) -> Bool[Array, ""]:

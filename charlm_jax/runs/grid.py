@@ -144,7 +144,7 @@ def _train(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: St
     from charlm_jax.mesh import replica_mesh
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.devices import open_mesh
-    from charlm_jax.runs.loop import train_together
+    from charlm_jax.runs.train import train_together
 
     groups: dict[Configuration, list[GridRun]] = {}
     for run in runs:

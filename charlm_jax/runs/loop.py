@@ -1,23 +1,23 @@
-"""The training loop: epochs, evaluations, samples, checkpoints, a clean stop, and the way back from divergence."""
+"""A run's way: epochs, evaluations, samples, checkpoints, a clean stop, and back from divergence.
+
+A run does not know who takes its steps, nor what is trained beside it: it is a generator that asks for them.
+"""
 
 import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from charlm_jax.errors import DamagedError, DivergedError, Preempted
 from charlm_jax.learning.evaluation import evaluate
-from charlm_jax.learning.training import MOST_SKIPPED, TrainingState, make_joint_train_steps, make_train_steps
+from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
 from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
@@ -42,7 +42,7 @@ _LEAST_RATE = 2.0**-10  # of the one chosen, below which going back has not help
 _SAVE_SECONDS = 60.0  # from one state to the next amid a long epoch
 
 
-class _Advance(NamedTuple):
+class Advance(NamedTuple):
     """What a run asks for while it trains: to be taken from a state up to a step.
 
     The answer is the state that was reached, at least one step further, and the seconds that it took.
@@ -52,12 +52,14 @@ class _Advance(NamedTuple):
     stop: int
 
 
-_Answer = tuple[TrainingState, float]  # what is sent for an `_Advance`; nothing is for an epoch
-_Run = Generator[Epoch | _Advance, Any]
+Answer = tuple[TrainingState, float]
+"""What is sent for an `Advance`; nothing is for an epoch."""
+Run = Generator[Epoch | Advance, Any]
+"""A run that goes on: it yields what it asks for, and each epoch as it ends."""
 
 
-def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -> Iterator[Epoch]:
-    """Train in a run directory, from its newest sound state if it has one; yield each epoch as it ends.
+def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int = 1, watched: bool = True) -> Run:
+    """Go on with a run to its end, from its newest sound state if it has one.
 
     An epoch's last state is saved first; then the model is evaluated and sampled, and the records written, the epoch's
     own last. What a stop leaves unfinished is done again, from the newest state, with the same result.
@@ -67,121 +69,14 @@ def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -
         path: of the run's directory, which no other process may be writing.
         stop_requested: asked after every dispatch; see `stop_requests`. At least one dispatch is made before a stop, so
             that a run which is stopped again and again comes to its end.
+        replicas: how many models are trained beside one another, this one included.
+        watched: whether to show its progress.
 
     Raises:
         InputError: the directory cannot be used, or holds states but no sound one.
         DivergedError: too many steps in a row were not finite; the last good state is saved.
         Preempted: a stop was requested; the state is saved.
     """
-    chosen = job.configuration
-    train_steps = make_train_steps(
-        job.network, job.optimizer, job.order, chosen.objective, job.mesh, least_probability=chosen.least_probability
-    )
-    ids = _whole_text(job, job.mesh)
-
-    def advance(asked: Sequence[_Advance | None]) -> list[TrainingState]:
-        return [train_steps(run.state, ids, job.key, run.stop) for run in asked if run is not None]
-
-    for _, epoch in _serve([_run(job, path, stop_requested)], advance):
-        yield epoch
-
-
-def train_together(
-    jobs: Sequence[Job], paths: Sequence[Path], mesh: Mesh, stop_requested: StopRequested = lambda: False
-) -> Iterator[tuple[int, Epoch]]:
-    """Train jobs that differ in nothing but seed and learning rate, all in one program, each in a run directory.
-
-    Each is what `train` makes of it but for the order of sums; where it was, it goes on, and what has ended stays.
-
-    Args:
-        jobs: what to train.
-        paths: of their directories.
-        mesh: a `replica_mesh` for as many.
-        stop_requested: see `train`.
-
-    Yields:
-        The number of a job, and an epoch of it as it ends.
-
-    Raises:
-        Preempted: a stop was requested; all states are saved.
-        DivergedError: one of them did, and the others have come to their ends.
-        InputError: see `train`.
-    """
-    job, replicas, chosen = jobs[0], len(jobs), jobs[0].configuration
-    train_steps = make_joint_train_steps(
-        job.network, job.optimizer, job.order, chosen.objective, mesh, least_probability=chosen.least_probability
-    )
-    ids, keys = _whole_text(job, mesh), jnp.stack([job.key for job in jobs])
-
-    def advance(asked: Sequence[_Advance | None]) -> list[TrainingState]:
-        there = [run for run in asked if run is not None]
-        count = min(run.stop - int(run.state.step) for run in there)
-        states = [(run or there[0]).state for run in asked]
-        # One that has ended stands where it stops at once, so that the program, and its bits, stay the same.
-        stops = [0 if run is None else int(run.state.step) + count for run in asked]
-        together = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
-        after = jax.tree.map(np.asarray, train_steps(together, ids, keys, jnp.array(stops, jnp.int32)))
-        # Copies: on a CPU a device array may be a view of NumPy's memory.
-        return [
-            replicate(jax.tree.map(lambda leaf: jnp.array(leaf[number]), after), job.mesh)  # noqa: B023
-            for number, run in enumerate(asked)
-            if run is not None
-        ]
-
-    runs = [
-        _run(job, path, stop_requested, replicas=replicas, watched=number == 0)
-        for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
-    ]
-    yield from _serve(runs, advance)
-
-
-def _whole_text(job: Job, mesh: Mesh) -> jax.Array:
-    # A copy: on a CPU a device array may be a view of NumPy's memory.
-    return replicate(jnp.array(job.training_ids), mesh)
-
-
-def _serve(
-    runs: Sequence[_Run], advance: Callable[[Sequence[_Advance | None]], list[TrainingState]]
-) -> Iterator[tuple[int, Epoch]]:
-    """Let runs go on side by side, all of them asking before any is answered; yield their epochs with their numbers.
-
-    Args:
-        runs: each ends by itself, by a stop, or by divergence, which is told, and raised when all have ended, a stop
-            before a divergence; by any other error at once, with the others as they were last saved.
-        advance: from what each run asks for, None for one that has ended, to the states of those that have not.
-    """
-    answers: dict[int, _Answer | None] = dict.fromkeys(range(len(runs)))
-    failures: list[DivergedError | Preempted] = []
-    with ExitStack() as closing:
-        for run in runs:
-            closing.callback(run.close)
-        while answers:
-            asked: list[_Advance | None] = [None] * len(runs)
-            for number, answer in answers.items():
-                try:
-                    event = runs[number].send(answer)
-                    while isinstance(event, Epoch):
-                        yield number, event
-                        event = next(runs[number])
-                    asked[number] = event
-                except StopIteration:
-                    continue
-                except (DivergedError, Preempted) as error:
-                    failures.append(error)
-            live = [number for number, run in enumerate(asked) if run is not None]
-            started = time.perf_counter()
-            states = jax.block_until_ready(advance(asked)) if live else []
-            seconds = time.perf_counter() - started
-            answers = {number: (state, seconds) for number, state in zip(live, states, strict=True)}
-    failures.sort(key=lambda failure: isinstance(failure, DivergedError))
-    for failure in failures[1:]:
-        tell(str(failure))
-    if failures:
-        raise failures[0]
-
-
-def _run(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int = 1, watched: bool = True) -> _Run:
-    """Be a run: see `train`. `replicas` are trained beside one another; of these one is `watched` for progress."""
     chosen = job.configuration
     held_out_ids = replicate(jnp.array(job.held_out_ids), job.mesh)
     described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
@@ -318,7 +213,7 @@ def _train_epoch(
     stop_requested: StopRequested,
     *,
     watched: bool,
-) -> Generator[_Advance, Any, tuple[TrainingState, float, DivergedError | Preempted | None]]:
+) -> Generator[Advance, Any, tuple[TrainingState, float, DivergedError | Preempted | None]]:
     """Train to the end of an epoch, with a progress bar if watched.
 
     Returns:
@@ -341,7 +236,7 @@ def _train_epoch(
         file=Watcher(),
     ) as bar:
         while step < end:
-            state, seconds = yield _Advance(state, min(step + steps, end))
+            state, seconds = yield Advance(state, min(step + steps, end))
             taken = int(state.step) - step
             step, total = step + taken, total + seconds
             if state.diverged:

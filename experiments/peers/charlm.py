@@ -16,11 +16,9 @@ from charlm_jax.data.windows import ShuffledWindows
 from charlm_jax.generation.generate import SamplingState, generate_piece, read_prompts
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import (
-    JointTrainSteps,
     TrainingState,
     TrainSteps,
     initial_state,
-    make_joint_train_steps,
     make_train_steps,
 )
 from charlm_jax.mesh import DATA, data_mesh, replica_mesh, replicate, split_rows
@@ -63,10 +61,10 @@ class Contender:
             raise FloatingPointError("training diverged")
 
     @functools.cache  # noqa: B019
-    def _joint_training(self, models: int) -> tuple[JointTrainSteps, jax.Array, jax.Array, list[TrainingState]]:
+    def _joint_training(self, models: int) -> tuple[TrainSteps, jax.Array, jax.Array, list[TrainingState]]:
         mesh = replica_mesh(list(self.mesh.devices.flat), models)
         rule, order = make_optimizer("rmsprop-keras-3"), ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
-        train_steps = make_joint_train_steps(self.network, rule, order, "last-character", mesh)
+        train_steps = make_train_steps(self.network, rule, order, "last-character", mesh)
         ids = np.random.default_rng(0).integers(0, VOCABULARY, 600_893, np.uint8)
         keys = jax.random.split(self.key, models)
         first = initial_state(self.network, self.parameters, rule, order, self.mesh, learning_rate=0.01)
