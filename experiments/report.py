@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.command_line import exit_codes, tell
 
 _CHARACTERS = 100_000  # of texts on a page: about 1 MB
 _PICTURE_BYTES = 600_000  # on a page, where they take a third more
@@ -58,7 +58,10 @@ def main(flags: Sequence[str]) -> None:
     runs = [open_run(path) for path in paths]
     parent = Path(os.path.commonpath([path.parent for path in paths]))
     # A grid's own picture of all its runs lies beside them.
-    own = pictures_of(parent.glob("results.svg"), _PICTURE_BYTES, []) if len(runs) > 1 else []
+    notes: list[str] = []
+    own = pictures_of(parent.glob("results.svg"), _PICTURE_BYTES, notes) if len(runs) > 1 else []
+    for note in notes:
+        tell(note)
     left = _PICTURE_BYTES - sum(len(picture.svg) for picture in own)
     room = {"characters": _CHARACTERS // len(runs), "picture_bytes": left // len(runs)}
     pages = [

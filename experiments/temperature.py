@@ -25,10 +25,11 @@ from charlm_jax.choices import Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import exit_codes, tell
 
-if TYPE_CHECKING:
-    from charlm_jax.runs.directory import RunDirectory  # loads what --help can do without
+if TYPE_CHECKING:  # what --help can do without
+    import numpy as np
 
-NGRAM = 7  # characters that the n-gram model looks at, the one that it predicts included
+    from charlm_jax.runs.directory import RunDirectory
+    from charlm_jax.runs.trained import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -85,39 +86,25 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from charlm_jax.analysis.baselines import LIMIT, KneserNey
     from charlm_jax.analysis.calibration import calibrate
     from charlm_jax.analysis.temperature_page import plot_sweep, sweep_page, sweep_table
     from charlm_jax.analysis.temperature_sweep import Sweep
-    from charlm_jax.analysis.text_statistics import Reference, text_statistics
     from charlm_jax.data.corpus import load_corpus
     from charlm_jax.generation.generate import generate, stream_keys
-    from charlm_jax.generation.surprise import surprise
     from charlm_jax.runs.devices import open_mesh, set_up
     from charlm_jax.runs.files import save_picture, write_atomically, write_table
-    from charlm_jax.runs.records import read_records
     from charlm_jax.runs.trained import load_model, load_text
 
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
     model = load_model(run, arguments.checkpoint)
     chosen, vocabulary = model.configuration, model.vocabulary
-    epoch = next((record["epoch"] for record in read_records(run.metrics) if record["step"] == model.step), 0)
     set_up(chosen.precision)
     training, human = load_text(run)
     if arguments.text is not None:
         corpus = load_corpus(arguments.text, lowercase=chosen.lowercase)
         human = vocabulary.encode(corpus.text, f"text {corpus.name!r}")
     window, length, count = chosen.window, arguments.length, arguments.prompts
-    last = len(human) - window - length
-    if last < count:
-        raise InputError(
-            f"the human text has {len(human):,} characters, too few for {count} prompts of {window} with {length} "
-            "after each; name a longer one with --text FILE, or give a smaller --length"
-        )
-    note = ""
-    if last < (count - 1) * (window + length):
-        note = " They are too narrow, because the human texts overlap: give fewer --prompts, or a longer --text."
-    starts = np.linspace(0, last, count).astype(int)
+    starts, note = _places(len(human), window, length, count)
     prompts = [human[start : start + window] for start in starts]
     continued = np.stack([human[start + window : start + window + length] for start in starts])
 
@@ -126,7 +113,6 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     names = [vocabulary.decode(prompt) for prompt in prompts]
     # A text's random numbers are its prompt's, whatever its temperature.
     keys = stream_keys(jax.random.key(arguments.seed), names, [1.0] * count)
-    every = {"sampler": sampler, "window": window}
     generated = generate(
         model.network,
         model.parameters,
@@ -135,19 +121,11 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
         jnp.tile(keys, len(temperatures)),
         mesh,
         length=length,
-        **every,
+        sampler=sampler,
+        window=window,
     )
-
-    ids, before = np.concatenate([continued, generated]), prompts * (1 + len(temperatures))
-    texts = [vocabulary.decode(row) for row in ids]
-    reference = Reference.of(vocabulary.decode(training[-LIMIT:]))
-    measured = text_statistics(reference, texts)
-    likely = surprise(model.network, model.parameters, before, ids, top=1, **every)
-    measured["model_nats"] = likely.nats.mean(axis=1, dtype=float)
-    ngram = KneserNey.fit(training[-LIMIT:], len(vocabulary), NGRAM)
-    measured["ngram_nats"] = np.array(
-        [ngram.losses(np.concatenate([prompt, row]))[window:].mean() for prompt, row in zip(before, ids, strict=True)]
-    )
+    ids = np.concatenate([continued, generated])
+    measured = _measures(model, training, prompts * (1 + len(temperatures)), ids, sampler)
     tables = {name: values.reshape(1 + len(temperatures), count) for name, values in measured.items()}
     sweep = Sweep(
         temperatures.astype(float).round(6),
@@ -156,8 +134,9 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     )
     calibration = calibrate(model.network, model.parameters, jnp.array(human), mesh, window=window, stride=1)
 
+    texts = [vocabulary.decode(row) for row in generated]
     title = f"{run.path.resolve().name}, step {model.step:,}, {sampler}: {count} texts of {length} characters"
-    page = sweep_page(sweep, calibration, texts[count::count], title=title, note=note)
+    page = sweep_page(sweep, calibration, texts[::count], title=title, note=note)
     print(page, flush=True)
     folder = arguments.output or run.figures
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,15 +146,58 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     write_atomically(folder / "temperature.md", f"{page}\n![Measures against temperature](temperature.svg)\n".encode())
     header, rows = sweep_table(sweep)
     write_table(folder / "temperature.csv", header, rows, [title + note])
-    drawn = {"epoch": epoch, "step": model.step, "sampler": sampler}
-    records = [
-        {**drawn, "temperature": float(temperature), "prompt": name, "text": texts[count * (1 + place) + number]}
-        for place, temperature in enumerate(sweep.temperatures)
-        for number, name in enumerate(names)
+    drawn = {"epoch": _epoch(run, model.step), "step": model.step, "sampler": sampler}
+    places = [(float(temperature), name) for temperature in sweep.temperatures for name in names]
+    lines = [
+        json.dumps({**drawn, "temperature": temperature, "prompt": prompt, "text": text}) + "\n"
+        for (temperature, prompt), text in zip(places, texts, strict=True)
     ]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    write_atomically(folder / "temperature_samples.jsonl", lines.encode())
+    write_atomically(folder / "temperature_samples.jsonl", "".join(lines).encode())
     tell(f"results: {folder / 'temperature.md'}")
+
+
+def _places(characters: int, window: int, length: int, count: int) -> tuple["np.ndarray", str]:
+    """Return where the prompts start in the human text, and what must be said of them."""
+    import numpy as np
+
+    last = characters - window - length
+    if last < count:
+        raise InputError(
+            f"the human text has {characters:,} characters, too few for {count} prompts of {window} with {length} "
+            "after each; name a longer one with --text FILE, or give a smaller --length"
+        )
+    note = ""
+    if last < (count - 1) * (window + length):
+        note = " They are too narrow, because the human texts overlap: give fewer --prompts, or a longer --text."
+    return np.linspace(0, last, count).astype(int), note
+
+
+def _measures(
+    model: "TrainedModel", training: "np.ndarray", prompts: list["np.ndarray"], ids: "np.ndarray", sampler: Sampler
+) -> dict[str, "np.ndarray"]:
+    """Return all that is measured of texts, a number each: what they are by themselves, and how likely."""
+    import numpy as np
+
+    from charlm_jax.analysis.baselines import LIMIT, ORDER, KneserNey
+    from charlm_jax.analysis.text_statistics import Reference, text_statistics
+    from charlm_jax.generation.surprise import surprise
+
+    vocabulary, window, recent = model.vocabulary, model.configuration.window, training[-LIMIT:]
+    measured = text_statistics(Reference.of(vocabulary.decode(recent)), [vocabulary.decode(row) for row in ids])
+    likely = surprise(model.network, model.parameters, prompts, ids, top=1, sampler=sampler, window=window)
+    measured["model_nats"] = likely.nats.mean(axis=1, dtype=float)
+    ngram = KneserNey.fit(recent, len(vocabulary), ORDER)
+    measured["ngram_nats"] = np.array(
+        [ngram.losses(np.concatenate([prompt, row]))[window:].mean() for prompt, row in zip(prompts, ids, strict=True)]
+    )
+    return measured
+
+
+def _epoch(run: "RunDirectory", step: int) -> int:
+    """Return the epoch whose last step this is; 0 where none ended there."""
+    from charlm_jax.runs.records import read_records
+
+    return next((record["epoch"] for record in read_records(run.metrics) if record["step"] == step), 0)
 
 
 if __name__ == "__main__":

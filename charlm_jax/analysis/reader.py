@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from charlm_jax.analysis.text_statistics import find_words
 from charlm_jax.choices import Sampler
 
 _DIGITS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
@@ -55,11 +56,6 @@ class Text:
     unknown: Sequence[tuple[int, int]] | None
 
 
-def words(text: str) -> list[re.Match]:
-    """Return the words of a text, the longest runs of letters, where they stand."""
-    return list(re.finditer(r"[^\W\d_]+", text))
-
-
 def unknown_words(prompt: str, text: str, known: Set[str]) -> list[tuple[int, int]]:
     """Return where in a continuation words stand that are unknown, a last one that its end may have cut left out.
 
@@ -68,9 +64,10 @@ def unknown_words(prompt: str, text: str, known: Set[str]) -> list[tuple[int, in
         text: the continuation.
         known: words, case-folded.
     """
-    start, end = len(prompt), len(prompt) + len(text)
-    places = [match.span() for match in words(prompt + text) if match.group().casefold() not in known]
-    return [(max(first, start) - start, last - start) for first, last in places if start < last < end]
+    whole = f" {prompt}{text}"  # at whose beginning no word is taken for one that is cut
+    start = 1 + len(prompt)
+    places = [match.span() for match in find_words(whole) if match.group().casefold() not in known]
+    return [(max(first, start) - start, last - start) for first, last in places if last > start]
 
 
 def as_json(value: object) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import bootstrap
 
+from charlm_jax.analysis.baselines import ORDER
 from charlm_jax.analysis.text_statistics import STATISTICS, Statistic
 
 MEASURES = {
@@ -18,7 +19,8 @@ MEASURES = {
         "Mean negative log-likelihood under the model, at temperature 1.",
     ),
     "ngram_nats": Statistic(
-        "loss under a 7-gram (nats/character)", "Mean negative log-likelihood under a Kneser-Ney 7-gram of the corpus."
+        f"loss under a {ORDER}-gram (nats/character)",
+        f"Mean negative log-likelihood under a Kneser-Ney {ORDER}-gram of the training text.",
     ),
 }
 """All that is measured of a text, by name."""

@@ -8,7 +8,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,12 +142,17 @@ def novelty(matched: Integer[np.ndarray, " character"]) -> Float[np.ndarray, " n
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text that was cut out of a longer one, case-folded, in their order.
+    """Return the words of a text that was cut out of a longer one, case-folded, in their order; see `find_words`."""
+    return [match.group().casefold() for match in find_words(text)]
+
+
+def find_words(text: str) -> Iterator[re.Match[str]]:
+    """Return where the words of a text stand that was cut out of a longer one.
 
     A word is a run of letters that other characters enclose ("don't" is two); at the beginning or the end of the text
     it may be cut, so it is none.
     """
-    return [word.casefold() for word in _WORD.findall(text)]
+    return _WORD.finditer(text)
 
 
 def known_share(words: Collection[str], known: frozenset[str]) -> float:

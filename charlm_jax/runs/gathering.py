@@ -9,8 +9,9 @@ from typing import get_args
 
 import numpy as np
 
-from charlm_jax.analysis.reader import Reading, Text, unknown_words, words
+from charlm_jax.analysis.reader import Reading, Text, unknown_words
 from charlm_jax.analysis.report import Epoch, Picture, Run
+from charlm_jax.analysis.text_statistics import words
 from charlm_jax.choices import Sampler
 from charlm_jax.errors import InputError
 from charlm_jax.generation.surprise import surprise
@@ -149,7 +150,7 @@ def _training_text(run: RunDirectory) -> str:
 
 @lru_cache(maxsize=1)  # the runs of a grid learn from one text
 def _distinct_words(text: str) -> frozenset[str]:
-    return frozenset(match.group().casefold() for match in words(text))
+    return frozenset(words(text))
 
 
 def _read(model: TrainedModel, texts: Sequence[Text]) -> list[Text]:
