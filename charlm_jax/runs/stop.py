@@ -1,11 +1,11 @@
-"""A clean stop: the first signal asks for one, a second one or the end of the grace leaves at once."""
+"""A clean stop: the first signal asks for one, Ctrl-C after it or the end of the grace leaves at once."""
 
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
 from charlm_jax.errors import INTERRUPTED, PREEMPTED
@@ -21,8 +21,9 @@ def stop_requests(grace: float = GRACE) -> Iterator[StopRequested]:
     """Turn the first SIGTERM or SIGINT within the block into a request to stop, which what it yields tells.
 
     A thread of its own reads the signals, so that a long compilation or evaluation cannot keep them waiting. If the
-    block has not ended `grace` seconds after the request, the process exits 75: what is saved stays saved. At a second
-    signal it exits 130 at once. Belongs on the main thread.
+    block has not ended `grace` seconds after the request, the process exits 75: what is saved stays saved. At a SIGINT
+    after the first signal it exits 130 at once; not at a SIGTERM, of which schedulers send several. Belongs on the main
+    thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -44,11 +45,11 @@ def stop_requests(grace: float = GRACE) -> Iterator[StopRequested]:
 
 
 def _watch(reader: int, requested: threading.Event, grace: float) -> None:
-    if not _signalled(reader, None):
+    if not _signalled(reader, _SIGNALS, None):
         return  # the block has ended
     requested.set()
-    _say("\nstopping as soon as the state is saved; once more stops at once")
-    again = _signalled(reader, time.monotonic() + grace)
+    _say("\nstopping as soon as the state is saved; Ctrl-C (SIGINT) stops at once")
+    again = _signalled(reader, (signal.SIGINT,), time.monotonic() + grace)
     if again is None:
         _say(f"not done {grace:g} seconds after the signal: the last saved state stays, run the same command to go on")
         os._exit(PREEMPTED)
@@ -57,14 +58,14 @@ def _watch(reader: int, requested: threading.Event, grace: float) -> None:
         os._exit(INTERRUPTED)
 
 
-def _signalled(reader: int, end: float | None) -> bool | None:
-    """Wait for one of our signals, not another that Python handles; False at the block's end, None when time is up."""
+def _signalled(reader: int, numbers: Collection[int], end: float | None) -> bool | None:
+    """Wait for one of some signals, not another that Python handles; False at the block's end, None when time is up."""
     while True:
         left = None if end is None else max(0.0, end - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
             return None
         number = os.read(reader, 1)
-        if not number or number[0] in _SIGNALS:
+        if not number or number[0] in numbers:
             return bool(number)
 
 
