@@ -3,12 +3,14 @@
 Where several models are trained together, a `replica` axis splits the models.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
@@ -33,13 +35,46 @@ def replica_mesh(devices: Sequence[Any], replicas: int) -> Mesh:
 
 
 def replicate(tree: _Tree, mesh: Mesh) -> _Tree:
-    """Put a whole copy of every array on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Put a whole copy of every array on each device; each process of a job must hold the same."""
+    return _put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_rows(tree: _Tree, mesh: Mesh) -> _Tree:
     """Give each device an equal share of every array's rows, whose number the devices must divide."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+    return _put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def _put(tree: _Tree, sharding: NamedSharding) -> _Tree:
+    def put(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # which cannot be put on another process's devices
+            data = jax.device_put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(leaf, sharding)
+
+    return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(put, tree)
+
+
+def fetch(tree: _Tree) -> _Tree:
+    """Return every array whole, as NumPy's, wherever its parts are; all processes of a job must ask."""
+
+    def whole(leaf: jax.Array) -> np.ndarray:
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = _gather(leaf, leaf.sharding.mesh)  # pyright: ignore[reportAttributeAccessIssue]
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _gather(array: jax.Array, mesh: Mesh) -> jax.Array:
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec()))
+
+
+def as_many_as(rows: int, mesh: Mesh) -> Mesh:
+    """Return the mesh of as many of these devices as there are rows to split; of all if other processes have some."""
+    devices = list(mesh.devices.flat)
+    alone = all(device.process_index == devices[0].process_index for device in devices)
+    return data_mesh(devices[:rows]) if alone else mesh
 
 
 def own_rows(batch_size: int, mesh: Mesh) -> jax.Array:

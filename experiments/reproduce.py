@@ -39,27 +39,37 @@ def _differences(configuration: Configuration, windows: int) -> list[str]:
 def main(flags: Sequence[str]) -> None:
     """Train, compare, print and draw."""
     with stop_requests() as stop_requested:
-        _run(parse_training("reproduce", __doc__, flags, preset="tf-keras-2.5"), stop_requested)
+        arguments = parse_training("reproduce", __doc__, flags, preset="tf-keras-2.5")
+        from charlm_jax.runs.processes import joined
+
+        with joined(arguments.distributed):
+            _run(arguments, stop_requested)
 
 
 def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
-    configuration, run_dir = arguments.configuration, arguments.run_dir
-
-    from charlm_jax.analysis.loss_curves import compare, plot_comparison, read_published
     from charlm_jax.runs.assembly import prepare
-    from charlm_jax.runs.directory import RunDirectory, save_figure
-    from charlm_jax.runs.files import write_table
-    from charlm_jax.runs.records import read_records
+    from charlm_jax.runs.processes import agreed
     from charlm_jax.runs.train import train
 
-    job = prepare(configuration, arguments.devices, run_dir)
-    differences = _differences(configuration, job.windows)
+    run_dir = agreed(lambda: arguments.run_dir)  # which may be named for the time
+    job = prepare(arguments.configuration, arguments.devices, run_dir)
+    differences = _differences(arguments.configuration, job.windows)
     if differences:
         tell(f"note: this is not the published job, whose curves it is laid over: {'; '.join(differences)}")
     for epoch in train(job, run_dir, stop_requested):
         tell(f"epoch {epoch.epoch}: training loss {epoch.training_loss:.4f} nats")
+    agreed(lambda: _compare(run_dir, job.corpus.name, differences))
 
-    run = RunDirectory(run_dir)
+
+def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
+    """Lay a run's losses over the published ones, print and draw; `differences` set it apart from the published job."""
+    from charlm_jax.analysis.loss_curves import compare, plot_comparison, read_published
+    from charlm_jax.runs.directory import open_run, save_figure
+    from charlm_jax.runs.files import write_table
+    from charlm_jax.runs.records import read_records
+
+    run = open_run(run_dir)
+    configuration = run.configuration()
     epochs = (record for record in read_records(run.metrics) if record.get("event") == "epoch")
     ours = {record["epoch"]: record["training_loss"] for record in epochs}
     published = read_published(_PUBLISHED.read_text(), configuration.gate_activation)
@@ -80,7 +90,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     reproduced = sum(abs(comparison.distance) <= _TOLERANCE for comparison in comparisons)
     print(f"{reproduced} of {len(comparisons)} epochs within {_TOLERANCE} nats of the published band")
 
-    title = f"{Path(job.corpus.name).name}, {configuration.gate_activation} gates, {configuration.optimizer}"
+    title = f"{Path(corpus).name}, {configuration.gate_activation} gates, {configuration.optimizer}"
     title += "\n(not the published job)" if differences else ""
     figure = plot_comparison(ours, published, comparisons, title=title, tolerance=_TOLERANCE)
     for path in save_figure(run, "loss_curves", figure):

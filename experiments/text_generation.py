@@ -26,14 +26,19 @@ from charlm_jax.runs.stop import StopRequested, stop_requests
 def main(flags: Sequence[str]) -> None:
     """Train, and print each epoch as it ends."""
     with stop_requests() as stop_requested:
-        _run(parse_training("text_generation", __doc__, flags, preset="quick"), stop_requested)
+        arguments = parse_training("text_generation", __doc__, flags, preset="quick")
+        # JAX is loaded from here on: --help and mistakes in the flags have been answered without it.
+        from charlm_jax.runs.processes import joined
+
+        with joined(arguments.distributed):
+            _run(arguments, stop_requested)
 
 
 def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
-    # JAX is loaded from here on: --help and mistakes in the flags have been answered without it.
     from charlm_jax.analysis.baselines import LIMIT, baselines
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.history import Epoch
+    from charlm_jax.runs.processes import agreed
     from charlm_jax.runs.train import train
 
     def show(epoch: Epoch) -> None:
@@ -50,7 +55,8 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
             print(sample.prompt + sample.text)
         print(end="\n" if epoch.samples else "", flush=True)
 
-    job, run_dir = prepare(arguments.configuration, arguments.devices, arguments.run_dir), arguments.run_dir
+    run_dir = agreed(lambda: arguments.run_dir)  # which may be named for the time
+    job = prepare(arguments.configuration, arguments.devices, run_dir)
     for epoch in train(job, run_dir, stop_requested):
         show(epoch)
     if len(job.held_out_ids):

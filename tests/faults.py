@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -33,10 +34,10 @@ class Outcome:
 
 
 class Command:
-    """text_generation, running in a process of its own."""
+    """text_generation, running in a process of its own; its output goes to files whose names end in `name`."""
 
-    def __init__(self, flags, folder, **limits):
-        self.out, self.errors = folder / "stdout", folder / "stderr"
+    def __init__(self, flags, folder, *, name="", **limits):
+        self.out, self.errors = folder / f"stdout{name}", folder / f"stderr{name}"
         words = [str(flag) for flag in flags]
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(target=_run, args=(words, str(self.out), str(self.errors)), kwargs=limits)
@@ -67,7 +68,26 @@ class Command:
             time.sleep(0.005)
 
 
-def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None):
+def begin_together(flags, folder, count, *others, **limits):
+    """Start a command in several processes that are one job; `others` are flags of all but the first.
+
+    `limits` are those of a `Command`, for the process with that number: limits(number=...) or, for all, a value.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        Command(
+            [*flags, *(others if number else ()), "--distributed", f"{address}/{number}/{count}"],
+            folder,
+            name=str(number),
+            **{name: value.get(number) if isinstance(value, dict) else value for name, value in limits.items()},
+        )
+        for number in range(count)
+    ]
+
+
+def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, devices=None):
     """Be the command: its output goes to files.
 
     Args:
@@ -77,6 +97,7 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None):
         file_size: bytes that no file may exceed.
         privileged: False takes from root what lets it write where its owner may not.
         changes: to files of a run that it may make; before the next it is killed.
+        devices: that its CPU is to be; None is one a core.
     """
     for stream, path in ((1, out), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
@@ -90,8 +111,13 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None):
     if not privileged and os.geteuid() == 0:
         # capset(2), version 3: no effective, permitted or inherited capability.
         assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()) == 0
+    import jax
+
     from charlm_jax.runs.command_line import exit_codes
     from experiments.text_generation import main
+
+    if devices is not None:
+        jax.config.update("jax_num_cpu_devices", devices)
 
     with exit_codes():
         main(flags)

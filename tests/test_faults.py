@@ -407,7 +407,7 @@ def test_another_number_of_devices_goes_on_with_the_same_parameters(unbroken, tm
     capsys.readouterr()
     job = prepare(chosen, devices=after)
     run = RunDirectory(path)
-    restored = newest_state(run.checkpoints, model_shapes(run), run.identity(), job.mesh, lambda *_: None)
+    restored = newest_state(run.checkpoints, model_shapes(run), run.identity(), lambda *_: None)
     assert restored is not None
     assert all(map(np.array_equal, jax.tree.leaves(restored.parameters), jax.tree.leaves(saved.parameters)))
     assert [epoch.epoch for epoch in train(job, path)] == [2, 3]

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int32, Integer
 from charlm_jax.choices import Sampler
 from charlm_jax.generation.temperature import draw_character
 from charlm_jax.keys import Key, StreamKeys, fold_float, fold_text
-from charlm_jax.mesh import data_mesh, replicate, split_rows
+from charlm_jax.mesh import as_many_as, fetch, replicate, split_rows
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import Carry, CharacterLSTM
 
@@ -194,7 +194,7 @@ def generate_pieces(
         top_p: see `draw_character`.
     """
     streams = len(prompts)
-    mesh = data_mesh(list(mesh.devices.flat)[:streams])
+    mesh = as_many_as(streams, mesh)
     rows = np.minimum(np.arange(-(-streams // mesh.size) * mesh.size), streams - 1)  # the last again, till all is even
     padded, lengths = pad_left(prompts)
     parameters = replicate(parameters, mesh)
@@ -214,7 +214,7 @@ def generate_pieces(
             top_k=top_k,
             top_p=top_p,
         )
-        yield np.asarray(ids)[:streams, : length - first]
+        yield fetch(ids)[:streams, : length - first]
 
 
 def generate(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32, Integer, PyTree
 
 from charlm_jax.data.windows import count_windows, gather_batch
 from charlm_jax.learning.objective import last_losses, losses_along
-from charlm_jax.mesh import DATA, own_rows, replicate
+from charlm_jax.mesh import DATA, fetch, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import Carry, CharacterLSTM
 
@@ -148,7 +148,7 @@ def sum_over_windows(
     """
     parameters, ids = replicate((parameters, ids), mesh)
     sums = _batch_sums(score, network, parameters, ids, mesh, window, stride, batch_size)
-    totals = jax.tree.map(lambda batches: np.asarray(batches, np.float64).sum(axis=0), sums)
+    totals = jax.tree.map(lambda batches: np.asarray(batches, np.float64).sum(axis=0), fetch(sums))
     return totals, count_windows(len(ids), window=window, stride=stride)
 
 

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from charlm_jax.errors import DamagedError, InputError
 from charlm_jax.learning.training import TrainingState
-from charlm_jax.mesh import replicate
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.runs.files import is_temporary, write_atomically
 
@@ -111,14 +109,13 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
     return state
 
 
-def newest_state(folder: Path, like: _State, identity: str, mesh: Mesh, spoiled: Spoiled) -> _State | None:
-    """Return a folder's newest sound state, whole on every device of the mesh, or None where none was ever saved.
+def newest_state(folder: Path, like: _State, identity: str, spoiled: Spoiled) -> _State | None:
+    """Return a folder's newest sound state, on one device, or None where none was ever saved.
 
     Args:
         folder: of the states.
         like: see `read_state`.
         identity: of the run.
-        mesh: the devices, which need not be those that it was saved from.
         spoiled: told of every newer file that is damaged, once a sound one is found.
 
     Raises:
@@ -131,11 +128,11 @@ def newest_state(folder: Path, like: _State, identity: str, mesh: Mesh, spoiled:
         except DamagedError as error:
             damaged.append((path, error))
         except FileNotFoundError:  # removed by the process that trains, which has written a newer one
-            return newest_state(folder, like, identity, mesh, spoiled)
+            return newest_state(folder, like, identity, spoiled)
         else:
             for spoiled_path, error in damaged:
                 spoiled(spoiled_path, error)
-            return replicate(state, mesh)
+            return state
     if folder.is_dir() and any(not is_temporary(path) for path in folder.iterdir()):
         why = f" ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
         raise InputError(

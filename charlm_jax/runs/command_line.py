@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -30,13 +30,20 @@ from charlm_jax.runs.configuration import PRESETS, Configuration
 
 
 class Watcher(io.TextIOBase):
-    """The person who watches, at stderr; where nobody does any more, what is said is lost, and nothing else."""
+    """The person who watches, at stderr; where nobody does any more, what is said is lost, and nothing else.
+
+    Attributes:
+        muted: whether another process of the same job says it all.
+    """
+
+    muted: ClassVar[bool] = False
 
     def write(self, text: str) -> int:
         """Write a text if it can be written."""
-        with suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        if not self.muted:
+            with suppress(OSError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
         return len(text)
 
     def fileno(self) -> int:
@@ -76,6 +83,8 @@ class TrainingArguments:
     """Directory of the run: a new one by default, or one to go on with."""
     devices: int | None = None
     """Devices to split each batch over; all (on a CPU one a core) that get eight windows each, if not given."""
+    distributed: str | None = None
+    """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
 
     def __post_init__(self) -> None:
         require_count("--devices", self.devices)

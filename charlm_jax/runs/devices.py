@@ -75,24 +75,33 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
     Raises:
         InputError: there are not so many devices, or more than rows.
     """
-    if jax.config.values["jax_num_cpu_devices"] < 0 and "host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        with contextlib.suppress(RuntimeError):  # JAX has been used, and keeps the devices that it has
-            jax.config.update("jax_num_cpu_devices", cores())
-    there = jax.devices()
-    if devices is None:
-        devices = min(len(there), max(1, rows // _LEAST_ROWS))
-    if devices > len(there):
+    use_every_core()
+    processes = jax.process_count()
+    own = [[device for device in jax.devices() if device.process_index == process] for process in range(processes)]
+    there = processes * min(map(len, own))
+    if devices is None:  # as many of each process
+        devices = min(there, max(1, rows // _LEAST_ROWS // processes) * processes)
+    if devices % processes:
+        raise InputError(f"--devices {devices} is no multiple of the {processes} processes of this job")
+    if devices > there:
         raise InputError(f"--devices {devices} is more than there are: JAX sees {describe_devices(data_mesh())}")
     if devices > rows:
         raise InputError(f"--devices {devices} is more than the {rows} rows that would be split over them")
-    return data_mesh(there[:devices])
+    return data_mesh([device for devices_of_one in own for device in devices_of_one[: devices // processes]])
+
+
+def use_every_core() -> None:
+    """Make a CPU one device a core, unless JAX has been told otherwise, or used before."""
+    told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.values["jax_num_cpu_devices"] < 0 and not told:
+        with contextlib.suppress(RuntimeError):  # JAX has been used, and keeps the devices that it has
+            jax.config.update("jax_num_cpu_devices", cores())
 
 
 def describe_devices(mesh: Mesh) -> str:
     """Return the devices in words, such as "2 x cpu"."""
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{processes}"
 
 
 def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict:
@@ -110,6 +119,7 @@ def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict:
         },
         "device_kind": mesh.devices.flat[0].device_kind,
         "device_count": mesh.size,
+        "processes": jax.process_count(),
         "replicas": replicas,
         "cpu_cores": cores(),
         "precision": precision,

@@ -6,8 +6,8 @@ A run does not know who takes its steps, nor what is trained beside it: it is a 
 import dataclasses
 import math
 import sys
-import time
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
 from charlm_jax.runs.command_line import Watcher, tell
+from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, hold_run
 from charlm_jax.runs.history import (
@@ -33,13 +34,14 @@ from charlm_jax.runs.history import (
     record_epoch,
     training_losses,
 )
+from charlm_jax.runs.processes import agreed, everyones, require_alike
 from charlm_jax.runs.records import append_record, read_records
 from charlm_jax.runs.samples import sample_texts
 from charlm_jax.runs.stop import StopRequested
 
 _DISPATCH_SECONDS = 0.5  # of work in one dispatch: long enough to cost nothing, short enough to show and to stop
 _LEAST_RATE = 2.0**-10  # of the one chosen, below which going back has not helped
-_SAVE_SECONDS = 60.0  # from one state to the next amid a long epoch
+_SAVE_SECONDS = 60.0  # of training from one state to the next amid a long epoch
 
 
 class Advance(NamedTuple):
@@ -81,37 +83,44 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
     held_out_ids = replicate(jnp.array(job.held_out_ids), job.mesh)
     described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
     provenance = {**describe_process(chosen.precision, job.mesh, replicas), **described}
-    with hold_run(path, chosen, provenance) as run:
+    require_alike(_decisive(chosen, provenance))
+
+    def stopping() -> bool:
+        return any(everyones(stop_requested()))
+
+    with ExitStack() as held:
+        run = agreed(lambda: held.enter_context(hold_run(path, chosen, provenance)))
         if watched:
             tell(job.describe(path))
-        _warn_of_other_bits(run.provenance(), provenance)
-        identity = run.identity()
-
-        def save(state: TrainingState) -> None:
-            save_state(run.checkpoints, state, identity)
-            remove_states(run.checkpoints, outdated(state_files(run.checkpoints), job.steps_per_epoch))
-
         restored = _restore(run, run.checkpoints, job)
         state = first_state(job) if restored is None else restored
-        _tell_where(run, state, job)
-        unrecorded = drop_unfinished_records(run, int(state.step), job.steps_per_epoch)
+
+        def open_records() -> bool:
+            _warn_of_other_bits(run.provenance(), provenance)
+            _tell_where(run, int(state.step), job)
+            return drop_unfinished_records(run, int(state.step), job.steps_per_epoch)
+
+        def save(state: TrainingState) -> None:
+            agreed(lambda: _save(run, job, state))
+
+        unrecorded = agreed(open_records)
         seconds = None  # of the training of an epoch whose records are missing; unknown if it was before a stop
         begun = False
         while True:
-            if begun and stop_requested():
+            if begun and stopping():
                 raise Preempted(_stopped(int(state.step), job, path))
             if unrecorded:
                 done = _finish_epoch(run, job, state, held_out_ids, seconds)
                 unrecorded = False
                 yield done
             starts_epoch = int(state.step) % job.steps_per_epoch == 0
-            losses = training_losses(run)
+            losses, measured = agreed(lambda: (training_losses(run), held_out_losses(run)))
             gone_astray = starts_epoch and astray(losses, len(job.vocabulary))
             if gone_astray:
                 tell(_astray(losses, path))
             if int(state.step) == job.steps:
                 return
-            if out_of_patience(chosen.patience, held_out_losses(run)):
+            if out_of_patience(chosen.patience, measured):
                 tell(
                     f"stopped early: no lower held-out loss for {chosen.patience} epochs; "
                     f"the best model is kept in {run.best}"
@@ -119,7 +128,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
                 return
             if gone_astray and chosen.on_divergence == "rollback":
                 state = _roll_back(run, job, state)
-            state, taken, unfinished = yield from _train_epoch(state, job, path, save, stop_requested, watched=watched)
+            state, taken, unfinished = yield from _train_epoch(state, job, path, save, stopping, watched=watched)
             # A whole epoch's seconds, or nothing: a part of them would be mistaken for the whole.
             seconds, begun = taken if starts_epoch else None, True
             save(state)
@@ -135,11 +144,17 @@ def _restore(run: RunDirectory, folder: Path, job: Job) -> TrainingState | None:
         tell(f"the state {str(path)!r} is damaged: {error}. It is now {quarantine(path).name}; an older one is used")
 
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
-    return newest_state(folder, like, run.identity(), job.mesh, spoiled)
+    state = agreed(lambda: newest_state(folder, like, run.identity(), spoiled))
+    return None if state is None else replicate(state, job.mesh)
 
 
-def _tell_where(run: RunDirectory, state: TrainingState, job: Job) -> None:
-    step, recorded = int(state.step), max((record["step"] for record in read_records(run.metrics)), default=0)
+def _save(run: RunDirectory, job: Job, state: TrainingState) -> None:
+    save_state(run.checkpoints, state, run.identity())
+    remove_states(run.checkpoints, outdated(state_files(run.checkpoints), job.steps_per_epoch))
+
+
+def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
+    recorded = max((record["step"] for record in read_records(run.metrics)), default=0)
     if recorded > step:
         tell(f"the state of step {recorded:,}, of which there are records, is not to be had")
     if recorded or step:
@@ -161,9 +176,14 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
     step, rate = int(state.step), float(halved)
     where = f"to the model of step {int(best.step):,}; from here on the learning rate is {rate:g} at most"
     tell(f"{run.path.name}: rolled back {where}")
-    if not any(record.get("event") == "rollback" and record["step"] == step for record in read_records(run.metrics)):
-        event = {"event": "rollback", "epoch": step // job.steps_per_epoch, "step": step}
-        append_record(run.metrics, {**event, "to_step": int(best.step), "rate": rate})
+
+    def record() -> None:
+        recorded = read_records(run.metrics)
+        if not any(record.get("event") == "rollback" and record["step"] == step for record in recorded):
+            event = {"event": "rollback", "epoch": step // job.steps_per_epoch, "step": step}
+            append_record(run.metrics, {**event, "to_step": int(best.step), "rate": rate})
+
+    agreed(record)
     return back
 
 
@@ -192,16 +212,20 @@ def _finish_epoch(
         seconds=seconds,
         samples=(),
     )
-    before = held_out_losses(run)
+    before = agreed(lambda: held_out_losses(run))
     losses = [] if held_out is None else [*before, held_out.loss_nats]
-    if losses and losses[-1] < min(before, default=math.inf):
-        # Written before the older one goes: there is always one.
-        save_state(run.best, state, run.identity())
-        remove_states(run.best, [saved for saved in state_files(run.best) if saved != step])
     last = epoch == chosen.epochs or out_of_patience(chosen.patience, losses)
     if last or epoch % chosen.sample_every == 0:
         done = dataclasses.replace(done, samples=sample_texts(job, state.parameters, epoch))
-    record_epoch(run, done, window=chosen.window, sampler=chosen.sampler)
+
+    def write() -> None:
+        if losses and losses[-1] < min(before, default=math.inf):
+            # Written before the older one goes: there is always one.
+            save_state(run.best, state, run.identity())
+            remove_states(run.best, [saved for saved in state_files(run.best) if saved != step])
+        record_epoch(run, done, window=chosen.window, sampler=chosen.sampler)
+
+    agreed(write)
     return done
 
 
@@ -219,7 +243,7 @@ def _train_epoch(
     Returns:
         The state; the seconds of training; and why the end was not reached, if it was not.
     """
-    step, steps, saved, total = int(state.step), 1, time.monotonic(), 0.0
+    step, steps, unsaved, total = int(state.step), 1, 0.0, 0.0
     epoch = step // job.steps_per_epoch + 1
     end = epoch * job.steps_per_epoch
     on_terminal = sys.stderr.isatty()
@@ -238,16 +262,16 @@ def _train_epoch(
         while step < end:
             state, seconds = yield Advance(state, min(step + steps, end))
             taken = int(state.step) - step
-            step, total = step + taken, total + seconds
+            step, unsaved, total = step + taken, unsaved + seconds, total + seconds
             if state.diverged:
                 return state, total, DivergedError(_diverged(step, epoch, path))
             bar.set_postfix(loss=f"{float(state.epoch.loss):.4f}", refresh=False)
             bar.update(taken)
             if stop_requested() and step < end:
                 return state, total, Preempted(_stopped(step, job, path))
-            if time.monotonic() - saved > _SAVE_SECONDS and step < end:
+            if unsaved > _SAVE_SECONDS and step < end:
                 save(state)
-                saved = time.monotonic()
+                unsaved = 0.0
             # Any number of steps runs in the same program, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / seconds)))
     return state, total, None
@@ -276,10 +300,19 @@ def _astray(losses: list[float], path: Path) -> str:
     )
 
 
+def _decisive(configuration: Configuration, provenance: dict) -> dict:
+    """Return what must be the same in all processes of a job, by name."""
+    chosen = configuration.to_json()
+    del chosen["corpus"]  # the same text may lie elsewhere
+    corpus = {"the text's sha256": provenance["corpus"]["sha256"]}
+    return {**chosen, "commit": provenance["commit"], **provenance["versions"], **corpus}
+
+
 def _warn_of_other_bits(there: dict, here: dict) -> None:
     """Say what decides the bits of a result and was different when the run was started."""
     flat = [{**record, **record["versions"]} for record in (there, here)]
-    decisive = (*here["versions"], "commit", "device_kind", "device_count", "replicas", "cpu_cores")
+    decisive = (*here["versions"], "commit", "device_kind", "device_count", "processes", "replicas", "cpu_cores")
+    flat[0].setdefault("processes", 1)  # as all were once
     changed = [name for name in decisive if flat[0].get(name) != flat[1][name]]
     if changed:
         words = ", ".join(f"{name} {flat[0].get(name)} then and {flat[1][name]} now" for name in changed)

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from charlm_jax.errors import DivergedError, Preempted
 from charlm_jax.learning.training import TrainingState, make_train_steps
-from charlm_jax.mesh import replicate
+from charlm_jax.mesh import fetch, replicate
 from charlm_jax.runs.assembly import Job
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.history import Epoch
 from charlm_jax.runs.loop import Advance, Answer, Run, go_on
+from charlm_jax.runs.processes import everyones
 from charlm_jax.runs.stop import StopRequested
 
 
@@ -72,7 +73,7 @@ def train_together(
         # One that has ended stands where it stops at once, so that the program, and its bits, stay the same.
         stops = [0 if run is None else int(run.state.step) + count for run in asked]
         together = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
-        after = jax.tree.map(np.asarray, train_steps(together, ids, keys, jnp.array(stops, jnp.int32)))
+        after = fetch(train_steps(together, ids, keys, jnp.array(stops, jnp.int32)))
         # Copies: on a CPU a device array may be a view of NumPy's memory.
         return [
             replicate(jax.tree.map(lambda leaf: jnp.array(leaf[number]), after), job.mesh)  # noqa: B023
@@ -123,7 +124,7 @@ def _serve(
             live = [number for number, run in enumerate(asked) if run is not None]
             started = time.perf_counter()
             states = jax.block_until_ready(advance(asked)) if live else []
-            seconds = time.perf_counter() - started
+            seconds = everyones(time.perf_counter() - started)[0]  # as the length of the next dispatch depends on it
             answers = {number: (state, seconds) for number, state in zip(live, states, strict=True)}
     failures.sort(key=lambda failure: isinstance(failure, DivergedError))
     for failure in failures[1:]:

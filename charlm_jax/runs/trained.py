@@ -13,7 +13,6 @@ from charlm_jax.data.corpus import load_corpus
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import split_held_out
 from charlm_jax.errors import DamagedError, InputError
-from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import Parameters, flax_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import Model, newest_state
@@ -55,7 +54,6 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
     configuration = run.configuration()
     vocabulary = run.vocabulary()
     network = make_network(configuration, vocabulary)
-    mesh = data_mesh(jax.devices()[:1])
     like, identity = model_shapes(run), run.identity()
 
     def spoiled(path: Path, error: DamagedError) -> None:
@@ -64,12 +62,12 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
     model = None
     if checkpoint == "best" and configuration.held_out_fraction:
         try:
-            model = newest_state(run.best, like, identity, mesh, spoiled)
+            model = newest_state(run.best, like, identity, spoiled)
             if model is None:
                 tell(f"{str(run.best)!r} holds no model; the newest is used")
         except InputError as error:
             tell(f"{error}; the newest model is used")
-    model = model or newest_state(run.checkpoints, like, identity, mesh, spoiled)
+    model = model or newest_state(run.checkpoints, like, identity, spoiled)
     if model is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
     return TrainedModel(configuration, network, model.parameters, vocabulary, int(model.step))

@@ -1,0 +1,219 @@
+"""One job in several processes: the same run whatever the layout, and what becomes of it when one of them does not."""
+
+import itertools
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from faults import Command, begin_together, result
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs.checkpoints import state_files
+from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.processes import agreed, everyones, joined, require_alike
+from charlm_jax.runs.records import read_records
+from charlm_jax.runs.verification import verify
+
+TINY = [
+    "quick", "--window", 10, "--batch-size", 8, "--hidden-size", 8, "--epochs", 10, "--sample-every", 5,
+    "--sample-length", 20, "--schedule", "constant", "--warmup", 0, "--prompt-start", 3,
+]  # fmt: skip
+LAYOUTS = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (4, 4)]  # devices in all, processes
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text(
+        ("the will to power is the will to truth; what is good? all that heightens power in man.\n" * 12)[:1000]
+    )
+    return path
+
+
+@pytest.fixture
+def begin(commands, corpus, tmp_path):
+    """Start a job in `count` processes with `devices` in all on tmp_path/NAME."""
+
+    def start(count, *flags, devices=2, name="run", **limits):
+        command = [*TINY, "--corpus", corpus, "--run-dir", tmp_path / name, "--devices", devices, *flags]
+        if count == 1:
+            return [Command(command, tmp_path, devices=devices, **limits)]
+        return begin_together(command, tmp_path, count, devices=devices // count, **limits)
+
+    return start
+
+
+def finish(processes):
+    ended = [process.wait() for process in processes]
+    assert [end.code for end in ended] == [0] * len(ended), [end.errors for end in ended]
+    return ended
+
+
+def losses(path):
+    records = read_records(open_run(path).metrics)
+    return [record.get("training_loss", record.get("held_out_loss")) for record in records]
+
+
+def test_a_process_that_is_alone_agrees_with_itself():
+    with joined(None):
+        assert everyones("all") == ["all"]
+        assert agreed(lambda: 3) == 3
+        require_alike({"seed": 1})
+        with pytest.raises(OSError, match="no disk"):
+            agreed(lambda: (_ for _ in ()).throw(OSError("no disk")))
+
+
+@pytest.mark.parametrize("where", ["host:1/2/2", "host/0/2", "host:1", "host:1/0", "host:x/0/2", "host:1/-1/2", ""])
+def test_an_address_that_is_none_is_refused(where):
+    with pytest.raises(InputError, match=r"--distributed .* auto, or HOST:PORT/NUMBER/COUNT"), joined(where):
+        pass
+
+
+def test_the_losses_do_not_depend_on_the_layout_and_states_move_between_all(begin, tmp_path, sized, report):
+    """A hundred steps in each layout, and a run that changes its layout every epoch: all losses agree to 1e-4."""
+    layouts = sized([(1, 1), (8, 1), (4, 2)], LAYOUTS)
+    for devices, count in layouts:
+        finish(begin(count, devices=devices, name=f"{devices}-{count}"))
+    expected = losses(tmp_path / "1-1")
+    assert len(expected) == 20
+    assert int(list(state_files(tmp_path / "1-1" / "checkpoints"))[-1]) >= 100
+    for devices, count in layouts[1:]:
+        assert losses(tmp_path / f"{devices}-{count}") == pytest.approx(expected, abs=1e-4)
+        first, other = (result(tmp_path / name)[0] for name in ("1-1", f"{devices}-{count}"))
+        texts = [json.loads(texts)[1] for texts in (first, other)]
+        assert texts[0] == texts[1]
+    for epoch, (devices, count) in enumerate(itertools.islice(itertools.cycle(layouts), 5 if len(layouts) < 5 else 10)):
+        ended = finish(begin(count, "--epochs", epoch + 1, devices=devices, name="moving"))
+        assert ("not bit-exact" in ended[0].errors) == ((devices, count) != layouts[0])
+    moved = losses(tmp_path / "moving")
+    assert moved == pytest.approx(expected[: len(moved)], abs=1e-4)
+    words = ", ".join(f"{devices} devices in {count}" for devices, count in layouts)
+    report("layouts", f"losses of 100 steps agree to 1e-4 on {words} processes; states moved between all")
+
+
+def test_the_first_process_alone_writes_and_speaks(begin, tmp_path):
+    ended = finish(begin(2))
+    assert "epoch 10" in ended[0].output
+    assert "device     2 x cpu in 2 processes" in ended[0].errors
+    assert ended[1].output == ""
+    assert [line for line in ended[1].errors.splitlines() if not line.startswith("[Gloo]")] == []
+    assert open_run(tmp_path / "run").provenance()["processes"] == 2
+    epochs = [record["epoch"] for record in read_records(open_run(tmp_path / "run").metrics)]
+    assert epochs == [epoch for epoch in range(1, 11) for _ in "ab"], "each once"
+
+
+@pytest.fixture
+def unbroken(begin, tmp_path):
+    finish(begin(2, name="unbroken"))
+    return result(tmp_path / "unbroken")
+
+
+def interrupted(begin, run, number, generator, **limits):
+    """Make a run in two processes, one of which gets a signal at random instants, until it is done.
+
+    One in four comes before they train: while they start, find each other, and compile. The others come after an epoch.
+    Returns how each interruption ended, the one that got the signal first, and the seconds from the signal to the end.
+    """
+    shutil.rmtree(run, ignore_errors=True)
+    ends = []
+    while True:
+        before = len(read_records(run / "metrics.jsonl"))
+        processes = begin(2, **limits)
+        victim = int(generator.integers(2))
+        if generator.random() < 0.25:
+            processes[victim].process.join(generator.uniform(0.1, 4))
+        else:
+            while processes[0].process.exitcode is None and len(read_records(run / "metrics.jsonl")) <= before:
+                time.sleep(0.01)
+            processes[victim].process.join(generator.uniform(0, 1))
+        asked = time.monotonic()
+        processes[victim].send(number)
+        ended = [processes[place].wait() for place in (victim, 1 - victim)]
+        if [end.code for end in ended] == [0, 0]:
+            return ends
+        ends.append((ended, time.monotonic() - asked))
+
+
+def is_lost(ended):
+    """Say whether a process ended because another was gone: JAX itself ends one outside of a collective."""
+    ours = ended.code == 75 and "another process of this job is gone; the last saved state stays" in ended.errors
+    return ours or (ended.code == -signal.SIGABRT and "another task died" in ended.errors)
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step(begin, unbroken, tmp_path, sized, report):
+    stops, slowest, generator = 0, 0.0, np.random.default_rng(1)
+    while stops < sized(1, 20):
+        ends = interrupted(begin, tmp_path / "run", signal.SIGTERM, generator)
+        for (told, other), seconds in ends:
+            assert told.code == 75, told.errors
+            # One that has not come so far as to agree on a stop is gone to the other.
+            assert other.code == 75 or ("not done 8 seconds after" in told.errors and is_lost(other)), other.errors
+            slowest = max(slowest, seconds)
+        stops += len(ends)
+        assert result(tmp_path / "run") == unbroken
+    report(
+        "one of two processes told to stop", f"{stops} times; both exited 75 within {slowest:.1f} s, ends bit for bit"
+    )
+
+
+def test_when_one_is_killed_the_others_stop_and_nothing_is_lost(begin, unbroken, tmp_path, sized, report):
+    kills, slowest, generator = 0, 0.0, np.random.default_rng(2)
+    while kills < sized(1, 20):
+        ends = interrupted(begin, tmp_path / "run", signal.SIGKILL, generator)
+        for (killed, other), seconds in ends:
+            assert killed.code == -signal.SIGKILL
+            assert is_lost(other), (other.code, other.errors)
+            slowest = max(slowest, seconds)
+        kills += len(ends)
+        assert result(tmp_path / "run") == unbroken
+        assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.problem or finding.aside]
+    report(
+        "one of two processes killed", f"{kills} times; the other exited 75 within {slowest:.1f} s, ends bit for bit"
+    )
+
+
+def test_a_kill_in_the_middle_of_a_save(begin, unbroken, tmp_path, sized):
+    """Before a change to a file of the run, by the process that writes."""
+    for changes in range(5, sized(20, 100), 14 if sized(True, False) else 5):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        killed, other = (process.wait() for process in begin(2, changes={0: changes}))
+        assert killed.code == -signal.SIGKILL
+        assert is_lost(other), (other.code, other.errors)
+        finish(begin(2))
+        assert result(tmp_path / "run") == unbroken
+
+
+def test_processes_that_differ_are_refused_with_the_difference(begin, corpus, commands, tmp_path):
+    flags = [*TINY, "--corpus", corpus, "--run-dir", tmp_path / "run", "--devices", 2]
+    ended = [process.wait() for process in begin_together(flags, tmp_path, 2, "--seed", 7, devices=1)]
+    assert [end.code for end in ended] == [2, 2], [end.errors for end in ended]
+    assert "the processes of this job differ: seed 1 in process 0, 7 in 1" in ended[0].errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_fails_by_itself_says_so_and_the_others_stop(begin, corpus, commands, tmp_path):
+    flags = [*TINY, "--corpus", corpus, "--run-dir", tmp_path / "run", "--devices", 2]
+    first, second = (
+        process.wait() for process in begin_together(flags, tmp_path, 2, "--corpus", tmp_path / "nowhere", devices=1)
+    )
+    assert second.code == 2
+    assert "process 1 of 2: error: there is no corpus, file or folder" in second.errors
+    assert is_lost(first), (first.code, first.errors)
+
+
+def test_two_jobs_on_one_directory_and_devices_that_do_not_divide(begin, tmp_path):
+    running = begin(2, "--epochs", 10000)
+    running[0].wait_for(tmp_path / "run" / "metrics.jsonl")
+    ended = [process.wait() for process in begin(2, "--epochs", 10000)]
+    assert [end.code for end in ended] == [2, 2], [end.errors for end in ended]
+    assert "is being written by process" in ended[0].errors
+    assert "is being written" not in ended[1].errors, "it is said once"
+    for process in running:
+        process.send(signal.SIGTERM)
+    assert [process.process.join() or process.process.exitcode for process in running] == [75, 75]
+    ended = [process.wait() for process in begin(2, devices=3)]
+    assert [end.code for end in ended] == [2, 2]
+    assert "--devices 3 is no multiple of the 2 processes" in ended[0].errors
