@@ -27,20 +27,22 @@ class Outcome:
         seed: of the run.
         held_out_loss: the lowest, in nats per character; nan of a run that diverged.
         training_loss: of the same model on training text, nothing dropped, in nats per character; nan likewise.
-        parameters: of the model.
+        parameters: of the model; nan of a run that never began.
         flops: per character read while training; see `training_flops`.
         together: models that were trained in one program, this one among them.
         characters_per_second: that this one read while training; nan if unknown.
+        log: of the job in which it failed; empty if it did not.
     """
 
     choices: Mapping[str, Choice]
     seed: int
     held_out_loss: float
     training_loss: float
-    parameters: int
+    parameters: float
     flops: float
     together: int
     characters_per_second: float
+    log: str = ""
 
     @property
     def gap(self) -> float:
@@ -102,17 +104,23 @@ def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str
         "gap_high",
     ]
     header += ["parameters", "flops_per_character", "trained_together", "characters_per_second_each"]
+    failed = any(outcome.log for outcome in outcomes)
+    header += ["failed_log"] * failed
     rows = []
+
+    def written(number: float, form: str) -> str:
+        return "" if math.isnan(number) else format(number, form)
+
     for group in by_choices(outcomes):
         first, loss = group[0], Interval.of([outcome.held_out_loss for outcome in group])
         gap = Interval.of([outcome.gap for outcome in group])
-        diverged = sum(math.isnan(outcome.held_out_loss) for outcome in group)
+        diverged = sum(math.isnan(outcome.held_out_loss) and not outcome.log for outcome in group)
         shown = [*(str(choice) for choice in first.choices.values()), str(len(group)), str(diverged)]
-        numbers = (*loss, loss.mean / math.log(2), *gap)
-        shown += ["" if math.isnan(number) else f"{number:.4f}" for number in numbers]
-        speed = np.median([outcome.characters_per_second for outcome in group])
-        shown += [str(first.parameters), f"{first.flops:.0f}", str(first.together)]
-        rows.append([*shown, "" if math.isnan(speed) else f"{speed:.0f}"])
+        shown += [written(number, ".4f") for number in (*loss, loss.mean / math.log(2), *gap)]
+        speed = float(np.median([outcome.characters_per_second for outcome in group]))
+        shown += [written(first.parameters, ".0f"), written(first.flops, ".0f"), str(first.together)]
+        logs = " ".join(dict.fromkeys(outcome.log for outcome in group if outcome.log))
+        rows.append([*shown, written(speed, ".0f"), *[logs] * failed])
     return header, rows
 
 
@@ -167,8 +175,9 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     cost.set_ylabel("parameters; FLOPs")
     speed.set_ylabel("characters read per second,\nall models trained together")
     speed.set_ylim(bottom=0)
-    cost.set_yscale("log")
-    cost.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if not all(math.isnan(outcome.parameters) for outcome in outcomes):
+        cost.set_yscale("log")
+        cost.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     cost.legend(*(entries[-2:] for entries in cost.get_legend_handles_labels()), frameon=False, fontsize=9)
     for axes in (cost, speed):
         axes.set_xlabel(name.replace("_", " "))

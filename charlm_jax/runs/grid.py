@@ -5,17 +5,19 @@ was stopped goes on where it was, because each of its runs does.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from charlm_jax.choices import Launcher
 from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
 from charlm_jax.runs.command_line import absolute_places, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration, flag
@@ -40,10 +42,23 @@ class GridArguments:
     """Directory of the grid, which holds one a run: a new one by default, or one to go on with."""
     devices: int | None = None
     """Devices to split the runs and their batches over; all (on a CPU one a core) if not given."""
+    distributed: str | None = None
+    """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
+
+    launcher: Launcher = "here"
+    """Where programs are trained: here in turn, in processes of their own on this machine (local), or under Slurm."""
+    jobs: int = 2
+    """How many jobs of a launcher may run at the same time."""
+    slurm: tuple[str, ...] = ()
+    """What each of Slurm's jobs asks for, as sbatch's options: partition=NAME gpus-per-node=1 time=60 (minutes) ..."""
 
     def __post_init__(self) -> None:
         require_count("--replicas", self.replicas)
         require_count("--devices", self.devices)
+        require_count("--jobs", self.jobs)
+        require("--slurm", self.slurm, all("=" in option for option in self.slurm), "options as name=value")
+        alone = self.launcher == "here" or self.distributed is None
+        require("--distributed", self.distributed, alone, "left out with a --launcher, whose jobs are one process each")
 
 
 @dataclass(frozen=True)
@@ -126,45 +141,51 @@ def _choices(arguments: GridArguments) -> dict[str, list[str]]:
 
 
 def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: StopRequested) -> None:
-    """Train the runs of a grid, and report what they came to, even if some diverge.
+    """Train the runs of a grid, and report what they came to, even if some diverge or fail.
 
     Raises:
         DivergedError: one or more did; the others have come to their ends, and the results are written.
         Preempted: a stop was requested; all states are saved.
-        InputError: a run cannot be trained.
+        InputError: a run cannot be trained; where each has a job of its own, the results of the others are written.
     """
-    diverged = _train(arguments, runs, stop_requested)
-    _report(arguments, runs)
+    from charlm_jax.runs.processes import agreed, joined
+
+    diverged: list[DivergedError] = []
+    logs: dict[str, Path] = {}
+    groups = _groups(runs)
+    tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
+    with joined(arguments.distributed):
+        if arguments.launcher == "here":
+            diverged = _train_in_turn(arguments, groups, stop_requested)
+        else:
+            logs = _train_in_jobs(arguments, groups, stop_requested)
+        agreed(lambda: _report(arguments, runs, logs))
     if diverged:
         raise diverged[0]
+    if logs:
+        where = ", ".join(map(str, logs.values()))
+        raise InputError(f"{len(logs)} of {len(groups)} jobs failed; see {where}, and run the same command again")
 
 
-def _train(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: StopRequested) -> list[DivergedError]:
-    """Train the runs, those that can be together; return why groups in which one diverged ended."""
-    from charlm_jax.mesh import replica_mesh
-    from charlm_jax.runs.assembly import prepare
-    from charlm_jax.runs.devices import open_mesh
-    from charlm_jax.runs.train import train_together
-
+def _groups(runs: Sequence[GridRun]) -> dict[str, list[GridRun]]:
+    """Return the runs that are trained together, by the name of the first."""
     groups: dict[Configuration, list[GridRun]] = {}
     for run in runs:
         alike = dataclasses.replace(run.configuration, seed=0, learning_rate=1.0)
         groups.setdefault(alike, []).append(run)
-    tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
+    return {group[0].path.name: group for group in groups.values()}
+
+
+def _train_in_turn(
+    arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
+) -> list[DivergedError]:
+    """Train groups here, one after another; return why those in which a run diverged ended."""
     diverged: list[DivergedError] = []
-    for number, group in enumerate(groups.values(), start=1):
+    for number, (name, group) in enumerate(groups.items(), start=1):
         beside = f" and {len(group) - 1} beside it" if len(group) > 1 else ""
-        tell(f"--- {number} of {len(groups)}: {group[0].path.name}{beside}")
-        rows = len(group) * group[0].configuration.batch_size
-        devices = list(open_mesh(arguments.devices, rows).devices.flat)
-        jobs = [prepare(run.configuration, arguments.devices, run.path) for run in group]
+        tell(f"--- {number} of {len(groups)}: {name}{beside}")
         try:
-            together = train_together(
-                jobs, [run.path for run in group], replica_mesh(devices, len(group)), stop_requested
-            )
-            for replica, epoch in together:
-                held_out = "" if epoch.held_out is None else f", held-out {epoch.held_out.loss_nats:.4f}"
-                tell(f"{group[replica].path.name} epoch {epoch.epoch}: training {epoch.training_loss:.4f}{held_out}")
+            _train(group, stop_requested, arguments.devices)
         except DivergedError as error:
             tell(str(error))
             diverged.append(error)
@@ -176,33 +197,86 @@ def _train(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: St
     return diverged
 
 
-def outcome_of(run: GridRun, devices: int | None) -> "Outcome":
+def _train_in_jobs(
+    arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
+) -> dict[str, Path]:
+    """Train groups, those that are not done, in jobs of their own; return the logs of those that failed."""
+    from charlm_jax.runs.launch import launch
+
+    missing = {name: group for name, group in groups.items() if not all(map(_is_finished, group))}
+    folder = arguments.grid_dir / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return launch(
+        functools.partial(_train, devices=arguments.devices),
+        missing,
+        folder,
+        arguments.launcher,
+        at_once=arguments.jobs,
+        options=arguments.slurm,
+        stop_requested=stop_requested,
+    )
+
+
+def _train(group: Sequence[GridRun], stop_requested: StopRequested, devices: int | None) -> None:
+    """Train runs that differ in seed and learning rate alone, together."""
+    from charlm_jax.mesh import replica_mesh
+    from charlm_jax.runs.assembly import prepare
+    from charlm_jax.runs.devices import open_mesh
+    from charlm_jax.runs.train import train_together
+
+    rows = len(group) * group[0].configuration.batch_size
+    mesh = replica_mesh(list(open_mesh(devices, rows).devices.flat), len(group))
+    jobs = [prepare(run.configuration, devices, run.path) for run in group]
+    for replica, epoch in train_together(jobs, [run.path for run in group], mesh, stop_requested):
+        held_out = "" if epoch.held_out is None else f", held-out {epoch.held_out.loss_nats:.4f}"
+        tell(f"{group[replica].path.name} epoch {epoch.epoch}: training {epoch.training_loss:.4f}{held_out}")
+
+
+def _is_finished(run: GridRun) -> bool:
+    """Say whether a run has come to its end: all its epochs, or its patience's."""
+    from charlm_jax.runs.directory import RunDirectory
+    from charlm_jax.runs.history import held_out_losses, out_of_patience
+
+    losses = held_out_losses(RunDirectory(run.path))
+    return len(losses) == run.configuration.epochs or out_of_patience(run.configuration.patience, losses)
+
+
+def outcome_of(run: GridRun, devices: int | None, log: Path | None = None) -> "Outcome":
     """Return what a run of a grid came to, its best model evaluated on training text too.
+
+    Args:
+        run: the run.
+        devices: that evaluate; None is all.
+        log: of its job, if that failed.
 
     Raises:
         InputError: its text or its records are no longer what they were.
     """
+    import jax
     import jax.numpy as jnp
     import numpy as np
 
     from charlm_jax.analysis.ablation import Outcome, training_flops
-    from charlm_jax.learning.evaluation import BATCH_SIZE, evaluate
+    from charlm_jax.learning.evaluation import evaluate
+    from charlm_jax.mesh import data_mesh
     from charlm_jax.model.initializers import parameter_count
-    from charlm_jax.runs.devices import open_mesh
     from charlm_jax.runs.directory import open_run
-    from charlm_jax.runs.history import held_out_losses, out_of_patience
+    from charlm_jax.runs.history import held_out_losses
     from charlm_jax.runs.records import read_records
     from charlm_jax.runs.trained import load_model, load_text, make_network, model_shapes
 
-    there, chosen = open_run(run.path), run.configuration
-    losses = held_out_losses(there)
-    finished = len(losses) == chosen.epochs or out_of_patience(chosen.patience, losses)
+    chosen = run.configuration
+    varied = {name: getattr(chosen, name) for name in run.varied if name != "seed"}
+    failed = "" if log is None else str(log)
+    if failed and not (run.path / "config.json").exists():
+        return Outcome(varied, chosen.seed, np.nan, np.nan, np.nan, np.nan, 1, np.nan, failed)
+    there, finished = open_run(run.path), _is_finished(run)
     training_loss = np.nan
     if finished:
         model, (training, held_out) = load_model(there), load_text(there)
         # As many windows as of the held-out text, from all over the training text.
         stride = chosen.stride * max(1, len(training) // len(held_out))
-        mesh, windows = open_mesh(devices, BATCH_SIZE), {"window": chosen.window, "stride": stride}
+        mesh, windows = data_mesh(jax.local_devices()[:devices]), {"window": chosen.window, "stride": stride}
         again = evaluate(model.network, model.parameters, jnp.array(training), mesh, **windows)
         training_loss = again.loss_nats
     network = make_network(chosen, there.vocabulary())
@@ -210,23 +284,29 @@ def outcome_of(run: GridRun, devices: int | None) -> "Outcome":
     speeds = [speed for record in epochs if (speed := record.get("characters_per_second"))]
     warm = speeds[1:] or speeds  # the first epoch is compiled, too
     return Outcome(
-        choices={name: getattr(chosen, name) for name in run.varied if name != "seed"},
+        choices=varied,
         seed=chosen.seed,
-        held_out_loss=min(losses) if finished else np.nan,
+        held_out_loss=min(held_out_losses(there)) if finished else np.nan,
         training_loss=training_loss,
         parameters=parameter_count(model_shapes(there).parameters),
         flops=training_flops(network, chosen.objective, chosen.window),
         together=there.provenance().get("replicas", 1),
         characters_per_second=float(np.median(warm)) if warm else np.nan,
+        log="" if finished else failed,
     )
 
 
-def _report(arguments: GridArguments, runs: Sequence[GridRun]) -> None:
-    """Print the results of a grid's runs, and write them as results.csv, .svg and .png into its directory."""
+def _report(arguments: GridArguments, runs: Sequence[GridRun], logs: Mapping[str, Path]) -> None:
+    """Print the results of a grid's runs, and write them as results.csv, .svg and .png into its directory.
+
+    `logs` are those of the groups whose jobs failed.
+    """
     from charlm_jax.analysis.ablation import plot_outcomes, results_table
     from charlm_jax.runs.files import save_picture, write_table
 
-    outcomes = [outcome_of(run, arguments.devices) for run in runs]
+    outcomes = [
+        outcome_of(run, arguments.devices, logs.get(name)) for name, group in _groups(runs).items() for run in group
+    ]
     chosen, varied = arguments.configuration, runs[0].varied
     words = {"corpus": Path(chosen.corpus).name, "epochs": f"{chosen.epochs} epochs"}
     title = ", ".join([word for name, word in words.items() if name not in varied] + [f"{arguments.replicas} replicas"])

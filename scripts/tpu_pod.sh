@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# scripts/tpu_pod.sh NAME ZONE [PRESET] [flags]: train on all hosts of a TPU pod slice of Google Cloud.
+#
+# Copies the tracked files of this checkout to each host, adds the TPU's compiler and runtime, and starts one process on
+# each; they find one another by themselves, and the first writes the run to its own disk. The same command with the same
+# --run-dir goes on with a run. Needs gcloud, logged in, and a pod slice that is up.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    sed -n 's/^# //p' "$0" | head -n 1 >&2
+    exit 2
+fi
+name=$1 zone=$2
+shift 2
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+archive=$(mktemp -t charlm_jax.XXXXXX)
+trap 'rm -f "$archive"' EXIT
+git archive --output="$archive" --format=tar HEAD
+
+on_all_hosts() {
+    gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"
+}
+gcloud compute tpus tpu-vm scp "$archive" "$name:charlm_jax.tar" --zone="$zone" --worker=all
+on_all_hosts 'mkdir -p charlm_jax && tar -xf charlm_jax.tar -C charlm_jax && cd charlm_jax &&
+    scripts/run text_generation --help >/dev/null &&
+    (.venv/bin/python -m ensurepip >/dev/null 2>&1; .venv/bin/python -m pip install --quiet ".[tpu]")'
+on_all_hosts "cd charlm_jax && scripts/run text_generation $(printf '%q ' "$@") --distributed auto"

@@ -1,0 +1,150 @@
+"""Training under a real Slurm: one model on several nodes, and grids as arrays, stopped and queued again."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import clusters
+import pytest
+from faults import result
+
+from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.records import read_records
+
+ROOT = Path(__file__).parent.parent
+LONG = "--epochs=1000", "--patience=1000"  # till it is stopped
+COMMANDS = "munged", "slurmctld", "slurmd", "sbatch", "unshare"
+MISSING = [command for command in COMMANDS if shutil.which(command) is None]
+pytestmark = pytest.mark.skipif(
+    bool(MISSING) or os.geteuid() != 0,
+    reason=f"needs root and Slurm (apt-get install slurm-wlm munge); not here: {', '.join(MISSING) or 'root'}",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with clusters.cluster(tmp_path_factory.mktemp("slurm"), nodes=2) as running:
+        yield running
+
+
+@pytest.fixture
+def checkout(cluster, commands, tmp_path, small_text, monkeypatch):
+    """A folder with the project's own batch script, a text, and a scripts/run that takes the Python of the tests."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "slurm_train.sbatch", tmp_path / "scripts")
+    run = tmp_path / "scripts" / "run"
+    run.write_text(f'#!/bin/sh\nname=$1; shift\nexec "{sys.executable}" "{ROOT}/experiments/$name.py" "$@"\n')
+    run.chmod(0o755)
+    (tmp_path / "corpus.txt").write_text(small_text)
+    # There is no accounting here, and submitit asks nobody else what has become of a job.
+    sacct = tmp_path / "bin" / "sacct"
+    sacct.parent.mkdir()
+    sacct.write_text('#!/bin/sh\necho "JobID|State|NodeList"\nsqueue --noheader --states=all --format="%i|%T|%N"\n')
+    sacct.chmod(0o755)
+    monkeypatch.setitem(cluster.env, "PATH", f"{sacct.parent}:{os.environ['PATH']}")
+    monkeypatch.setitem(cluster.env, "PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+SMALL = [
+    "quick", "--corpus", "corpus.txt", "--window", "10", "--batch-size", "4", "--hidden-size", "4", "--epochs", "6",
+    "--temperatures", "0.5", "--sample-length", "10", "--prompt-start", "3",
+]  # fmt: skip
+
+
+def wait_for(done, what, seconds=180.0):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, what() if callable(what) else what
+        time.sleep(0.1)
+
+
+def step(cluster, job):
+    """Return the number of a job's srun: a signal to a task of an array as such is sent again, to what follows too."""
+    return cluster.run("squeue", "--steps", "--noheader", f"--steps={job}.0", "--format=%i")
+
+
+def test_a_job_of_two_nodes_is_stopped_saved_queued_again_and_finished(cluster, checkout):
+    """By the real script; the end is that of a job that nothing happened to."""
+    submit = ["sbatch", "--parsable", "scripts/slurm_train.sbatch", *SMALL, "--devices", "2"]
+    unbroken = cluster.run(*submit, "--run-dir", "unbroken")
+    cluster.wait(unbroken, seconds=180)
+    number = cluster.run(*submit)
+    run, log = checkout / "runs" / f"slurm-{number}", checkout / f"slurm-{number}.out"
+    wait_for((run / "metrics.jsonl").exists, lambda: log.read_text())
+    cluster.run("scancel", "--signal=TERM", number)
+    assert cluster.wait(number, seconds=180)["Restarts"] == "1", log.read_text()
+    said = log.read_text()
+    assert "stopped by a signal at step" in said
+    assert "going on from step" in said
+    assert "2 x cpu in 2 processes" in said
+    assert result(run) == result(checkout / "unbroken")
+
+
+def test_a_process_that_is_killed_takes_the_job_back_into_the_queue(cluster, checkout):
+    number = cluster.run("sbatch", "--parsable", "scripts/slurm_train.sbatch", *SMALL, "--devices", "2")
+    run, log = checkout / "runs" / f"slurm-{number}", checkout / f"slurm-{number}.out"
+    wait_for((run / "metrics.jsonl").exists, lambda: log.read_text())
+    cluster.run("scancel", "--signal=KILL", step(cluster, number))
+    assert cluster.wait(number, seconds=180)["Restarts"] == "1", log.read_text()
+    epochs = [record["epoch"] for record in read_records(open_run(run).metrics) if record["event"] == "epoch"]
+    assert epochs == [1, 2, 3, 4, 5, 6]
+
+
+def grid(*flags):
+    command = [sys.executable, ROOT / "experiments" / "ablate.py", *SMALL, "--launcher", "slurm", "--grid-dir", "grid"]
+    return subprocess.Popen([*map(str, command), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rows():
+    return list(csv.DictReader(Path("grid/results.csv").read_text().splitlines()[1:]))
+
+
+def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
+    vary = "--vary", "hidden_size=4,5,6", "dropout=0,0.2", "--replicas", "1", "--jobs", "2"
+    with grid(*vary, "--slurm", "time=5", "cpus-per-task=1") as submitted:
+        first = checkout / "grid" / "hidden_size=4,dropout=0.0,seed=1" / "metrics.jsonl"
+        wait_for(first.exists, "the first run does not begin")
+        number = cluster.run("squeue", "--noheader", "--format=%F").split()[0]
+        cluster.run("scancel", "--signal=TERM", step(cluster, f"{number}_0"))
+        out, errors = submitted.communicate(timeout=300)
+    assert submitted.returncode == 0, errors
+    assert len(out.splitlines()) == 7
+    assert cluster.job(f"{number}_0")["Restarts"] == "1"
+    assert [cluster.job(f"{number}_{task}")["JobState"] for task in range(6)] == ["COMPLETED"] * 6
+    assert [(row["hidden_size"], row["dropout"]) for row in rows()] == [(h, d) for h in "456" for d in ("0.0", "0.2")]
+    assert all(float(row["held_out_loss"]) < 4 for row in rows())
+    # The same again has nothing to submit, and what is lost is made again.
+    shutil.rmtree(checkout / "grid" / "hidden_size=5,dropout=0.0,seed=1")
+    before = rows()
+    with grid(*vary) as submitted:
+        _, errors = submitted.communicate(timeout=300)
+    assert (submitted.returncode, errors.count(": done")) == (0, 1), errors
+    kept = [{name: value for name, value in row.items() if "per_second" not in name} for row in before]
+    assert [{name: value for name, value in row.items() if "per_second" not in name} for row in rows()] == kept
+
+
+def test_a_job_that_fails_leaves_its_log_in_the_table(cluster, checkout):
+    vary = "--vary", f"corpus={checkout / 'corpus.txt'},{checkout / 'missing.txt'}", "--replicas", "1"
+    with grid(*vary) as submitted:
+        _, errors = submitted.communicate(timeout=300)
+    assert submitted.returncode == 2, errors
+    assert "1 of 2 jobs failed; see " in errors
+    done, failed = rows()
+    assert (done["failed_log"], failed["held_out_loss"]) == ("", "")
+    assert "there is no corpus, file or folder" in Path(failed["failed_log"]).read_text()
+
+
+def test_without_slurm_a_grid_says_so(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    with grid("--vary", "hidden_size=4,5") as submitted:
+        _, errors = submitted.communicate(timeout=300)
+    assert submitted.returncode == 2, errors
+    assert errors.splitlines()[-1].startswith("error: --launcher slurm")
