@@ -79,8 +79,10 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
     processes = jax.process_count()
     own = [[device for device in jax.devices() if device.process_index == process] for process in range(processes)]
     there = processes * min(map(len, own))
-    if devices is None:  # as many of each process
-        devices = min(there, max(1, rows // _LEAST_ROWS // processes) * processes)
+    if devices is None:
+        # Of several processes all: a TPU pod runs no program on a part of itself.
+        devices = there if processes > 1 else min(there, max(1, rows // _LEAST_ROWS))
+        rows = max(rows, devices)
     if devices % processes:
         raise InputError(f"--devices {devices} is no multiple of the {processes} processes of this job")
     if devices > there:
