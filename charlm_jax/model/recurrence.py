@@ -76,11 +76,18 @@ def fuse(cell: Mapping) -> Weights:
 def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch gates"]:
     """Return x W + b for one-hot x: a row of W for each id."""
     table = _once(weights.input_kernel + weights.bias[None, :])
-    # Slices, not `table[ids]`: the gradient of that makes XLA copy all its terms before it adds them up.
+    rows = jax.lax.platform_dependent(table, ids.ravel(), tpu=lambda table, ids: table[ids], default=_slices)
+    return rows.reshape(*ids.shape, -1)
+
+
+def _slices(table: Float[Array, "input gates"], ids: Int32[Array, " id"]) -> Float[Array, "id gates"]:
+    """Return `table[ids]`, with a gradient for which XLA does not copy all terms before it adds them up.
+
+    On a TPU that gradient is a loop over the ids, one after another, where `table[ids]` has none.
+    """
     look_up = jax.vmap(lambda id: jax.lax.dynamic_slice_in_dim(table, id, 1))
     # Two at least: a single row XLA would look up anew for every element of what is computed from it.
-    rows = look_up(jnp.resize(ids, (max(ids.size, 2),)))[: ids.size]
-    return rows.reshape(*ids.shape, -1)
+    return look_up(jnp.resize(ids, (max(ids.size, 2),)))[: ids.size].reshape(ids.size, -1)
 
 
 def project(weights: Weights, inputs: Float[Array, "*batch input"]) -> Float[Array, "*batch gates"]:
