@@ -69,7 +69,7 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
     """Return the mesh that a job runs on; a CPU becomes one device a core, if JAX has not been used before.
 
     Args:
-        devices: how many; None is all, as long as each has a few rows.
+        devices: how many; None is all, in a single process as long as each has a few rows.
         rows: of a batch, or streams: what is split over the devices.
 
     Raises:
