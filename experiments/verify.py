@@ -1,10 +1,12 @@
-"""Check that a run is what it was when it was written.
+"""Check that a run, or an encoded corpus, is what it was when it was written.
 
     scripts/run verify RUN
+    scripts/run verify FOLDER
 
 Reads every file of the run, and compares each array of each saved state with the SHA-256, shape and type that it was
 saved with. Prints a line a file: sound, NOT SO and why, or aside, for a damaged one that training has renamed and done
 without. Exits 2 if one is not sound, else 0. Nothing is changed.
+Of an encoded corpus, the text that its ids stand for is compared with the SHA-256 of the one that it was made from.
 """
 
 import sys
@@ -23,7 +25,7 @@ class Arguments:
     """The flags."""
 
     run: tyro.conf.Positional[Path]
-    """Directory of a run."""
+    """Directory of a run, or folder of an encoded corpus."""
 
 
 def main(flags: Sequence[str]) -> None:
@@ -31,8 +33,13 @@ def main(flags: Sequence[str]) -> None:
     arguments = tyro.cli(Arguments, prog="scripts/run verify", description=__doc__, args=flags)
 
     from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.encoding import is_encoded, verify_encoded
     from charlm_jax.runs.verification import verify
 
+    if is_encoded(arguments.run):
+        verify_encoded(arguments.run)
+        print("sound    ids.npy")
+        return
     run = open_run(arguments.run)
     findings = verify(run)
     for finding in findings:

@@ -11,6 +11,8 @@ from charlm_jax.errors import InputError
 
 DATA_FOLDER_VARIABLE = "CHARLM_JAX_DATA"
 PYTHON_DOCS = "python-docs"
+IDS_FILE = "ids.npy"
+"""What an encoded corpus is in, which is no text."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +117,32 @@ def _python_docs() -> str:
     return "\n\n".join(topics[topic] for topic in sorted(topics))
 
 
-def _read(name: str, encoding: str) -> str:
+def text_files(name: str) -> list[Path]:
+    """Return the files of a text: the one that a path names, or all of a folder's, in the order of their paths.
+
+    Raises:
+        InputError: there is no such path, its folder has no files, or it holds ids and no text.
+    """
     path = Path(name)
     if not name or not path.exists():
         raise InputError(
             f"there is no corpus, file or folder {name!r}; name one of {', '.join(NAMES)}, or a path to text"
         )
-    if path.is_dir():
-        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-        files = [path / file for file in sorted(inside) if not any(part.startswith(".") for part in file.parts)]
-        if not files:
-            raise InputError(f"the folder {str(path)!r} has no text files; name one that has")
-    else:
-        files = [path]
-    return "\n\n".join(_decode(_contents(file), encoding, str(file)) for file in files)
+    if not path.is_dir():
+        return [path]
+    if (path / IDS_FILE).exists():
+        raise InputError(
+            f"the folder {name!r} holds {IDS_FILE}, an encoded corpus, where text is read; name the text it was made of"
+        )
+    inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    files = [path / file for file in sorted(inside) if not any(part.startswith(".") for part in file.parts)]
+    if not files:
+        raise InputError(f"the folder {str(path)!r} has no text files; name one that has")
+    return files
+
+
+def _read(name: str, encoding: str) -> str:
+    return "\n\n".join(_decode(_contents(file), encoding, str(file)) for file in text_files(name))
 
 
 def _contents(file: Path) -> bytes:
@@ -142,18 +156,38 @@ def _decode(content: bytes, encoding: str, source: str) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeError as error:
-        place = error.start if isinstance(error, UnicodeDecodeError) else 0
-        line = content.count(b"\n", 0, place) + 1
-        byte = f"byte 0x{content[place]:02x}" if content else "the end"
-        raise InputError(
-            f"{source!r} is not {encoding}: {byte} at offset {place} (line {line}) does not decode; "
-            "name its encoding, for example --encoding cp1252, latin-1 (any bytes at all) or utf-16"
-        ) from error
+        raise undecodable(error, encoding, source, len(content), content.count(b"\n")) from error
     except (LookupError, ValueError) as error:
-        raise InputError(
-            f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
-        ) from error
+        raise unknown_encoding(encoding) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def undecodable(error: UnicodeError, encoding: str, source: str, end: int, lines: int) -> InputError:
+    """Return the error that names a byte which does not decode.
+
+    Args:
+        error: the decoder's.
+        encoding: that the bytes should have had.
+        source: the file.
+        end: offset in it of the end of the bytes that the decoder had.
+        lines: line feeds up to there.
+    """
+    what = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        offset = end - len(error.object) + error.start
+        line = lines - error.object.count(b"\n", error.start) + 1
+        what = f"byte 0x{error.object[error.start]:02x} at offset {offset} (line {line}) does not decode"
+    return InputError(
+        f"{source!r} is not {encoding}: {what}; "
+        "name its encoding, for example --encoding cp1252, latin-1 (any bytes at all) or utf-16"
+    )
+
+
+def unknown_encoding(encoding: str) -> InputError:
+    """Return the error that names an encoding which is none, or not of text."""
+    return InputError(
+        f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
+    )
 
 
 def _bytes_of(name: str, source: Download) -> bytes:

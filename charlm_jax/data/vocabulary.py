@@ -37,6 +37,13 @@ class Vocabulary:
     def _code_points(self) -> Integer[np.ndarray, " vocab"]:
         return _code_points(self.characters)
 
+    @cached_property
+    def _ranks(self) -> Integer[np.ndarray, " code_point"]:
+        """The id of each code point up to the last, and -1 for those without one and for all beyond."""
+        ranks = np.full(int(self._code_points[-1]) + 2 if len(self) else 1, -1, np.int32)
+        ranks[self._code_points] = np.arange(len(self))
+        return ranks
+
     @property
     def dtype(self) -> np.dtype:
         """The smallest unsigned integer type that holds every id."""
@@ -54,11 +61,8 @@ class Vocabulary:
         """
         ids = np.empty(len(text), self.dtype)
         for start in range(0, len(text), _BLOCK):
-            points = _code_points(text[start : start + _BLOCK])
-            ranks = np.searchsorted(self._code_points, points)
-            known = (
-                np.take(self._code_points, ranks, mode="clip") == points if len(self) else np.zeros(len(points), bool)
-            )
+            ranks = np.take(self._ranks, _code_points(text[start : start + _BLOCK]), mode="clip")
+            known = ranks >= 0
             if not known.all():
                 place = start + int(np.argmin(known))
                 raise InputError(

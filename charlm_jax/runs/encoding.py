@@ -1,0 +1,316 @@
+"""A corpus encoded once, in a folder: memory maps its ids, so that a text may be larger than any memory.
+
+ids.npy           the id of every character, an array of the smallest unsigned integers that hold them
+corpus.json       the characters that have ids, how many the text has, its SHA-256, and what it was made from
+unfinished.json   stands in its place until the ids are complete and checked
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Never
+
+import numpy as np
+from jaxtyping import Integer
+from tqdm import tqdm
+
+from charlm_jax.data.corpus import IDS_FILE, text_files
+from charlm_jax.data.text_blocks import decode_blocks, lowercase_blocks
+from charlm_jax.data.vocabulary import Vocabulary
+from charlm_jax.errors import DamagedError, InputError, Preempted
+from charlm_jax.runs.command_line import Watcher, tell
+from charlm_jax.runs.files import read_json, remove_leftovers, sync_names, write_json
+from charlm_jax.runs.stop import StopRequested
+
+_FORMAT = 1
+_FINISHED, _UNFINISHED = "corpus.json", "unfinished.json"
+_BLOCK = 1 << 22  # bytes read, and ids checked, at a time
+
+
+@dataclass(frozen=True)
+class EncodedCorpus:
+    """A text as ids.
+
+    Attributes:
+        name: the corpus's name, or the path that it was read from.
+        vocabulary: the characters that have ids.
+        ids: of the text's characters; a memory-mapped array where it was encoded before.
+        sha256: see `Corpus.sha256`.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    ids: Integer[np.ndarray, " character"]
+    sha256: str
+
+
+def is_encoded(path: Path) -> bool:
+    """Say whether a folder holds an encoded corpus, complete."""
+    return (path / _FINISHED).is_file() and (path / IDS_FILE).is_file()
+
+
+def open_encoded(folder: Path, *, encoding: str | None, lowercase: bool) -> EncodedCorpus:
+    """Open an encoded corpus.
+
+    That there are as many ids, and of the type, as corpus.json says is checked; what they are is not: see
+    `verify_encoded`.
+
+    Args:
+        folder: of the corpus.
+        encoding: what its text must have been decoded by, as `encode` was told.
+        lowercase: whether it must have been lower-cased.
+
+    Raises:
+        InputError: it is damaged, or was encoded with other options.
+    """
+    record = read_json(folder / _FINISHED)
+    for name, value in (("encoding", encoding), ("lowercase", lowercase)):
+        if record.get(name) != value:
+            raise InputError(
+                f"the corpus {str(folder)!r} was encoded with --{name} {record.get(name)}, but is asked for with "
+                f"{value}; give the same flags, or encode the text with these into another folder"
+            )
+    return _corpus(folder, record)
+
+
+def _corpus(folder: Path, record: dict) -> EncodedCorpus:
+    path = folder / IDS_FILE
+    try:
+        if record["format"] != _FORMAT:
+            raise ValueError(f"its format is {record['format']}, not {_FORMAT}")
+        vocabulary = Vocabulary(record["vocabulary"])
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        there = ids.shape, ids.dtype, path.stat().st_size - ids.offset
+        if there != ((record["characters"],), vocabulary.dtype, ids.nbytes):
+            raise ValueError(f"{IDS_FILE} has another size or type")
+        return EncodedCorpus(record["name"], vocabulary, ids, record["sha256"])
+    except (InputError, AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{str(folder)!r} is no encoded corpus of this version ({error}); encode the text into another folder"
+        ) from error
+
+
+def verify_encoded(folder: Path, stop_requested: StopRequested = lambda: False) -> None:
+    """Check every id of an encoded corpus: the text that they stand for must have the SHA-256 that was recorded.
+
+    Raises:
+        InputError: it has another.
+        Preempted: a stop was requested.
+    """
+    _check_ids(_corpus(folder, read_json(folder / _FINISHED)), folder, stop_requested)
+
+
+def _check_ids(corpus: EncodedCorpus, folder: Path, stop_requested: StopRequested) -> None:
+    path, ids, digest = folder / IDS_FILE, corpus.ids, hashlib.sha256()
+    first = path.stat().st_size - ids.nbytes
+    with _bar("checking", len(ids), " characters") as bar:
+        for start in range(0, len(ids), _BLOCK):
+            _stop_if(stop_requested)
+            # Read, as what is mapped would count as memory in use.
+            count, offset = min(_BLOCK, len(ids) - start), first + start * ids.itemsize
+            block = np.fromfile(path, ids.dtype, count, offset=offset)
+            try:
+                text = corpus.vocabulary.decode(block)
+            except InputError as error:
+                raise DamagedError(f"{str(path)!r} is damaged: {error}; encode the text again") from error
+            digest.update(text.encode("utf-8", "surrogatepass"))
+            bar.update(count)
+    if digest.hexdigest() != corpus.sha256:
+        raise DamagedError(f"{str(path)!r} is damaged: its text is not what was encoded; encode the text again")
+
+
+def encode(
+    text: Path, folder: Path, *, encoding: str | None, lowercase: bool, stop_requested: StopRequested = lambda: False
+) -> bool:
+    """Encode a text into a folder, in constant memory; go on where a process that was stopped had come to.
+
+    The text is read twice, first for its characters and its SHA-256, then for the ids. These are read once more, and
+    the folder is finished only if the text that they stand for has that SHA-256.
+
+    Args:
+        text: a file, or a folder of them, read as `load_corpus` reads it.
+        folder: a new or an empty one, or one that was begun with the same text and options.
+        encoding: of the text's bytes; None is UTF-8.
+        lowercase: whether to lower-case the text.
+        stop_requested: see `stop_requests`.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        InputError: the text cannot be read, has no characters, or has changed; or the folder holds something else.
+        Preempted: a stop was requested; the same call goes on.
+    """
+    files = text_files(str(text))
+    facts = [[str(file.relative_to(text)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    request = {
+        "format": _FORMAT,
+        "name": str(text.resolve()),
+        "encoding": encoding,
+        "lowercase": lowercase,
+        "source_bytes": sum(size for _, size, _ in facts),
+        "source_facts_sha256": hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+    }
+
+    def read(purpose: str) -> Iterator[str]:
+        with _bar(purpose, request["source_bytes"], "B") as bar:
+            blocks = _text_blocks(files, encoding or "utf-8", bar, stop_requested)
+            yield from lowercase_blocks(blocks) if lowercase else blocks
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        if _is_finished(folder, request):
+            return False
+        unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
+        if not unfinished.exists():
+            write_json(unfinished, {**request, **_survey(read("reading"), str(text))})
+        record = read_json(unfinished)
+        try:
+            _write_ids(ids, read("encoding"), Vocabulary(record["vocabulary"]), record["characters"])
+            _check_ids(_corpus(folder, record), folder, stop_requested)
+        except DamagedError as error:
+            ids.unlink()
+            unfinished.unlink()
+            raise InputError(
+                f"{str(text)!r} has changed since it was first read; run the same command again"
+            ) from error
+        unfinished.replace(folder / _FINISHED)
+        sync_names(folder)
+    return True
+
+
+def _text_blocks(
+    files: Sequence[Path], encoding: str, bar: "tqdm[Never]", stop_requested: StopRequested
+) -> Iterator[str]:
+    """Read files that are joined by blank lines."""
+
+    def file_blocks(file: Path) -> Iterator[bytes]:
+        try:
+            with file.open("rb") as opened:
+                while block := opened.read(_BLOCK):
+                    _stop_if(stop_requested)
+                    yield block
+                    bar.update(len(block))
+        except OSError as error:
+            raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+
+    for number, file in enumerate(files):
+        if number:
+            yield "\n\n"
+        yield from decode_blocks(file_blocks(file), encoding, str(file))
+
+
+def _survey(blocks: Iterator[str], source: str) -> dict:
+    """Return what corpus.json says of a text."""
+    characters, length, digest = set[str](), 0, hashlib.sha256()
+    for block in blocks:
+        characters |= set(block)
+        length += len(block)
+        digest.update(block.encode("utf-8", "surrogatepass"))
+    if not length:
+        raise InputError(f"{source!r} has no characters; name a text that has")
+    vocabulary = Vocabulary("".join(sorted(characters)))
+    return {
+        "characters": length,
+        "vocabulary": vocabulary.characters,
+        "sha256": digest.hexdigest(),
+        "dtype": vocabulary.dtype.name,
+    }
+
+
+def _write_ids(path: Path, blocks: Iterator[str], vocabulary: Vocabulary, length: int) -> None:
+    """Write the ids of a text after those that are in the file already, whole ones.
+
+    Raises:
+        DamagedError: it is not the text of which this is the vocabulary and the length.
+    """
+    beginning = io.BytesIO()
+    description = np.lib.format.dtype_to_descr(vocabulary.dtype)
+    np.lib.format.write_array_header_1_0(beginning, {"descr": description, "fortran_order": False, "shape": (length,)})
+    header, size = beginning.getvalue(), vocabulary.dtype.itemsize
+    path.touch()
+    done, place = max(path.stat().st_size - len(header), 0) // size, 0
+    with path.open("r+b") as file:
+        file.write(header)
+        file.seek(done * size, os.SEEK_CUR)
+        for block in blocks:
+            try:
+                file.write(vocabulary.encode(block[max(done - place, 0) :]).data)
+            except InputError as error:
+                raise DamagedError(str(error)) from error
+            place += len(block)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+    if place != length:
+        raise DamagedError(f"{length} characters were expected, not {place}")
+
+
+def _is_finished(folder: Path, request: dict) -> bool:
+    """Say whether a folder holds what is asked for, complete.
+
+    Raises:
+        InputError: it holds something else, or the beginning of it.
+    """
+    others = [path for path in folder.iterdir() if path.name not in (_FINISHED, _UNFINISHED, IDS_FILE)]
+    records = [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
+    if others or (not records and (folder / IDS_FILE).exists()):
+        raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
+    if not records:
+        return False
+    record = read_json(records[0])
+    differences = [name for name, value in request.items() if record.get(name) != value]
+    if differences:
+        raise InputError(
+            f"--output {str(folder)!r} holds the ids of another text, of one that has changed, or of other options "
+            f"({', '.join(differences)} differ); name another folder, or remove this one"
+        )
+    if records[0].name == _UNFINISHED:
+        tell(f"going on in {str(folder)!r}")
+        return False
+    _corpus(folder, record)
+    return True
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone, and remove what one that died was writing."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"--output {str(folder)!r} is being written by another process; wait for it") from error
+        except OSError as error:  # a file system without locks
+            tell(f"{str(folder)!r} cannot be locked ({error.strerror}): see that nobody else writes there")
+        remove_leftovers(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _stop_if(stop_requested: StopRequested) -> None:
+    if stop_requested():
+        raise Preempted("stopped by a signal; the same command goes on")
+
+
+def _bar(purpose: str, total: int, unit: str) -> "tqdm[Never]":
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=purpose,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        mininterval=0.1 if on_terminal else 60,  # a log gets a line a minute
+        delay=0 if on_terminal else 60,
+        leave=not on_terminal,
+        dynamic_ncols=True,
+        file=Watcher(),
+    )

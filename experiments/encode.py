@@ -1,0 +1,54 @@
+"""Encode a text once, in constant memory, for training on more of it than memory holds.
+
+    scripts/run encode TEXT --output FOLDER [--encoding E] [--lowercase]
+
+TEXT is a file, or a folder of files, read as --corpus reads them. FOLDER then holds ids.npy, a NumPy array with the id
+of every character, and corpus.json, with the characters and the text's SHA-256, and `--corpus FOLDER` is the same text.
+A text that memory holds need not be encoded.
+
+The text is read twice and its ids are read once more, to see that they stand for it. Whatever stops the command, the
+same one goes on; corpus.json is there when all is done.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.stop import stop_requests
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags."""
+
+    text: tyro.conf.Positional[Path]
+    """File, or folder of files."""
+    output: Path
+    """Folder to make: a new or an empty one, or one that the same command has begun."""
+    encoding: str | None = None
+    """Encoding of the text's bytes; UTF-8 if not given."""
+    lowercase: bool = False
+    """Lower-case the text."""
+
+
+def main(flags: Sequence[str]) -> None:
+    """Encode."""
+    arguments = tyro.cli(Arguments, prog="scripts/run encode", description=__doc__, args=flags)
+
+    from charlm_jax.runs.encoding import encode, open_encoded
+
+    options = {"encoding": arguments.encoding, "lowercase": arguments.lowercase}
+    with stop_requests() as stop_requested:
+        begun = encode(arguments.text, arguments.output, **options, stop_requested=stop_requested)
+    corpus = open_encoded(arguments.output, **options)
+    what = f"{len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct"
+    tell(f"{'encoded' if begun else 'encoded before'}: {what}, in {arguments.output}")
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])

@@ -1,0 +1,104 @@
+import codecs
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from charlm_jax.data.corpus import load_corpus
+from charlm_jax.data.text_blocks import decode_blocks, lowercase_blocks
+from charlm_jax.errors import InputError
+
+# What depends on its neighbours, and what does not: line ends, marks, sigmas, cased and case-ignorable characters.
+ODD = st.text(st.sampled_from("\r\n\ufeffΣσςİ'\u00ad\u0345.aA1 é日🜁"), max_size=30)
+ENCODINGS = [
+    *("utf-8", "utf-8-sig", "utf-7", "utf-16", "utf-16-be", "utf-32", "utf-32-le", "ascii", "latin-1", "cp1252"),
+    *("shift_jis", "gb18030", "iso2022_jp", "hz"),
+]
+
+
+def cut(whole, sizes, least=1):
+    """Cut a text or bytes into blocks of these sizes, over and over; the first is of `least` or more."""
+    blocks, place = [], 0
+    while place < len(whole):
+        size = max(sizes[len(blocks) % len(sizes)], 1 if blocks else least)
+        blocks.append(whole[place : place + size])
+        place += size
+    return blocks
+
+
+def outcome(function):
+    """Return what a function returns, or the sentence that it refuses with."""
+    try:
+        return function()
+    except InputError as error:
+        return str(error)
+
+
+SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
+
+
+@given(text=ODD, sizes=SIZES)
+@example(text="ΑΣ'''Σ", sizes=[2])
+@example(text="ΑΣ\u00ad\u00ad\u00ada", sizes=[2])
+@settings(max_examples=500, deadline=None)
+def test_lower_casing_by_blocks_is_that_of_the_whole(text, sizes):
+    assert "".join(lowercase_blocks(cut(text, sizes))) == text.lower()
+
+
+def test_every_character_around_a_sigma_is_judged_as_python_does():
+    """Each of the first 12,288 code points, in turn the last and the first of a block."""
+    for character in map(chr, range(0x3000)):
+        for blocks in (["a" + character, "Σ1"], ["aΣ", character + "1"], ["aΣ", character, "a"]):
+            assert "".join(lowercase_blocks(blocks)) == "".join(blocks).lower()
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("text") / "text.txt"
+
+
+def same_as_whole(file, content, encoding, sizes):
+    file.write_bytes(content)
+    whole = outcome(lambda: load_corpus(str(file), encoding=encoding).text)
+    blocks = cut(content, sizes, least=4)
+    assert outcome(lambda: "".join(decode_blocks(blocks, encoding, str(file)))) == whole
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_decoding_by_blocks_is_that_of_the_whole(file, encoding):
+    @given(text=ODD, sizes=SIZES)
+    @settings(max_examples=50, deadline=None)
+    def check(text, sizes):
+        same_as_whole(file, text.encode(encoding, "ignore"), encoding, sizes)
+
+    check()
+
+
+@pytest.mark.parametrize("encoding", [name for name in ENCODINGS if name != "iso2022_jp"])  # says it in other words
+def test_bytes_that_do_not_decode_are_named_alike(file, encoding):
+    """Any bytes, and pieces of encoded text that break off: the sentence names the same byte, offset and line."""
+    piece = ODD.map(lambda text: text.encode(encoding, "ignore")[:-1])
+
+    @given(parts=st.lists(st.one_of(piece, st.binary(max_size=6), st.just(b"\n"), st.just(b"\xff\xfe"))), sizes=SIZES)
+    @settings(max_examples=100, deadline=None)
+    def check(parts, sizes):
+        same_as_whole(file, b"".join(parts), encoding, sizes)
+
+    check()
+
+
+def test_a_bad_byte_is_named_with_its_place():
+    blocks = [b"abc\n", b"d\xc3", b"\xa9\ne\xe9", b"f"]
+    with pytest.raises(InputError, match=r"'it' is not utf-8: byte 0xe9 at offset 9 \(line 3\) does not decode"):
+        list(decode_blocks(blocks, "utf-8", "it"))
+
+
+def test_wide_text_without_a_mark_is_in_this_machines_order():
+    native = "utf-16-le" if codecs.BOM_UTF16 == codecs.BOM_UTF16_LE else "utf-16-be"
+    assert "".join(decode_blocks([b"".join(["wide".encode(native)])], "utf-16", "it")) == "wide"
+
+
+@pytest.mark.parametrize("encoding", ["no-such-encoding", "hex", "punycode", "\0"])
+def test_an_encoding_that_is_none_is_named(encoding):
+    with pytest.raises(InputError, match="is not a text encoding that Python knows"):
+        list(decode_blocks([b"text"], encoding, "it"))
