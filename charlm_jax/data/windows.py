@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int32, Integer, UInt32
 from numpy import ndarray
 
 from charlm_jax.errors import InputError
-from charlm_jax.keys import Key
+from charlm_jax.keys import Key, fold_text
 
 _ROUNDS = 8  # an even number, so that the two halves of the Feistel network end where they began
 
@@ -134,11 +134,21 @@ class ShuffledWindows:
             step: the batch's number within the epoch, from 0.
             rows: which of the batch's rows, None being all; from `batch_size` on there is only padding.
         """
-        count = self.windows(len(ids))
         rows = jnp.arange(self.batch_size, dtype=jnp.int32) if rows is None else rows
+        starts, there = self.starts(len(ids), key, step, rows)
+        return gather_batch(ids, starts, there, window=self.window)
+
+    def starts(
+        self, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
+    ) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
+        """Return where the windows of a batch start, and which rows have one; see `batch`.
+
+        `step` and `rows` are integers of one type, which must hold `length`, and so are the places.
+        """
+        count = self.windows(length)
         positions = step * self.batch_size + rows
         starts = self.stride * shuffled(key, positions % count, count)
-        return gather_batch(ids, starts, (rows < self.batch_size) & (positions < count), window=self.window)
+        return starts, (rows < self.batch_size) & (positions < count)
 
 
 @dataclass(frozen=True)
@@ -174,18 +184,39 @@ class ParallelStreams:
         rows: Int32[Array, " batch"] | None = None,
     ) -> Batch:
         """Return one of an epoch's batches; see `ShuffledWindows.batch`."""
-        stretch = self.steps(len(ids)) * self.window
         rows = jnp.arange(self.batch_size, dtype=jnp.int32) if rows is None else rows
-        phase = jax.random.randint(key, (), 0, len(ids) - stretch * self.batch_size, jnp.int32)
-        starts = phase + rows * stretch + step * self.window
-        return gather_batch(ids, starts, rows < self.batch_size, window=self.window)
+        starts, there = self.starts(len(ids), key, step, rows)
+        return gather_batch(ids, starts, there, window=self.window)
+
+    def starts(
+        self, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
+    ) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
+        """Return where the windows of a batch start, and which rows have one; see `ShuffledWindows.starts`."""
+        stretch = self.steps(length) * self.window
+        phase = jax.random.randint(key, (), 0, length - stretch * self.batch_size, jnp.int32)
+        return phase.astype(rows.dtype) + rows * stretch + step * self.window, rows < self.batch_size
 
 
 Order = ShuffledWindows | ParallelStreams
 
 
-def shuffled(key: Key, positions: Int32[Array, " batch"], count: int) -> Int32[Array, " batch"]:
+def within_epoch(order: Order, length: int, key: Key, step: Integer[Array, ""]) -> tuple[Key, Integer[Array, ""]]:
+    """Return the key of the epoch that a step of a run falls into, and the step's number within it.
+
+    Args:
+        order: in which an epoch goes through the text.
+        length: of the text, in characters.
+        key: the run's.
+        step: from 0, over all epochs.
+    """
+    steps = order.steps(length)
+    return jax.random.fold_in(fold_text(key, "windows"), step // steps), step % steps
+
+
+def shuffled(key: Key, positions: Integer[Array, " batch"], count: int) -> Integer[Array, " batch"]:
     """Map positions in 0..count-1 to indices in 0..count-1 by a pseudo-random bijection that the key chooses.
+
+    `count` is below 2^32, and the indices are of the positions' type.
 
     A Feistel network permutes the next power of two, and an index beyond `count` is permuted again until it falls
     inside ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
@@ -206,7 +237,7 @@ def shuffled(key: Key, positions: Int32[Array, " batch"], count: int) -> Int32[A
         return jnp.where(index < count, index, permute(index))
 
     first = permute(positions.astype(jnp.uint32))
-    return jax.lax.while_loop(lambda index: jnp.any(index >= count), walk, first).astype(jnp.int32)
+    return jax.lax.while_loop(lambda index: jnp.any(index >= count), walk, first).astype(positions.dtype)
 
 
 def _mix(word: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from charlm_jax.choices import Objective
-from charlm_jax.data.windows import Order
+from charlm_jax.data.windows import Order, within_epoch
 from charlm_jax.keys import Key, ReplicaKeys, fold_text
 from charlm_jax.learning.objective import window_losses
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
@@ -189,9 +189,7 @@ class _Learner:
     def step(self, state: TrainingState, ids: Integer[Array, " character"], key: Key) -> TrainingState:
         """Take one step of a model."""
         order = self.order
-        steps = order.steps(len(ids))
-        epoch, step = state.step // steps, state.step % steps
-        epoch_key = jax.random.fold_in(fold_text(key, "windows"), epoch)
+        epoch_key, step = within_epoch(order, len(ids), key, state.step)
         rows = own_rows(order.batch_size, self.mesh)
         batch = order.batch(ids, epoch_key, step, rows)
         trained = jnp.minimum(order.windows(len(ids)) - step * order.batch_size, order.batch_size)
