@@ -15,7 +15,9 @@ from charlm_jax.data.corpus import load_corpus
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError, Preempted
 from charlm_jax.runs import encoding as module
-from charlm_jax.runs.encoding import encode, is_encoded, open_encoded, verify_encoded
+from charlm_jax.runs.assembly import prepare
+from charlm_jax.runs.configuration import Configuration
+from charlm_jax.runs.encoding import encode, encoded, is_encoded, open_encoded, verify_encoded
 
 ODD = "ΟΔΥΣΣΕΥΣ\r\ncafé\r🜁 İ日Σ\n\n" * 9
 
@@ -236,3 +238,15 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_command_goes_on(tmp_path):
     assert not is_encoded(folder)
     assert run(text, "--output", folder).returncode == 0
     same_as_resident(folder, text, encoding=None, lowercase=False)
+
+
+def test_a_run_of_an_encoded_corpus_is_the_run_of_its_text(tmp_path):
+    """The same job, whose states are those of the same run."""
+    text, folder = write(tmp_path / "text.txt", ODD * 20), tmp_path / "ids"
+    encode(text, folder, encoding=None, lowercase=True)
+    jobs = [prepare(Configuration(corpus=str(path), lowercase=True, window=20), devices=1) for path in (text, folder)]
+    for name in ("training_ids", "held_out_ids"):
+        np.testing.assert_array_equal(*(getattr(job, name) for job in jobs))
+    assert jobs[0].describe_corpus() == {**jobs[1].describe_corpus(), "name": str(text)}
+    with pytest.raises(InputError, match="encoded with other characters than the model's"):
+        encoded(jobs[1].corpus, Vocabulary("a"))

@@ -541,7 +541,7 @@ def test_the_presets_meet_the_notebooks_text(nietzsche):
         job = prepare(PRESETS[name])
         assert (len(job.vocabulary), job.windows, job.steps_per_epoch) == (vocabulary, windows, 1565)
         assert f"{vocabulary} distinct" in job.describe(Path("run"))
-    prompt = job.corpus.text[116739 : 116739 + 60]
+    prompt = job.vocabulary.decode(job.corpus.ids)[116739 : 116739 + 60]
     assert prompt == "the slowly ascending ranks and classes, in which,\nthrough fo"
 
 

@@ -103,7 +103,7 @@ def test_what_a_run_records(tiny, tmp_path):
     assert metrics[2]["bits_per_character"] == pytest.approx(metrics[2]["held_out_loss"] / np.log(2))
     assert [record["temperature"] for record in samples] == [0.2, 0.5, 1.0, 1.2] * 2
     assert all(len(record["prompt"]) == 10 and len(record["text"]) == 20 for record in samples)
-    assert samples[0]["prompt"] in job.corpus.text
+    assert samples[0]["prompt"] in job.vocabulary.decode(job.corpus.ids)
     assert samples[0]["prompt"] != samples[4]["prompt"]
 
     run = open_run(tmp_path / "run")
@@ -359,7 +359,7 @@ def test_the_text_of_every_preset_style(tiny, tmp_path):
 
     fixed = dataclasses.replace(tiny, prompt_start=4, temperatures=(0.5, 1.0, 1.0))
     samples = finish(fixed, tmp_path / "fixed")[3]
-    assert {record["prompt"] for record in samples} == {prepare(tiny).corpus.text[4:14]}
+    assert {record["prompt"] for record in samples} == {prepare(tiny).vocabulary.decode(prepare(tiny).corpus.ids[4:14])}
     assert samples[1]["text"] != samples[2]["text"], "a temperature that is named twice gives two texts"
 
 
@@ -376,7 +376,7 @@ def test_a_prompt_may_start_at_every_place(tiny):
     job = prepare(tiny)
     short = dataclasses.replace(job, training_ids=job.training_ids[:11])
     prompts = {_prompt(short, epoch) for epoch in range(50)}
-    assert prompts == {job.corpus.text[:10], job.corpus.text[1:11]}
+    assert prompts == {job.vocabulary.decode(job.corpus.ids[:10]), job.vocabulary.decode(job.corpus.ids[1:11])}
 
 
 def test_precision_is_what_it_says(tiny):

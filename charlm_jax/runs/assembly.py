@@ -11,7 +11,6 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
-from charlm_jax.data.corpus import Corpus, load_corpus
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
 from charlm_jax.errors import InputError
@@ -24,6 +23,7 @@ from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_devices, open_mesh, set_up
 from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus
 from charlm_jax.runs.trained import TrainedModel, load_model, make_network
 
 
@@ -46,7 +46,7 @@ class Job:
     """
 
     configuration: Configuration
-    corpus: Corpus
+    corpus: EncodedCorpus
     vocabulary: Vocabulary
     training_ids: Integer[np.ndarray, " training"]
     held_out_ids: Integer[np.ndarray, " held_out"]
@@ -76,7 +76,7 @@ class Job:
         """Return what provenance.json says of the text."""
         return {
             "name": self.corpus.name,
-            "characters": len(self.corpus.text),
+            "characters": len(self.corpus.ids),
             "vocabulary": self.vocabulary.characters,
             "sha256": self.corpus.sha256,
         }
@@ -109,7 +109,7 @@ class Job:
             return "".join(f", {name} {value:g}" for name, value in values.items() if value)
 
         lines = {
-            "corpus": f"{self.corpus.name}, {len(self.corpus.text):,} characters, {len(self.vocabulary)} distinct",
+            "corpus": f"{self.corpus.name}, {len(self.corpus.ids):,} characters, {len(self.vocabulary)} distinct",
             "training": f"{self.windows:,} windows of {chosen.window} characters, {how}; "
             f"{chosen.epochs} x {self.steps_per_epoch:,} steps of {chosen.batch_size} windows",
             "held out": held_out,
@@ -138,19 +138,17 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     chosen = configuration
     mesh = open_mesh(devices, chosen.batch_size)
     set_up(chosen.precision)
-    corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
-    source = None
+    text = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
+    source = vocabulary = None
     if chosen.init_from and path is not None and state_files(path / "checkpoints"):
         vocabulary = open_run(path).vocabulary()
     elif chosen.init_from:
         source = _source(Path(chosen.init_from), chosen)
         vocabulary = source.vocabulary
-    else:
-        vocabulary = Vocabulary.of(corpus.text)
+    corpus = encoded(text, vocabulary)
+    vocabulary = corpus.vocabulary
     training_ids, held_out_ids = split_held_out(
-        vocabulary.encode(corpus.text, f"corpus {corpus.name!r}"),
-        held_out_fraction=chosen.held_out_fraction,
-        window=chosen.window,
+        corpus.ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window
     )
     if len(vocabulary) == 1:
         raise InputError(
@@ -162,8 +160,8 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
             f"--prompt-start {chosen.prompt_start} leaves no {chosen.window} characters of the training text; "
             f"its last possible start is {last_start}"
         )
-    if len(corpus.text) >= 2**31:
-        raise InputError(f"{corpus.name!r} has {len(corpus.text):,} characters; places in a text are 32-bit numbers")
+    if len(corpus.ids) >= 2**31:
+        raise InputError(f"{corpus.name!r} has {len(corpus.ids):,} characters; places in a text are 32-bit numbers")
     order = make_order(chosen)
     steps = order.steps(len(training_ids))
     if not steps:

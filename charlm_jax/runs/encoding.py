@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Integer
 from tqdm import tqdm
 
-from charlm_jax.data.corpus import IDS_FILE, text_files
+from charlm_jax.data.corpus import IDS_FILE, Corpus, load_corpus, text_files
 from charlm_jax.data.text_blocks import decode_blocks, lowercase_blocks
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import DamagedError, InputError, Preempted
@@ -49,6 +49,30 @@ class EncodedCorpus:
     vocabulary: Vocabulary
     ids: Integer[np.ndarray, " character"]
     sha256: str
+
+
+def open_corpus(name: str, *, encoding: str | None, lowercase: bool) -> Corpus | EncodedCorpus:
+    """Open the encoded corpus that a folder holds, or read any other; see `load_corpus` and `open_encoded`."""
+    if is_encoded(Path(name)):
+        return open_encoded(Path(name), encoding=encoding, lowercase=lowercase)
+    return load_corpus(name, encoding=encoding, lowercase=lowercase)
+
+
+def encoded(corpus: Corpus | EncodedCorpus, vocabulary: Vocabulary | None = None) -> EncodedCorpus:
+    """Return a corpus as ids under a vocabulary; None is its own.
+
+    Raises:
+        InputError: it was encoded under another, or has a character that the vocabulary lacks.
+    """
+    if isinstance(corpus, Corpus):
+        vocabulary = Vocabulary.of(corpus.text) if vocabulary is None else vocabulary
+        ids = vocabulary.encode(corpus.text, f"corpus {corpus.name!r}")
+        return EncodedCorpus(corpus.name, vocabulary, ids, corpus.sha256)
+    if vocabulary not in (None, corpus.vocabulary):
+        raise InputError(
+            f"the corpus {corpus.name!r} was encoded with other characters than the model's; name the text itself"
+        )
+    return corpus
 
 
 def is_encoded(path: Path) -> bool:

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Integer
 
 from charlm_jax.choices import Checkpoint
-from charlm_jax.data.corpus import load_corpus
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import split_held_out
 from charlm_jax.errors import DamagedError, InputError
@@ -19,6 +18,7 @@ from charlm_jax.runs.checkpoints import Model, newest_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory
+from charlm_jax.runs.encoding import encoded, open_corpus
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Inte
         InputError: its corpus cannot be read, or is no longer what it was.
     """
     chosen, recorded = run.configuration(), run.provenance()["corpus"]
-    corpus = load_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
+    corpus = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     if corpus.sha256 != recorded["sha256"]:
         raise InputError(
             f"the corpus {corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
             "put that one back, or name a text with --text FILE"
         )
-    ids = run.vocabulary().encode(corpus.text)
+    ids = encoded(corpus, run.vocabulary()).ids
     return split_held_out(ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window)
