@@ -1,0 +1,58 @@
+"""Batches read from the disk ahead of the training that they are for, by threads."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from charlm_jax.data.host_windows import HostBatches, read_batches
+from charlm_jax.data.windows import Order
+from charlm_jax.errors import DamagedError, InputError
+from charlm_jax.keys import Key
+
+_THREADS, _PIECES = 2, 4  # that read, and that are ready
+
+
+def read_ahead(
+    ids: Integer[np.ndarray, " character"],
+    order: Order,
+    key: Key,
+    rows: Int64[np.ndarray, " batch"],
+    *,
+    first: int,
+    end: int,
+    piece: int,
+    vocabulary_size: int,
+) -> Iterator[tuple[int, HostBatches]]:
+    """Yield the batches of a run's steps from `first` on, in pieces, each with the number of its first step.
+
+    All that there is to know of where reading stands is a step, so a run that goes on reads from its state's.
+
+    Args:
+        ids: the text; see `read_batches`.
+        order: in which an epoch goes through it.
+        key: the run's.
+        rows: which of each batch's rows.
+        first: step to begin with.
+        end: step to end before; the last piece goes beyond it, to be as long as the others.
+        piece: steps in a piece.
+        vocabulary_size: which every id must be below.
+
+    Raises:
+        InputError: the library for it is not installed, or an id is not below `vocabulary_size`.
+    """
+    try:
+        import grain  # half a second to load, and most runs have their text in memory
+    except ImportError as error:
+        raise InputError(
+            f"a text that is read while training needs grain ({error}); install it with .venv/bin/python -m pip install '.[streaming]', or give --text resident"
+        ) from error
+
+    def read(step: int) -> tuple[int, HostBatches]:
+        batches = read_batches(ids, order, key, np.arange(step, step + piece), rows)
+        if batches.characters.max() >= vocabulary_size:
+            raise DamagedError("the encoded corpus is damaged: it has ids that stand for no character; encode it again")
+        return step, batches
+
+    pieces = grain.MapDataset.range(first, end, piece).map(read)
+    yield from pieces.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PIECES))
