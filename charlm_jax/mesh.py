@@ -84,3 +84,16 @@ def own_rows(batch_size: int, mesh: Mesh) -> jax.Array:
     """
     share = -(-batch_size // mesh.shape[DATA])
     return jax.lax.axis_index(DATA) * share + jnp.arange(share, dtype=jnp.int32)
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Return the numbers of the rows of a batch that this process's devices have; see `own_rows`."""
+    devices = mesh.shape[DATA]
+    total = devices * -(-batch_size // devices)
+    places = NamedSharding(mesh, PartitionSpec(DATA)).addressable_devices_indices_map((total,)).values()
+    return np.unique(np.concatenate([np.arange(total)[place] for place in places]))
+
+
+def split_columns(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Make one array, split over the devices along its second axis, of the parts that the processes have of it."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(None, DATA)), array)

@@ -56,7 +56,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     differences = _differences(arguments.configuration, job.windows)
     if differences:
         tell(f"note: this is not the published job, whose curves it is laid over: {'; '.join(differences)}")
-    for epoch in train(job, run_dir, stop_requested):
+    for epoch in train(job, run_dir, stop_requested, text=arguments.text):
         tell(f"epoch {epoch.epoch}: training loss {epoch.training_loss:.4f} nats")
     agreed(lambda: _compare(run_dir, job.corpus.name, differences))
 

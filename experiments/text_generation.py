@@ -57,7 +57,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
 
     run_dir = agreed(lambda: arguments.run_dir)  # which may be named for the time
     job = prepare(arguments.configuration, arguments.devices, run_dir)
-    for epoch in train(job, run_dir, stop_requested):
+    for epoch in train(job, run_dir, stop_requested, text=arguments.text):
         show(epoch)
     if len(job.held_out_ids):
         if max(len(job.training_ids), len(job.held_out_ids)) > LIMIT:

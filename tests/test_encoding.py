@@ -94,6 +94,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path):
     text, unbroken, folder = write(tmp_path / "text.txt"), tmp_path / "unbroken", tmp_path / "ids"
     options = {"encoding": None, "lowercase": True}
     encode(text, unbroken, **options)
+    stop_at = 0
     for stop_at in range(1000):
         asked = iter(range(stop_at + 1))
         try:
@@ -124,6 +125,7 @@ def before(event, arguments):
 sys.addaudithook(before)
 encode(Path(sys.argv[1]), Path(sys.argv[2]), encoding=None, lowercase=False)
 """
+    changes = 0
     for changes in range(20):
         command = [sys.executable, "-c", program, str(text), str(folder), str(changes % 3)]
         if subprocess.run(command, check=False, cwd=Path(__file__).parent.parent).returncode == 0:

@@ -13,6 +13,7 @@ import pytest
 from oracles import keras_cell, lenient_jax
 
 from charlm_jax.choices import Objective, OptimizerName
+from charlm_jax.data.host_windows import read_batches
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows
 from charlm_jax.keys import fold_text
@@ -21,10 +22,11 @@ from charlm_jax.learning.objective import last_losses
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import (
     MOST_SKIPPED,
+    Batches,
     initial_state,
     make_train_steps,
 )
-from charlm_jax.mesh import data_mesh, replica_mesh, replicate
+from charlm_jax.mesh import data_mesh, local_rows, replica_mesh, replicate, split_columns
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM, Dropout
 
@@ -480,3 +482,30 @@ def test_memory_does_not_grow_with_the_windows():
         return compiled.lower(first(), ids, KEY, 5).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(1) <= temporary_bytes(100) + 1000
+
+
+@pytest.mark.parametrize(
+    ("order", "objective"),
+    [
+        (ORDER, "last-character"),
+        (ORDER, "every-character"),
+        (ParallelStreams(20, batch_size=16), "every-character"),
+    ],
+)
+def test_batches_read_on_the_host_teach_what_the_text_on_the_devices_does(small_text, order, objective):
+    """Bit for bit, over three epochs and pieces that steps break off in; the batch is not one that devices divide."""
+    ids, size = encode(small_text)
+    resident, first = start(ids, size, order=order, objective=objective, dropout=0.2)
+    model, optimizer = CharacterLSTM(size, hidden_size=16, dropout=0.2), make_optimizer("rmsprop-keras-2")
+    streamed = make_train_steps(model, optimizer, order, objective, MESH, length=len(ids))
+    end = 3 * order.steps(len(ids))
+    expected = resident(first(), ids, KEY, end)
+    state, rows = first(), local_rows(order.batch_size, MESH)
+    assert len(rows) == 18
+    for step in range(0, end, 7):
+        characters, weights = read_batches(np.asarray(ids), order, KEY, np.arange(step, step + 7), rows)
+        batches = split_columns(characters, MESH), split_columns(weights, MESH), replicate(jnp.int32(step), MESH)
+        for stop in (step + 2, step + 7):
+            state = streamed(state, Batches(*batches), KEY, min(stop, end))
+    assert int(state.step) == end
+    jax.tree.map(np.testing.assert_array_equal, state, expected)

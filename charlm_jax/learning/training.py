@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from charlm_jax.choices import Objective
-from charlm_jax.data.windows import Order, within_epoch
+from charlm_jax.data.windows import Batch, Order, within_epoch
 from charlm_jax.keys import Key, ReplicaKeys, fold_text
 from charlm_jax.learning.objective import window_losses
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
@@ -89,9 +89,23 @@ def initial_state(
     return replicate(state, mesh)
 
 
-TrainSteps = Callable[
-    [TrainingState, Integer[Array, " character"], Key | ReplicaKeys, int | Int32[Array, "*replica"]], TrainingState
-]
+class Batches(NamedTuple):
+    """Batches of successive steps, in the place of the text that they are of.
+
+    Attributes:
+        characters: see `Batch`, split over the devices by rows; of any integer type. There are as many rows as the
+            devices divide, and those from `batch_size` on are padding.
+        weights: see `Batch`, split alike.
+        first: the step, over all epochs, that the first is for.
+    """
+
+    characters: Integer[Array, "steps batch length"]
+    weights: Float[Array, "steps batch"]
+    first: Int32[Array, ""]
+
+
+Text = Integer[Array, " character"] | Batches
+TrainSteps = Callable[[TrainingState, Text, Key | ReplicaKeys, int | Int32[Array, "*replica"]], TrainingState]
 
 
 def make_train_steps(
@@ -102,6 +116,7 @@ def make_train_steps(
     mesh: Mesh,
     *,
     least_probability: float = 0.0,
+    length: int | None = None,
 ) -> TrainSteps:
     """Return `train_steps(state, ids, key, stop) -> state`, compiled.
 
@@ -122,6 +137,9 @@ def make_train_steps(
     an axis more, the first, along which they lie, and so have `key` and `stop`: each has its own key, learning rate and
     step to stop at. A model that has stopped waits for the others, and what becomes of one does not depend on them.
 
+    A text that the devices do not hold is given as `Batches` instead of `ids`, those of the steps to be taken: the
+    result is the same, bit for bit.
+
     Args:
         network: the model.
         optimizer: the update rule, for a learning rate of 1; see `make_optimizer`.
@@ -129,19 +147,22 @@ def make_train_steps(
         objective: what is learned of a window.
         mesh: the devices.
         least_probability: see `window_losses`.
+        length: of the text whose `Batches` are given, in characters; None where the text itself is.
 
     Raises:
         ValueError: `last-character`, which reads every window from the zero state, with consecutive segments.
     """
     if order.consecutive and objective == "last-character":
         raise ValueError("last-character reads every window from the zero state; give it ShuffledWindows")
-    learner = _Learner(network, optimizer, order, objective, mesh, least_probability)
-    everywhere = PartitionSpec()
+    learner = _Learner(network, optimizer, order, objective, mesh, least_probability, length)
+    everywhere, by_rows = PartitionSpec(), PartitionSpec(None, DATA)
+    places: Any = by_rows, by_rows, everywhere
+    text = everywhere if length is None else Batches(*places)
     if REPLICA in mesh.axis_names:
         each = PartitionSpec(REPLICA)
-        own_steps, in_specs, out_specs = learner.steps_of_all, (each, everywhere, each, each), each
+        own_steps, in_specs, out_specs = learner.steps_of_all, (each, text, each, each), each
     else:
-        own_steps, in_specs, out_specs = learner.steps, everywhere, everywhere
+        own_steps, in_specs, out_specs = learner.steps, (everywhere, text, everywhere, everywhere), everywhere
     sharded = jax.shard_map(own_steps, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jax.jit(sharded, donate_argnums=0)
 
@@ -156,43 +177,49 @@ class _Learner:
     objective: Objective
     mesh: Mesh
     least_probability: float
+    length: int | None
 
     def steps_of_all(
         self,
         states: TrainingState,
-        ids: Integer[Array, " character"],
+        text: Text,
         keys: ReplicaKeys,
         stops: Int32[Array, " replica"],
     ) -> TrainingState:
         """Take the steps of the models on this device."""
         if len(stops) > 1:
-            return jax.vmap(self.steps, in_axes=(0, None, 0, 0))(states, ids, keys, stops)
+            return jax.vmap(self.steps, in_axes=(0, None, 0, 0))(states, text, keys, stops)
         # Of one model alone: with an axis more, if only of one, a CPU takes several times as long.
-        state = self.steps(jax.tree.map(lambda leaf: leaf[0], states), ids, keys[0], stops[0])
+        state = self.steps(jax.tree.map(lambda leaf: leaf[0], states), text, keys[0], stops[0])
         return jax.tree.map(lambda leaf: leaf[None], state)
 
-    def steps(
-        self, state: TrainingState, ids: Integer[Array, " character"], key: Key, stop: int | Int32[Array, ""]
-    ) -> TrainingState:
+    def steps(self, state: TrainingState, text: Text, key: Key, stop: int | Int32[Array, ""]) -> TrainingState:
         """Take a model's steps until `stop`."""
         batch_size = self.order.batch_size
         rows = jnp.minimum(own_rows(batch_size, self.mesh), batch_size - 1)
         own = state._replace(carry=jax.tree.map(lambda value: value[rows], state.carry))
         own = jax.lax.while_loop(
             lambda state: (state.step < stop) & (state.skipped_in_a_row < MOST_SKIPPED),
-            lambda state: self.step(state, ids, key),
+            lambda state: self.step(state, text, key),
             own,
         )
         everyones = jax.lax.all_gather(own.carry, DATA, tiled=True)
         return own._replace(carry=jax.tree.map(lambda value: value[:batch_size], everyones))
 
-    def step(self, state: TrainingState, ids: Integer[Array, " character"], key: Key) -> TrainingState:
+    def step(self, state: TrainingState, text: Text, key: Key) -> TrainingState:
         """Take one step of a model."""
         order = self.order
-        epoch_key, step = within_epoch(order, len(ids), key, state.step)
+        length = self.length or len(text)
+        epoch_key, step = within_epoch(order, length, key, state.step)
         rows = own_rows(order.batch_size, self.mesh)
-        batch = order.batch(ids, epoch_key, step, rows)
-        trained = jnp.minimum(order.windows(len(ids)) - step * order.batch_size, order.batch_size)
+        if isinstance(text, Batches):
+            number = state.step - text.first
+            batch = Batch(text.characters[number].astype(jnp.int32), text.weights[number])
+        else:
+            batch = order.batch(text, epoch_key, step, rows)
+        steps = order.steps(length)
+        last = order.windows(length) - (steps - 1) * order.batch_size
+        trained = jnp.where(step == steps - 1, jnp.int32(last), jnp.int32(order.batch_size))
         dropout = Dropout(jax.random.fold_in(fold_text(key, "dropout"), state.step), rows)
         # An epoch begins with nothing read and nothing counted.
         fresh = jax.tree.map(

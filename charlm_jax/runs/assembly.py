@@ -26,6 +26,9 @@ from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus
 from charlm_jax.runs.trained import TrainedModel, load_model, make_network
 
+MOST_EVALUATED = 10_000_000
+"""Characters of the held-out text that a run's own evaluations score: its beginning, which every device holds."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -96,6 +99,8 @@ class Job:
         chosen = self.configuration
         parameters = jax.eval_shape(lambda key: flax_parameters(self.network, key), self.key)
         held_out = f"{len(self.held_out_ids):,} characters" if len(self.held_out_ids) else "nothing"
+        if len(self.held_out_ids) > MOST_EVALUATED:
+            held_out += f", of which each epoch scores the first {MOST_EVALUATED:,}"
         layers = "1 layer" if chosen.layers == 1 else f"{chosen.layers} layers"
         how = f"one every {chosen.stride}, the character after each learned"
         if chosen.objective == "every-character":
@@ -160,8 +165,6 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
             f"--prompt-start {chosen.prompt_start} leaves no {chosen.window} characters of the training text; "
             f"its last possible start is {last_start}"
         )
-    if len(corpus.ids) >= 2**31:
-        raise InputError(f"{corpus.name!r} has {len(corpus.ids):,} characters; places in a text are 32-bit numbers")
     order = make_order(chosen)
     steps = order.steps(len(training_ids))
     if not steps:
@@ -169,6 +172,11 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
         raise InputError(
             f"the {len(training_ids):,} characters of training text do not fill --batch-size {chosen.batch_size} "
             f"windows of {chosen.window} side by side; give at most --batch-size {most}, or --carry fresh"
+        )
+    if (windows := order.windows(len(training_ids))) >= 2**31:
+        raise InputError(
+            f"an epoch has {windows:,} windows, which a 32-bit counter does not hold; "
+            f"give --stride {-(-len(training_ids) // (2**31 - 1))} or more"
         )
     if chosen.epochs * steps >= 2**31:
         raise InputError(

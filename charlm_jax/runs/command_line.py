@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, get_args
 
 import tyro
 
+from charlm_jax.choices import TextPlace
 from charlm_jax.data.corpus import NAMES
 from charlm_jax.errors import (
     BAD_INPUT,
@@ -85,8 +86,12 @@ class TrainingArguments:
     """Devices to split each batch over; all (on a CPU one a core) that get eight windows each, if not given."""
     distributed: str | None = None
     """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
+    text: TextPlace = "auto"
+    """Where the text is while it is learned: resident on each device, or streamed from where it lies, with the same
+    result; auto streams it if it takes more than a quarter of a device's memory."""
 
     def __post_init__(self) -> None:
+        require("--text", self.text, self.text in get_args(TextPlace), f"one of {', '.join(get_args(TextPlace))}")
         require_count("--devices", self.devices)
 
 

@@ -100,6 +100,14 @@ def use_every_core() -> None:
             jax.config.update("jax_num_cpu_devices", cores())
 
 
+def device_memory(mesh: Mesh) -> int:
+    """Return the bytes of memory of one of this process's devices; on a CPU they share the machine's."""
+    statistics = mesh.local_devices[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
+
+
 def describe_devices(mesh: Mesh) -> str:
     """Return the devices in words, such as "2 x cpu"."""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""

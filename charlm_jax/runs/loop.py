@@ -19,7 +19,7 @@ from charlm_jax.errors import DamagedError, DivergedError, Preempted
 from charlm_jax.learning.evaluation import evaluate
 from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
 from charlm_jax.mesh import replicate
-from charlm_jax.runs.assembly import Job, first_state, state_shapes
+from charlm_jax.runs.assembly import MOST_EVALUATED, Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
 from charlm_jax.runs.command_line import Watcher, tell
 from charlm_jax.runs.configuration import Configuration
@@ -80,7 +80,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
         Preempted: a stop was requested; the state is saved.
     """
     chosen = job.configuration
-    held_out_ids = replicate(jnp.array(job.held_out_ids), job.mesh)
+    held_out_ids = replicate(jnp.array(job.held_out_ids[:MOST_EVALUATED]), job.mesh)
     described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
     provenance = {**describe_process(chosen.precision, job.mesh, replicas), **described}
     require_alike(_decisive(chosen, provenance))

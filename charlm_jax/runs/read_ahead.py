@@ -45,7 +45,8 @@ def read_ahead(
         import grain  # half a second to load, and most runs have their text in memory
     except ImportError as error:
         raise InputError(
-            f"a text that is read while training needs grain ({error}); install it with .venv/bin/python -m pip install '.[streaming]', or give --text resident"
+            f"a text that is read while it is learned needs grain ({error}); install it with "
+            ".venv/bin/python -m pip install '.[streaming]', or give --text resident"
         ) from error
 
     def read(step: int) -> tuple[int, HostBatches]:

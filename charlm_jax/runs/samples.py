@@ -64,5 +64,6 @@ def _prompt(job: Job, epoch: int) -> str:
     window, start = job.configuration.window, job.configuration.prompt_start
     if start is None:
         key = jax.random.fold_in(fold_text(job.key, "prompts"), epoch)
-        start = int(jax.random.randint(key, (), 0, len(job.training_ids) - window + 1))
+        starts = min(len(job.training_ids) - window + 1, 2**31 - 1)  # of a longer text, the beginning
+        start = int(jax.random.randint(key, (), 0, starts))
     return job.vocabulary.decode(job.training_ids[start : start + window])

@@ -1,5 +1,6 @@
 """Training in run directories: of one model, or of many in one program."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -10,30 +11,58 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from charlm_jax.errors import DivergedError, Preempted
-from charlm_jax.learning.training import TrainingState, make_train_steps
-from charlm_jax.mesh import fetch, replicate
+from charlm_jax.choices import TextPlace
+from charlm_jax.data.host_windows import HostBatches
+from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.learning.training import Batches, TrainingState, TrainSteps, make_train_steps
+from charlm_jax.mesh import fetch, local_rows, replicate, split_columns
 from charlm_jax.runs.assembly import Job
 from charlm_jax.runs.command_line import tell
+from charlm_jax.runs.devices import device_memory
 from charlm_jax.runs.history import Epoch
 from charlm_jax.runs.loop import Advance, Answer, Run, go_on
 from charlm_jax.runs.processes import everyones
+from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
 
+_PIECE = 64  # steps whose batches are read and sent to the devices at once
 
-def train(job: Job, path: Path, stop_requested: StopRequested = lambda: False) -> Iterator[Epoch]:
+
+def train(
+    job: Job, path: Path, stop_requested: StopRequested = lambda: False, *, text: TextPlace = "auto"
+) -> Iterator[Epoch]:
     """Train in a run directory, from its newest sound state if it has one; yield each epoch as it ends.
 
-    See `go_on` for the arguments, what is written when, and what is raised.
+    See `go_on` for the other arguments, what is written when, and what is raised.
+
+    Args:
+        job: what to train.
+        path: of the run's directory.
+        stop_requested: see `go_on`.
+        text: where the training text is, which changes no result: `resident` on each device, `streamed` from where it
+            lies, or `auto`, on the devices unless it would take more than a quarter of the memory of one.
     """
     chosen = job.configuration
-    train_steps = make_train_steps(
-        job.network, job.optimizer, job.order, chosen.objective, job.mesh, least_probability=chosen.least_probability
+    if text == "auto":
+        least = min(everyones(device_memory(job.mesh)))
+        text = "streamed" if job.training_ids.nbytes > least // 4 else "resident"
+    make = functools.partial(
+        make_train_steps,
+        job.network,
+        job.optimizer,
+        job.order,
+        chosen.objective,
+        job.mesh,
+        least_probability=chosen.least_probability,
     )
-    ids = _whole_text(job, job.mesh)
+    if text == "streamed":
+        take = _streamed(job, make(length=len(job.training_ids)))
+    else:
+        train_steps, ids = make(), _whole_text(job, job.mesh)
+        take = lambda run: train_steps(run.state, ids, job.key, run.stop)  # noqa: E731
 
     def advance(asked: Sequence[Advance | None]) -> list[TrainingState]:
-        return [train_steps(run.state, ids, job.key, run.stop) for run in asked if run is not None]
+        return [take(run) for run in asked if run is not None]
 
     for _, epoch in _serve([go_on(job, path, stop_requested)], advance):
         yield epoch
@@ -88,7 +117,36 @@ def train_together(
     yield from _serve(runs, advance)
 
 
+def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], TrainingState]:
+    """Return what takes a run's steps, which must go on from one another, on batches that are read ahead."""
+    reading: Iterator[tuple[int, HostBatches]] = iter(())
+    first, piece = -_PIECE, None
+
+    def take(run: Advance) -> TrainingState:
+        nonlocal reading, first, piece
+        state, step = run.state, int(run.state.step)
+        if piece is None:
+            rows, sizes = local_rows(job.order.batch_size, job.mesh), {"piece": _PIECE, "end": job.steps}
+            sizes["vocabulary_size"] = len(job.vocabulary)
+            reading = read_ahead(job.training_ids, job.order, job.key, rows, first=step, **sizes)
+        while step < run.stop:
+            if step >= first + _PIECE or piece is None:
+                first, read = next(reading)
+                characters, weights = (split_columns(array, job.mesh) for array in read)
+                piece = Batches(characters, weights, replicate(jnp.int32(first), job.mesh))
+            step = min(run.stop, first + _PIECE)
+            state = train_steps(state, piece, job.key, step)
+        return state
+
+    return take
+
+
 def _whole_text(job: Job, mesh: Mesh) -> jax.Array:
+    if len(job.training_ids) >= 2**31:
+        raise InputError(
+            f"{job.corpus.name!r} has {len(job.corpus.ids):,} characters, but places in a text on a device are 32-bit "
+            "numbers; give --text streamed, if one model is trained"
+        )
     # A copy: on a CPU a device array may be a view of NumPy's memory.
     return replicate(jnp.array(job.training_ids), mesh)
 
