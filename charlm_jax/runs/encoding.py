@@ -193,6 +193,7 @@ def encode(
         if _is_finished(folder, request):
             return False
         unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
+        ids.touch()  # first: a folder that has it is not mistaken for text
         if not unfinished.exists():
             write_json(unfinished, {**request, **_survey(read("reading"), str(text))})
         record = read_json(unfinished)
@@ -259,7 +260,6 @@ def _write_ids(path: Path, blocks: Iterator[str], vocabulary: Vocabulary, length
     description = np.lib.format.dtype_to_descr(vocabulary.dtype)
     np.lib.format.write_array_header_1_0(beginning, {"descr": description, "fortran_order": False, "shape": (length,)})
     header, size = beginning.getvalue(), vocabulary.dtype.itemsize
-    path.touch()
     done, place = max(path.stat().st_size - len(header), 0) // size, 0
     with path.open("r+b") as file:
         file.write(header)
@@ -285,7 +285,8 @@ def _is_finished(folder: Path, request: dict) -> bool:
     """
     others = [path for path in folder.iterdir() if path.name not in (_FINISHED, _UNFINISHED, IDS_FILE)]
     records = [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
-    if others or (not records and (folder / IDS_FILE).exists()):
+    ids = folder / IDS_FILE
+    if others or (not records and ids.exists() and ids.stat().st_size):
         raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
     if not records:
         return False
