@@ -34,7 +34,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--faults"):
-        items[:] = [item for item in items if item.path.name == "test_faults.py"]
+        items[:] = [item for item in items if item.path.name in ("test_faults.py", "test_processes.py")]
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -38,7 +38,7 @@ class Outcome:
     seed: int
     held_out_loss: float
     training_loss: float
-    parameters: float
+    parameters: int | float
     flops: float
     together: int
     characters_per_second: float
