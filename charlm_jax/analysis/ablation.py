@@ -108,7 +108,7 @@ def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str
     header += ["failed_log"] * failed
     rows = []
 
-    def written(number: float, form: str) -> str:
+    def written(number: int | float, form: str) -> str:
         return "" if math.isnan(number) else format(number, form)
 
     for group in by_choices(outcomes):
