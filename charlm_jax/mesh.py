@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
@@ -46,10 +47,13 @@ def split_rows(tree: _Tree, mesh: Mesh) -> _Tree:
 
 def _put(tree: _Tree, sharding: NamedSharding) -> _Tree:
     def put(leaf: Any) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # which cannot be put on another process's devices
-            data = jax.device_put(jax.random.key_data(leaf), sharding)
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        return jax.device_put(leaf, sharding)
+        if isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+            return jax.device_put(leaf, sharding)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        whole = np.asarray(leaf)
+        # Not `device_put`, which compares the processes' arrays on every device. Copies, as devices may share memory.
+        return jax.make_array_from_callback(whole.shape, sharding, lambda place: whole[place].copy())
 
     return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(put, tree)
 

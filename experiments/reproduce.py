@@ -51,7 +51,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     from charlm_jax.runs.processes import agreed
     from charlm_jax.runs.train import train
 
-    run_dir = agreed(lambda: arguments.run_dir)  # which may be named for the time
+    run_dir = Path(agreed(lambda: str(arguments.run_dir)))  # which may be named for the time
     job = prepare(arguments.configuration, arguments.devices, run_dir)
     differences = _differences(arguments.configuration, job.windows)
     if differences:

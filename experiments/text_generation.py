@@ -18,6 +18,7 @@ The same --run-dir again goes on where the run stopped, and a larger --epochs ex
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from charlm_jax.runs.command_line import TrainingArguments, exit_codes, parse_training, tell
 from charlm_jax.runs.stop import StopRequested, stop_requests
@@ -55,14 +56,15 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
             print(sample.prompt + sample.text)
         print(end="\n" if epoch.samples else "", flush=True)
 
-    run_dir = agreed(lambda: arguments.run_dir)  # which may be named for the time
+    run_dir = Path(agreed(lambda: str(arguments.run_dir)))  # which may be named for the time
     job = prepare(arguments.configuration, arguments.devices, run_dir)
     for epoch in train(job, run_dir, stop_requested, text=arguments.text):
         show(epoch)
     if len(job.held_out_ids):
         if max(len(job.training_ids), len(job.held_out_ids)) > LIMIT:
             tell(f"baselines are of the {LIMIT:,} characters before and after the place where the held-out text begins")
-        beside = baselines(job.training_ids, job.held_out_ids, len(job.vocabulary), job.vocabulary.decode)
+        size, decode = len(job.vocabulary), job.vocabulary.decode
+        beside = agreed(lambda: baselines(job.training_ids, job.held_out_ids, size, decode))
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in beside.items())
         print(f"without a network, the held-out text costs, in nats per character: {losses}")
     run_dir = shlex.quote(str(run_dir))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/tpu_pod.sh NAME ZONE [PRESET] [flags]: train on all hosts of a TPU pod slice of Google Cloud.
 #
-# Copies the tracked files of this checkout to each host, adds the TPU's compiler and runtime, and starts one process on
+# Copies this checkout's commit to each host, adds the TPU's compiler and runtime, and starts one process on
 # each; they find one another by themselves, and the first writes the run to its own disk. The same command with the same
 # --run-dir goes on with a run. Needs gcloud, logged in, and a pod slice that is up.
 set -euo pipefail
@@ -13,6 +13,10 @@ name=$1 zone=$2
 shift 2
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -n "$(git status --porcelain --untracked-files=no)" ]; then
+    echo "error: tracked files differ from the last commit, which is what goes to the hosts; commit or stash them" >&2
+    exit 2
+fi
 archive=$(mktemp -t charlm_jax.XXXXXX)
 trap 'rm -f "$archive"' EXIT
 git archive --output="$archive" --format=tar HEAD
@@ -21,7 +25,7 @@ on_all_hosts() {
     gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"
 }
 gcloud compute tpus tpu-vm scp "$archive" "$name:charlm_jax.tar" --zone="$zone" --worker=all
-on_all_hosts 'mkdir -p charlm_jax && tar -xf charlm_jax.tar -C charlm_jax && cd charlm_jax &&
+on_all_hosts 'mkdir -p charlm_jax && rm -rf charlm_jax/charlm_jax charlm_jax/experiments && tar -xf charlm_jax.tar -C charlm_jax && cd charlm_jax &&
     scripts/run text_generation --help >/dev/null &&
     (.venv/bin/python -m ensurepip >/dev/null 2>&1; .venv/bin/python -m pip install --quiet ".[tpu]")'
-on_all_hosts "cd charlm_jax && scripts/run text_generation $(printf '%q ' "$@") --distributed auto"
+on_all_hosts "cd charlm_jax && scripts/run text_generation ${*:+$(printf '%q ' "$@")} --distributed auto"

@@ -24,6 +24,7 @@ from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_devices, open_mesh, set_up
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus
+from charlm_jax.runs.processes import agreed
 from charlm_jax.runs.trained import TrainedModel, load_model, make_network
 
 MOST_EVALUATED = 10_000_000
@@ -145,8 +146,8 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     set_up(chosen.precision)
     text = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     source = vocabulary = None
-    if chosen.init_from and path is not None and state_files(path / "checkpoints"):
-        vocabulary = open_run(path).vocabulary()
+    if chosen.init_from and path is not None and agreed(lambda: bool(state_files(path / "checkpoints"))):
+        vocabulary = Vocabulary(agreed(lambda: open_run(path).vocabulary().characters))
     elif chosen.init_from:
         source = _source(Path(chosen.init_from), chosen)
         vocabulary = source.vocabulary

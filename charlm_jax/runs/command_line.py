@@ -83,7 +83,8 @@ class TrainingArguments:
     run_dir: Path = Path("runs", "PRESET-TIME")
     """Directory of the run: a new one by default, or one to go on with."""
     devices: int | None = None
-    """Devices to split each batch over; all (on a CPU one a core) that get eight windows each, if not given."""
+    """Devices to split each batch over; if not given all (on a CPU one a core), in a single process as many as get
+    eight windows each."""
     distributed: str | None = None
     """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
     text: TextPlace = "auto"

@@ -173,6 +173,8 @@ def encode(
         Preempted: a stop was requested; the same call goes on.
     """
     files = text_files(str(text))
+    if text.is_dir() and folder.resolve().is_relative_to(text.resolve()):
+        raise InputError(f"--output {str(folder)!r} lies in the text {str(text)!r} itself; name a folder outside")
     facts = [[str(file.relative_to(text)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     request = {
         "format": _FORMAT,

@@ -153,12 +153,12 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
     diverged: list[DivergedError] = []
     logs: dict[str, Path] = {}
     groups = _groups(runs)
-    tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
     with joined(arguments.distributed):
+        tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
         if arguments.launcher == "here":
             diverged = _train_in_turn(arguments, groups, stop_requested)
         else:
-            logs = _train_in_jobs(arguments, groups, stop_requested)
+            logs, diverged = _train_in_jobs(arguments, groups, stop_requested)
         agreed(lambda: _report(arguments, runs, logs))
     if diverged:
         raise diverged[0]
@@ -199,8 +199,8 @@ def _train_in_turn(
 
 def _train_in_jobs(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
-) -> dict[str, Path]:
-    """Train groups, those that are not done, in jobs of their own; return the logs of those that failed."""
+) -> tuple[dict[str, Path], list[DivergedError]]:
+    """Train groups, those that are not done, in jobs; return the logs of those that failed, and why some diverged."""
     from charlm_jax.runs.launch import launch
 
     missing = {name: group for name, group in groups.items() if not all(map(_is_finished, group))}

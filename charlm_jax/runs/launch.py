@@ -1,16 +1,19 @@
 """Work as jobs of their own, on this machine or under Slurm, through submitit: it submits, Slurm schedules."""
 
+import hashlib
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from charlm_jax.choices import Launcher
-from charlm_jax.errors import PREEMPTED, InputError, Preempted
+from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.stop import StopRequested, stop_requests
 
@@ -34,7 +37,7 @@ def launch(
     at_once: int,
     options: Sequence[str] = (),
     stop_requested: StopRequested = lambda: False,
-) -> dict[str, Path]:
+) -> tuple[dict[str, Path], list[DivergedError]]:
     """Do a task with each of some items, each in a job of its own, and wait for all.
 
     A job that is told to stop, by Slurm before its time limit or by anybody, saves; under Slurm it is queued again.
@@ -49,10 +52,10 @@ def launch(
         stop_requested: whether to stop waiting: then jobs of this machine are stopped, and Slurm's go on.
 
     Returns:
-        The log of each item whose job failed.
+        The log of each item whose job failed, and the divergences of those in which training did.
 
     Raises:
-        InputError: submitit is not there, or Slurm, or it refuses the options.
+        InputError: submitit is not there, or Slurm, or it refuses the options; or jobs of the folder are in the queue.
         Preempted: a stop was requested.
     """
     try:
@@ -61,13 +64,15 @@ def launch(
         raise InputError(
             f"--launcher {launcher} needs submitit; add it: {shlex.quote(sys.executable)} -m pip install submitit"
         ) from error
-    waiting, running, failed = dict(items), {}, {}
+    waiting, running, failed, diverged = dict(items), {}, {}, []
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=launcher)
         if launcher == "slurm":
             chosen = dict(option.split("=", 1) for option in options)
+            name = f"{folder.parent.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+            _require_none_in_queue(name)
             executor.update_parameters(
-                name=folder.parent.name,
+                name=name,
                 slurm_array_parallelism=at_once,
                 slurm_teardown=[_REQUEUE],
                 slurm_srun_args=["--kill-on-bad-exit=0"],
@@ -84,7 +89,8 @@ def launch(
         while waiting and len(running) < at_once:
             name = next(iter(waiting))
             # submitit hides the GPUs from its own processes.
-            running[name] = executor.submit(_job, task, waiting.pop(name), os.environ.get("CUDA_VISIBLE_DEVICES"))
+            with _deaf_to_interrupts():
+                running[name] = executor.submit(_job, task, waiting.pop(name), os.environ.get("CUDA_VISIBLE_DEVICES"))
             tell(f"--- {name}: process {running[name].job_id}, log {running[name].paths.stderr}")
         if stop_requested():
             _stop(list(running.values()), launcher)
@@ -94,13 +100,35 @@ def launch(
             tell(f"--- {name}: {'done' if problem is None else f'failed, see {job.paths.stderr}'}")
             if problem is not None:
                 failed[name] = job.paths.stderr
+            elif (divergence := job.result()) is not None:
+                diverged.append(DivergedError(divergence))
         time.sleep(_POLL)
-    return failed
+    return failed, diverged
 
 
-def _job(task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None) -> None:
-    """Be a job: do the task with an item, and with those GPUs, or all, on this machine."""
-    if "SLURM_JOB_ID" not in os.environ:
+def _require_none_in_queue(name: str) -> None:
+    """Raise an InputError if Slurm has jobs of a name."""
+    listed = subprocess.run(["squeue", "--noheader", f"--name={name}", "--format=%i"], capture_output=True, text=True)
+    if queued := listed.stdout.split():
+        raise InputError(
+            f"Slurm still has jobs of this grid ({', '.join(queued)}); run the same command when they are done, or "
+            f"scancel --name={name} first"
+        )
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let what is started within the block not hear the terminal's Ctrl-C: its end is this process's to bring about."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _job(task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None) -> str | None:
+    """Be a job: do the task with an item, and with those GPUs, or all, on this machine; return why it diverged."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
@@ -109,13 +137,19 @@ def _job(task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | 
     except Preempted as stop:
         tell(str(stop))
         sys.exit(PREEMPTED)
+    except DivergedError as error:
+        tell(str(error))
+        return str(error)
+    return None
 
 
 def _stop(jobs: Sequence, launcher: str) -> None:
     if launcher == "slurm":
-        raise Preempted("stopped waiting; Slurm's jobs go on (scancel ends them), and the same command looks again")
+        raise Preempted(
+            "stopped waiting; Slurm's jobs go on, and the same command shows the results when they are done"
+        )
     for job in jobs:
         os.kill(int(job.job_id), signal.SIGTERM)
     while not all(job.done() for job in jobs):
         time.sleep(0.1)
-    raise Preempted("stopped by a signal; all states are saved, and the same command goes on")
+    raise Preempted("stopped by a signal, and so are the jobs, which have saved; the same command goes on")

@@ -22,7 +22,6 @@ from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import MOST_EVALUATED, Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
 from charlm_jax.runs.command_line import Watcher, tell
-from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, hold_run
 from charlm_jax.runs.history import (
@@ -34,7 +33,7 @@ from charlm_jax.runs.history import (
     record_epoch,
     training_losses,
 )
-from charlm_jax.runs.processes import agreed, everyones, require_alike
+from charlm_jax.runs.processes import agreed, everyones, first_ones
 from charlm_jax.runs.records import append_record, read_records
 from charlm_jax.runs.samples import sample_texts
 from charlm_jax.runs.stop import StopRequested
@@ -83,13 +82,13 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
     held_out_ids = replicate(jnp.array(job.held_out_ids[:MOST_EVALUATED]), job.mesh)
     described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
     provenance = {**describe_process(chosen.precision, job.mesh, replicas), **described}
-    require_alike(_decisive(chosen, provenance))
 
     def stopping() -> bool:
         return any(everyones(stop_requested()))
 
     with ExitStack() as held:
-        run = agreed(lambda: held.enter_context(hold_run(path, chosen, provenance)))
+        run = RunDirectory(path)
+        agreed(lambda: held.enter_context(hold_run(path, chosen, provenance)) and None)
         if watched:
             tell(job.describe(path))
         restored = _restore(run, run.checkpoints, job)
@@ -144,8 +143,13 @@ def _restore(run: RunDirectory, folder: Path, job: Job) -> TrainingState | None:
         tell(f"the state {str(path)!r} is damaged: {error}. It is now {quarantine(path).name}; an older one is used")
 
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
-    state = agreed(lambda: newest_state(folder, like, run.identity(), spoiled))
-    return None if state is None else replicate(state, job.mesh)
+    states: list[TrainingState | None] = [None]  # read by the first process alone
+
+    def read() -> bool:
+        states[0] = newest_state(folder, like, run.identity(), spoiled)
+        return states[0] is not None
+
+    return replicate(first_ones(states[0], like), job.mesh) if agreed(read) else None
 
 
 def _save(run: RunDirectory, job: Job, state: TrainingState) -> None:
@@ -298,14 +302,6 @@ def _astray(losses: list[float], path: Path) -> str:
         f"or would be with all characters equally likely (lowest: {min(losses):.4f}); training has gone astray. Try a "
         "smaller --learning-rate, --clip 1, or --on-divergence rollback"
     )
-
-
-def _decisive(configuration: Configuration, provenance: dict) -> dict:
-    """Return what must be the same in all processes of a job, by name."""
-    chosen = configuration.to_json()
-    del chosen["corpus"]  # the same text may lie elsewhere
-    corpus = {"the text's sha256": provenance["corpus"]["sha256"]}
-    return {**chosen, "commit": provenance["commit"], **provenance["versions"], **corpus}
 
 
 def _warn_of_other_bits(there: dict, here: dict) -> None:

@@ -4,26 +4,31 @@ A file, a clock or a signal is not the same to all of them. What the job does wi
 `everyones`, after which all know the same and do the same; everything else is a function of what they were given.
 """
 
+import json
 import os
-import pickle
 import sys
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from charlm_jax.errors import DivergedError, InputError, Preempted, require
-from charlm_jax.runs.command_line import Watcher, exit_codes
+from charlm_jax.runs.command_line import Watcher, exit_codes, tell
 from charlm_jax.runs.devices import use_every_core
 
 _AGREED = "all processes of the job know of this"  # noted on an error
+_LAST = 3  # seconds that the first process stays: JAX ends the others with it, though they may be failing alike
 _START = 60  # seconds in which all processes of a job must be there
 _HEARTBEAT = 30  # seconds without a sign of life from a machine, after which the others end
 _T = TypeVar("_T")
+_Tree = TypeVar("_Tree")
 
 
 @contextmanager
@@ -31,7 +36,7 @@ def joined(distributed: str | None) -> Iterator[None]:
     """Be one of a job's processes within the block, if it has several; to be entered before JAX is used.
 
     All but the first are silent, unless they fail on their own. A process that does ends at once with its exit code,
-    and so do, with `PREEMPTED`, those that find another gone: what is saved stays, and all may be started again.
+    and so do those that find another gone, with 1, below all codes that say why: what is saved stays.
 
     Args:
         distributed: where the others are: HOST:PORT/NUMBER/COUNT, with the address of the first process, this one's
@@ -63,19 +68,38 @@ def joined(distributed: str | None) -> Iterator[None]:
     _give_stdout_to_python()
     Watcher.muted = not is_first()
     try:
+        _require_equal_shares()
         yield
-        jax.distributed.shutdown()
     except BaseException as error:
         if isinstance(error, DivergedError | Preempted) or _AGREED in getattr(error, "__notes__", ()):
-            jax.distributed.shutdown()
+            _part()
             raise
         _leave(error)
+    _part()
+
+
+def _require_equal_shares() -> None:
+    """Raise an InputError unless all processes have as many devices."""
+    shares = Counter(device.process_index for device in jax.devices())
+    if len(set(shares.values())) > 1:
+        raise InputError(
+            f"the processes of this job have different numbers of devices ({', '.join(map(str, shares.values()))}); "
+            "give each as many, on CPUs by the variable JAX_NUM_CPU_DEVICES"
+        )
+
+
+def _part() -> None:
+    """Wait for the others, and leave the job."""
+    try:
+        jax.distributed.shutdown()
+    except RuntimeError as error:
+        tell(f"another process of this job did not come to its end: {str(error).splitlines()[0]}")
 
 
 def _place(distributed: str | None) -> dict | None:
     """Return what `jax.distributed.initialize` is to be told; None for a process that is alone."""
     if distributed is None:
-        return {} if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 else None
+        return _slurm_gpus() if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 else None
     if distributed == "auto":
         return {}
     address, *numbers = distributed.split("/")
@@ -88,6 +112,13 @@ def _place(distributed: str | None) -> dict | None:
     # The first one listens on all of its machine's addresses, unless nobody is to come from outside.
     own = {"coordinator_bind_address": address} if address.startswith(("127.", "localhost:", "[::1]:")) else {}
     return {"coordinator_address": address, "process_id": number, "num_processes": count, **own}
+
+
+def _slurm_gpus() -> dict:
+    """Return which of the GPUs that Slurm gave are this process's, where JAX would take the one of its number."""
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
+    return {"local_device_ids": list(range(len(visible)))} if len(visible) == 1 or (visible and alone) else {}
 
 
 def _give_stdout_to_python() -> None:
@@ -107,23 +138,23 @@ def _leave(error: BaseException) -> NoReturn:
     code = 1
     try:
         with exit_codes():
-            if _is_loss(error):
-                raise Preempted(
-                    "another process of this job is gone; the last saved state stays, run the same commands to go on"
-                ) from error
-            raise error
+            if not _is_loss(error):
+                raise error
+            tell("another process of this job is gone; the last saved state stays, run the same commands to go on")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
+    if is_first():
+        time.sleep(_LAST)
     os._exit(code)
 
 
 def _is_loss(error: BaseException) -> bool:
     """Say whether an error is that of a collective in which another process was missing."""
-    words = "gloo", "connection closed", "connection reset", "unavailable"
-    return not isinstance(error, InputError) and any(word in str(error).lower() for word in words)
+    words = "gloo", "nccl", "connection closed", "connection reset"
+    return isinstance(error, RuntimeError | ValueError) and any(word in str(error).lower() for word in words)
 
 
 def is_first() -> bool:
@@ -132,19 +163,20 @@ def is_first() -> bool:
 
 
 def everyones(value: _T) -> list[_T]:
-    """Return the values of all processes, the first one's first; all processes must ask."""
+    """Return the values of all processes, the first one's first; all must ask. A value is what JSON holds."""
     if not jax.distributed.is_initialized():
         return [value]
-    # Pickled, but only between processes that run the same command.
-    message = np.frombuffer(pickle.dumps(value), np.uint8)
+    message = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int64(len(message))).tolist()
-    room = 1 << (max(lengths) - 1).bit_length()  # a power of two, as each length would be a program of its own
-    rows = multihost_utils.process_allgather(np.pad(message, (0, room - len(message))))
-    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+    rows = multihost_utils.process_allgather(_padded(message, max(lengths)))
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
 def agreed(find: Callable[[], _T]) -> _T:
-    """Return what the first process finds, or raise what it raises, in all; the others do not look."""
+    """Return what the first process finds, or raise what it raises, in all; the others do not look.
+
+    What is found is what JSON holds. In the others an error that a user can mend is an `InputError`.
+    """
     if not jax.distributed.is_initialized():
         return find()
     found, error = None, None
@@ -153,12 +185,35 @@ def agreed(find: Callable[[], _T]) -> _T:
             found = find()
         except Exception as problem:
             error = problem
-    found, told = everyones((found, error))[0]
-    if told is not None:
-        failure = error or told  # in the first process as it happened, with its traceback
-        failure.add_note(_AGREED)
-        raise failure
+    failure = None if error is None else [isinstance(error, InputError | OSError), f"{error}"]
+    message = np.frombuffer(json.dumps([found, failure]).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(message))))
+    told = multihost_utils.broadcast_one_to_all(_padded(message, length))
+    found, failure = json.loads(told[:length].astype(np.uint8).tobytes())
+    if failure is not None:
+        mendable, words = failure
+        # In the first process as it happened, with its traceback.
+        known = error or (InputError(words) if mendable else RuntimeError(words))
+        known.add_note(_AGREED)
+        raise known
     return cast(_T, found)
+
+
+def first_ones(tree: _Tree | None, like: _Tree) -> _Tree:
+    """Return the first process's arrays in all, on one device; `like` has their shapes and types."""
+    if not jax.distributed.is_initialized():
+        return cast(_Tree, tree)
+    own = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like) if tree is None else tree
+    told = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, own))
+    return jax.tree.map(lambda leaf, wanted: jnp.array(leaf, wanted.dtype), told, like)
+
+
+def _padded(message: np.ndarray, length: int) -> np.ndarray:
+    """Return bytes with zeros behind them, or cut, to a power of two: each number of them is a program of its own."""
+    room = np.zeros(1 << (max(length, 1) - 1).bit_length(), np.uint8)
+    own = message[: len(room)]
+    room[: len(own)] = own
+    return room
 
 
 def require_alike(facts: Mapping[str, object]) -> None:

@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 
 from charlm_jax.choices import TextPlace
 from charlm_jax.data.host_windows import HostBatches
-from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.errors import DamagedError, DivergedError, InputError, Preempted
 from charlm_jax.learning.training import Batches, TrainingState, TrainSteps, make_train_steps
 from charlm_jax.mesh import fetch, local_rows, replicate, split_columns
 from charlm_jax.runs.assembly import Job
 from charlm_jax.runs.command_line import tell
-from charlm_jax.runs.devices import device_memory
+from charlm_jax.runs.devices import describe_process, device_memory
 from charlm_jax.runs.history import Epoch
 from charlm_jax.runs.loop import Advance, Answer, Run, go_on
-from charlm_jax.runs.processes import everyones
+from charlm_jax.runs.processes import everyones, require_alike
 from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
 
@@ -42,6 +42,7 @@ def train(
         text: where the training text is, which changes no result: `resident` on each device, `streamed` from where it
             lies, or `auto`, on the devices unless it would take more than a quarter of the memory of one.
     """
+    _require_alike([job], job.mesh, text)
     chosen = job.configuration
     if text == "auto":
         least = min(everyones(device_memory(job.mesh)))
@@ -89,6 +90,7 @@ def train_together(
         DivergedError: one of them did, and the others have come to their ends.
         InputError: see `go_on`.
     """
+    _require_alike(jobs, mesh)
     job, replicas, chosen = jobs[0], len(jobs), jobs[0].configuration
     train_steps = make_train_steps(
         job.network, job.optimizer, job.order, chosen.objective, mesh, least_probability=chosen.least_probability
@@ -115,6 +117,26 @@ def train_together(
         for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
     ]
     yield from _serve(runs, advance)
+
+
+def _require_alike(jobs: Sequence[Job], mesh: Mesh, text: TextPlace = "resident") -> None:
+    """Raise an InputError unless all processes have the same code and the same jobs: before any of them computes."""
+    for job in jobs:
+        chosen, corpus = job.configuration.to_json(), job.describe_corpus()
+        del chosen["corpus"]  # the same text may lie elsewhere
+        made = describe_process(job.configuration.precision, mesh, len(jobs))
+        require_alike(
+            {
+                **chosen,
+                "commit": made["commit"],
+                **made["versions"],
+                "devices": mesh.size,
+                "--text": text,
+                "the text's sha256": corpus["sha256"],
+                "vocabulary": corpus["vocabulary"],
+                "init_from": job.describe_source(),
+            }
+        )
 
 
 def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], TrainingState]:
@@ -147,6 +169,8 @@ def _whole_text(job: Job, mesh: Mesh) -> jax.Array:
             f"{job.corpus.name!r} has {len(job.corpus.ids):,} characters, but places in a text on a device are 32-bit "
             "numbers; give --text streamed, if one model is trained"
         )
+    if int(job.training_ids.max()) >= len(job.vocabulary):
+        raise DamagedError(f"{job.corpus.name!r} has ids that stand for no character; encode it again")
     # A copy: on a CPU a device array may be a view of NumPy's memory.
     return replicate(jnp.array(job.training_ids), mesh)
 
