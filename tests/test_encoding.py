@@ -1,7 +1,5 @@
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -208,10 +206,10 @@ def test_a_second_process_is_refused(tmp_path):
         encode(text, folder, encoding=None, lowercase=False)
 
 
-def run(*flags, **options):
+def run(*flags, begin=()):
     command = [sys.executable, str(Path(__file__).parent.parent / "experiments" / "encode.py"), *map(str, flags)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
+    return subprocess.run([*begin, *command], capture_output=True, text=True, check=False, env=environment)
 
 
 def test_the_command(tmp_path):
@@ -228,12 +226,9 @@ def test_the_command(tmp_path):
 
 def test_a_full_disk_is_told_in_a_sentence_and_the_command_goes_on(tmp_path):
     text, folder = write(tmp_path / "text.txt", ODD * 100), tmp_path / "ids"
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
-    full = run(text, "--output", folder, preexec_fn=limit)
+    limited = "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); os.execv(sys.argv[1], sys.argv[1:])"
+    full = run(text, "--output", folder, begin=[sys.executable, "-c", limited])
     assert full.returncode == 2
     assert "Traceback" not in full.stderr
     assert full.stderr.splitlines()[-1].startswith("error: ")
