@@ -16,7 +16,6 @@ from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.records import read_records
 
 ROOT = Path(__file__).parent.parent
-LONG = "--epochs=1000", "--patience=1000"  # till it is stopped
 COMMANDS = "munged", "slurmctld", "slurmd", "sbatch", "unshare"
 MISSING = [command for command in COMMANDS if shutil.which(command) is None]
 pytestmark = pytest.mark.skipif(
@@ -108,7 +107,9 @@ def rows():
 
 
 def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
-    vary = "--vary", "hidden_size=4,5,6", "dropout=0,0.2", "--replicas", "1", "--jobs", "2"
+    # Of as many epochs as it takes to be told to stop amid them.
+    longer = "--epochs", "40", "--sample-every", "40"
+    vary = "--vary", "hidden_size=4,5,6", "dropout=0,0.2", "--replicas", "1", "--jobs", "2", *longer
     with grid(*vary, "--slurm", "time=5", "cpus-per-task=1") as submitted:
         first = checkout / "grid" / "hidden_size=4,dropout=0.0,seed=1" / "metrics.jsonl"
         wait_for(first.exists, "the first run does not begin")
