@@ -1,4 +1,4 @@
-"""The words a choice is made with, apart from the code that acts on them, so that command lines need not load JAX."""
+"""The words and limits of choices, apart from the code that acts on them, so that command lines need not load JAX."""
 
 from typing import Literal
 
@@ -15,3 +15,6 @@ OnDivergence = Literal["warn", "rollback"]
 Checkpoint = Literal["best", "newest"]
 Launcher = Literal["here", "local", "slurm"]
 TextPlace = Literal["auto", "resident", "streamed"]
+
+MOST_EVALUATED = 10_000_000
+"""Characters of a long text that are scored unless more are asked for: its beginning, which every device holds."""

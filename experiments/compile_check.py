@@ -4,7 +4,8 @@
 
 The TPU compiler builds the program that takes training steps, over all chips of the topology, and the two that read
 prompts and generate text, as a run would call them. Prints what each holds in a chip's memory, what chips exchange in a
-step and once a dispatch, what the compiler expects it all to cost, and how long a step may take on 1 to 256 chips.
+step and once a dispatch, what the compiler expects it all to cost, and how long a step may take on 1 to 256 chips of
+a v5e.
 Nothing is run: all figures are a compiler's or a model's. Exits 2 if a program is refused, or is not what arithmetic
 predicts: in a step one all-reduce of gradients and loss, the state whole on every chip, nothing to or from the host.
 
@@ -115,11 +116,20 @@ def topology_devices(name: str) -> list:
 
 
 def build(name: str, lowered: "Lowered") -> Built:
-    """Compile a program, and read what became of it."""
+    """Compile a program, and read what became of it.
+
+    Raises:
+        InputError: the compiler refuses it.
+    """
+    from jax.errors import JaxRuntimeError
+
     from charlm_jax.analysis.programs import read_program
 
     started = time.perf_counter()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except JaxRuntimeError as error:
+        raise InputError(f"{name} cannot be compiled: {error}; try a smaller model, or a smaller batch") from error
     return Built(name, compiled, read_program(compiled.as_text() or ""), time.perf_counter() - started)
 
 
@@ -128,16 +138,12 @@ def build_training(job: "Job", mesh: "Mesh", replicas: int = 1) -> Built:
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from charlm_jax.learning.training import make_train_steps
     from charlm_jax.mesh import REPLICA
-    from charlm_jax.runs.assembly import state_shapes
+    from charlm_jax.runs.assembly import state_shapes, train_steps_of
     from charlm_jax.runs.devices import describe_devices
 
     tell(f"compiling the training steps for {describe_devices(mesh)}")
-    chosen, text = job.configuration, job.training_ids
-    train_steps = make_train_steps(
-        job.network, job.optimizer, job.order, chosen.objective, mesh, least_probability=chosen.least_probability
-    )
+    text = job.training_ids
     models, each = ((replicas,), PartitionSpec(REPLICA)) if REPLICA in mesh.axis_names else ((), PartitionSpec())
 
     def of_each_model(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -146,7 +152,7 @@ def build_training(job: "Job", mesh: "Mesh", replicas: int = 1) -> Built:
     state = state_shapes(job.network, job.optimizer, job.order, mesh)
     ids = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
     keys, stops = of_each_model(job.key), of_each_model(state.step)
-    program = cast("jax.stages.Wrapped", train_steps)
+    program = cast("jax.stages.Wrapped", train_steps_of(job, mesh))
     return build("train_steps", program.lower(jax.tree.map(of_each_model, state), ids, keys, stops))
 
 
@@ -306,8 +312,6 @@ def main(flags: Sequence[str]) -> None:
     arguments = tyro.cli(Arguments, prog=program, description=__doc__, args=flags, default=Arguments(base))
     os.environ.update(_ENVIRONMENT)
 
-    from jax.errors import JaxRuntimeError
-
     from charlm_jax.mesh import DATA, data_mesh, replica_mesh
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.devices import describe_devices
@@ -320,8 +324,8 @@ def main(flags: Sequence[str]) -> None:
     if job.configuration.temperatures:
         try:
             programs += build_sampling(job, data_mesh(devices))
-        except JaxRuntimeError as error:
-            refusals = [f"the generation of text is refused: {error}"]
+        except InputError as error:
+            refusals = [str(error)]
     problems = contradictions(programs, predicted) + refusals
     shape = {"topology": arguments.topology, "devices": describe_devices(mesh), "mesh": dict(mesh.shape)}
     versions = {library: importlib.metadata.version(library) for library in ("jax", "libtpu")}

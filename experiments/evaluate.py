@@ -10,7 +10,7 @@ A run's own evaluations, in its metrics.jsonl, score the windows at its own --st
 `calibration` says at which temperature the loss is lowest, and how far confidence and accuracy are apart on average
 there and at temperature 1. `baselines` are the nats per character of the same text under models that need no training
 to speak of, given the run's training text; of long texts, the 4,000,000 characters that end the training text and as
-many that begin this one. --figure draws it all.
+many that begin this one. --figure draws it all. A text may also be an encoded one (see `encode`).
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import tyro
 
-from charlm_jax.choices import Checkpoint
+from charlm_jax.choices import MOST_EVALUATED, Checkpoint
 from charlm_jax.errors import InputError, require, require_count
 from charlm_jax.runs.command_line import exit_codes, require_picture, tell
 
@@ -40,6 +40,8 @@ class Arguments:
     """Which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
     stride: int = 1
     """Characters from one window's start to the next one's: 1 scores every character that has a window before it."""
+    characters: int = MOST_EVALUATED
+    """How much of a long text to score: its beginning."""
     figure: Path | None = None
     """Where to draw it, as SVG or PNG by its ending."""
     devices: int | None = None
@@ -47,6 +49,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         require_count("--stride", self.stride)
+        require_count("--characters", self.characters)
         require_count("--devices", self.devices)
         require_picture(self.figure)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
@@ -61,10 +64,10 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.analysis.baselines import baselines
     from charlm_jax.analysis.calibration import calibrate
     from charlm_jax.analysis.evaluation_figure import plot_evaluation
-    from charlm_jax.data.corpus import load_corpus
     from charlm_jax.learning.evaluation import BATCH_SIZE, Evaluation, evaluate, evaluate_stream, loss_by_position
     from charlm_jax.runs.devices import open_mesh, set_up
     from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture
     from charlm_jax.runs.trained import load_model, load_text
 
@@ -80,17 +83,21 @@ def main(flags: Sequence[str]) -> None:
             raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
     else:
         lowercase = model.configuration.lowercase
-        corpus = load_corpus(arguments.text, encoding=arguments.encoding, lowercase=lowercase)
-        text = model.vocabulary.encode(corpus.text, f"text {corpus.name!r}")
-        if len(text) <= window:
-            raise InputError(
-                f"the text {corpus.name!r} has {len(text)} characters, but a window and its target need {window + 1}; "
-                "name a longer text"
-            )
+        text = open_corpus(arguments.text, encoding=arguments.encoding, lowercase=lowercase)
+        text = encoded(text, model.vocabulary).ids
         try:
             training, _ = load_text(run)
         except InputError as error:
             tell(f"without baselines: {error}")
+    if len(text) > arguments.characters:
+        tell(f"the first {arguments.characters:,} of the text's {len(text):,} characters are scored (--characters)")
+        text = text[: arguments.characters]
+    if len(text) <= window:
+        raise InputError(
+            f"the text has {len(text)} characters to score, but a window and its target need {window + 1}; "
+            "name a longer one with --text FILE, or give more --characters"
+        )
+    require_known(text, model.vocabulary)
     ids, windows = jnp.array(text), {"window": window, "stride": stride}
     windowed = evaluate(model.network, model.parameters, ids, mesh, **windows)
     stream, _ = evaluate_stream(model.network, model.parameters, text)

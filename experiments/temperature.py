@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from charlm_jax.choices import Checkpoint, Sampler
+from charlm_jax.choices import MOST_EVALUATED, Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import exit_codes, tell
 
@@ -89,9 +89,9 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.analysis.calibration import calibrate
     from charlm_jax.analysis.temperature_page import plot_sweep, sweep_page, sweep_table
     from charlm_jax.analysis.temperature_sweep import Sweep
-    from charlm_jax.data.corpus import load_corpus
     from charlm_jax.generation.generate import generate, stream_keys
     from charlm_jax.runs.devices import open_mesh, set_up
+    from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture, write_atomically, write_table
     from charlm_jax.runs.trained import load_model, load_text
 
@@ -101,8 +101,8 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     set_up(chosen.precision)
     training, human = load_text(run)
     if arguments.text is not None:
-        corpus = load_corpus(arguments.text, lowercase=chosen.lowercase)
-        human = vocabulary.encode(corpus.text, f"text {corpus.name!r}")
+        human = encoded(open_corpus(arguments.text, encoding=None, lowercase=chosen.lowercase), vocabulary).ids
+    require_known(human, vocabulary)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
     prompts = [human[start : start + window] for start in starts]
@@ -132,7 +132,8 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
         {name: table[1:] for name, table in tables.items()},
         {name: table[0] for name, table in tables.items()},
     )
-    calibration = calibrate(model.network, model.parameters, jnp.array(human), mesh, window=window, stride=1)
+    scored = jnp.array(human[:MOST_EVALUATED])
+    calibration = calibrate(model.network, model.parameters, scored, mesh, window=window, stride=1)
 
     texts = [vocabulary.decode(row) for row in generated]
     title = f"{run.path.resolve().name}, step {model.step:,}, {sampler}: {count} texts of {length} characters"

@@ -83,7 +83,15 @@ def nietzsche():
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def corpus(small_text, tmp_path_factory):
+    """A file of `small_text`."""
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text(small_text)
+    return path
+
+
+@pytest.fixture(scope="session")
 def small_text():
     """A thousand characters with some structure, the same every time."""
     words = "the will to power is the will to truth; what is good? all that heightens the feeling of power in man.\n"

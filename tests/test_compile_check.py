@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import pytest
+from jax.errors import JaxRuntimeError
 from jax.sharding import NamedSharding, PartitionSpec
 from test_experiments import SMALL, call, run
 
@@ -217,6 +218,17 @@ def test_an_unknown_pod_is_refused_in_one_sentence(capsys):
     devices_of("v5e:2x2")
     with pytest.raises(InputError, match=r"--topology v5e:3x3 cannot be used: .*; name one such as v5e:2x2"):
         compile_check.topology_devices("v5e:3x3")
+
+
+def test_a_program_that_the_compiler_refuses_is_named():
+    class Refused:
+        def compile(self):
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: of memory")
+
+    with pytest.raises(
+        InputError, match="train_steps cannot be compiled: RESOURCE_EXHAUSTED: of memory; try a smaller"
+    ):
+        compile_check.build("train_steps", Refused())
 
 
 def test_without_the_compiler_there_is_one_sentence(monkeypatch, capsys):

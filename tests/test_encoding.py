@@ -16,6 +16,7 @@ from charlm_jax.runs import encoding as module
 from charlm_jax.runs.assembly import prepare
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.encoding import encode, encoded, is_encoded, open_encoded, verify_encoded
+from charlm_jax.runs.files import hold_folder
 
 ODD = "ΟΔΥΣΣΕΥΣ\r\ncafé\r🜁 İ日Σ\n\n" * 9
 
@@ -44,7 +45,7 @@ def same_as_resident(folder, name, **options):
 
 
 def all_files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
@@ -124,12 +125,12 @@ sys.addaudithook(before)
 encode(Path(sys.argv[1]), Path(sys.argv[2]), encoding=None, lowercase=False)
 """
     changes = 0
-    for changes in range(20):
-        command = [sys.executable, "-c", program, str(text), str(folder), str(changes % 3)]
+    for changes in range(24):
+        command = [sys.executable, "-c", program, str(text), str(folder), str(changes % 4)]
         if subprocess.run(command, check=False, cwd=Path(__file__).parent.parent).returncode == 0:
             break
         assert not is_encoded(folder)
-    assert changes > 2
+    assert changes > 3
     assert all_files(folder) == all_files(unbroken)
 
 
@@ -185,6 +186,9 @@ def test_damage_is_found(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="is no encoded corpus of this version"):
             open_encoded(folder, **options)
+    path.write_bytes(whole[:-1] + b"\xff")
+    with pytest.raises(InputError, match="ids that stand for no character"):
+        prepare(Configuration(corpus=str(folder), window=2, batch_size=1))
     path.write_bytes(whole)
     record = json.loads((folder / "corpus.json").read_text())
     for change in (
@@ -202,7 +206,10 @@ def test_damage_is_found(tmp_path):
 def test_a_second_process_is_refused(tmp_path):
     text, folder = write(tmp_path / "text.txt"), tmp_path / "ids"
     folder.mkdir()
-    with module._held(folder), pytest.raises(InputError, match="is being written by another process"):
+    with (
+        hold_folder("--output", folder),
+        pytest.raises(InputError, match=f"is being written by process {os.getpid()} on"),
+    ):
         encode(text, folder, encoding=None, lowercase=False)
 
 

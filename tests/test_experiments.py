@@ -23,6 +23,7 @@ from charlm_jax.runs import loop
 from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.configuration import PRESETS
 from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.encoding import encode
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.trained import load_model, load_text
 
@@ -226,6 +227,20 @@ def test_evaluate_says_what_the_model_earns_and_draws_it(trained, tmp_path, caps
         assert calibration[f"expected_calibration_error{name}"] == pytest.approx(error / len(last), rel=1e-4)
     assert figure.stat().st_size > 10_000
     assert f"figure: {figure}" in captured.err
+
+
+def test_evaluate_scores_an_encoded_text_and_of_a_long_one_the_beginning(trained, corpus, tmp_path, capsys):
+    """With the numbers of the text itself, and of its beginning by itself."""
+    encode(corpus, tmp_path / "ids", encoding=None, lowercase=False)
+    beginning = tmp_path / "beginning.txt"
+    beginning.write_text(corpus.read_text()[:100])
+    results = []
+    for flags in ([corpus, "--characters", 100], [tmp_path / "ids", "--characters", 100], [beginning]):
+        assert call("evaluate", trained[0], "--text", *flags) == 0
+        captured = capsys.readouterr()
+        results.append(json.loads(captured.out))
+        assert captured.err.startswith("the first 100 of the text's 1,064 ") == (len(flags) > 1)
+    assert results[0] == results[1] == results[2]
 
 
 def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch, capsys):
@@ -464,7 +479,7 @@ def test_bad_evaluation_is_one_sentence(trained, corpus, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("the will")
     (tmp_path / "other.txt").write_text("the will\n to pOwer")
     for flags, message in [
-        (["--text", tmp_path / "short.txt"], "has 8 characters, but a window and its target need 11"),
+        (["--text", tmp_path / "short.txt"], "has 8 characters to score, but a window and its target need 11"),
         (["--text", tmp_path / "other.txt"], r"'O' \(U\+004F\) at character 14"),
         (["--stride", 0], "--stride 0"),
         (["--encoding", "cp1252"], "--encoding cp1252.*with a --text"),

@@ -39,15 +39,6 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text(
-        ("the will to power is the will to truth; what is good? all that heightens power in man.\n" * 12)[:1000]
-    )
-    return path
-
-
-@pytest.fixture(scope="session")
 def unbroken(commands, corpus, tmp_path_factory):
     """A run that nothing has happened to: its directory, and what others must reproduce."""
     folder = tmp_path_factory.mktemp("unbroken")

@@ -25,15 +25,6 @@ TINY = [
 LAYOUTS = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (4, 4)]  # devices in all, processes
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text(
-        ("the will to power is the will to truth; what is good? all that heightens power in man.\n" * 12)[:1000]
-    )
-    return path
-
-
 @pytest.fixture
 def begin(commands, corpus, tmp_path):
     """Start a job in `count` processes with `devices` in all on tmp_path/NAME."""

@@ -1,4 +1,6 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from faults import result
 
 from charlm_jax.data.host_windows import read_batches
+from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import ShuffledWindows
 from charlm_jax.errors import DamagedError, Preempted
 from charlm_jax.runs import train as train_module
@@ -20,9 +23,9 @@ IDS = np.random.default_rng(0).integers(0, 50, 2000, np.uint8)
 ORDER, KEY, ROWS = ShuffledWindows(10, stride=3, batch_size=8), jax.random.key(3), np.arange(8)
 
 
-def pieces(first, end, vocabulary_size=50):
-    sizes = {"piece": 4, "vocabulary_size": vocabulary_size}
-    return list(read_ahead(IDS, ORDER, KEY, ROWS, first=first, end=end, **sizes))
+def pieces(first, end, characters=50):
+    vocabulary = Vocabulary("".join(map(chr, range(65, 65 + characters))))
+    return list(read_ahead(IDS, ORDER, KEY, ROWS, first=first, end=end, piece=4, vocabulary=vocabulary))
 
 
 def test_every_step_comes_once_and_in_order_wherever_reading_begins():
@@ -37,7 +40,25 @@ def test_every_step_comes_once_and_in_order_wherever_reading_begins():
 
 def test_an_id_that_stands_for_no_character_is_refused():
     with pytest.raises(DamagedError, match="ids that stand for no character"):
-        pieces(0, 40, vocabulary_size=49)
+        pieces(0, 40, characters=49)
+
+
+def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
+    """By the kernel's own count of the pages of the file that this process has mapped."""
+    path, size = tmp_path / "ids.npy", 1 << 26
+    np.save(path, np.zeros(size, np.uint8))
+    ids, order, rows = np.load(path, mmap_mode="r"), ShuffledWindows(60, 64, 256), np.arange(256)
+
+    def mapped():
+        rest = Path("/proc/self/smaps").read_text().partition(str(path))[2]
+        return 1024 * int(re.search(r"Rss: +(\d+) kB", rest)[1])
+
+    for _ in range(order.steps(size) // 64):
+        read_batches(ids, order, KEY, np.arange(64), rows)
+    assert mapped() > size / 16  # so it is seen here if it stays
+    steps = {"first": 0, "end": order.steps(size), "piece": 64}
+    assert all(step >= 0 for step, _ in read_ahead(ids, order, KEY, rows, **steps, vocabulary=Vocabulary("a")))
+    assert mapped() < size / 16
 
 
 @pytest.mark.parametrize("carry", ["kept", "fresh"])

@@ -15,6 +15,7 @@ from charlm_jax.analysis.text_statistics import (
     Reference,
     compression_ratio,
     distinct_ngrams,
+    distinct_words,
     divergence,
     entropy,
     frequencies,
@@ -123,6 +124,11 @@ def test_words_are_found_one_letter_at_a_time(text):
     for character in text:
         runs = [*runs, ""] if not character.isalpha() else [*runs[:-1], runs[-1] + character]
     assert words(text) == [run.casefold() for run in runs[1:-1] if run]
+
+
+@given(st.lists(st.text(alphabet="aB é.1", max_size=8), max_size=8))
+def test_a_text_in_pieces_has_its_words(pieces):
+    assert distinct_words(pieces) == frozenset(words("".join(pieces)))
 
 
 def test_known_words_are_counted_as_tokens_and_as_types():

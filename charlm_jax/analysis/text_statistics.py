@@ -8,7 +8,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from charlm_jax.analysis.matches import LOOP, longest_repeat, looped, matching_s
 LONGEST_NGRAM = 50  # characters; where novelty curves end
 NOVELTIES = (4, 8, 16)  # characters of the n-grams whose novelty is a statistic of its own
 
+_NO_LETTER = re.compile(r"[\W\d_]")
 _WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]+(?=[\W\d_])")
 
 
@@ -144,6 +145,19 @@ def novelty(matched: Integer[np.ndarray, " character"]) -> Float[np.ndarray, " n
 def words(text: str) -> list[str]:
     """Return the words of a text that was cut out of a longer one, case-folded, in their order; see `find_words`."""
     return [match.group().casefold() for match in find_words(text)]
+
+
+def distinct_words(pieces: Iterable[str]) -> frozenset[str]:
+    """Return the distinct words of a text that comes in pieces, of which only one need be in memory; see `words`."""
+    found, rest = set[str](), ""
+    for piece in pieces:
+        text = rest + piece
+        # What follows the last character that is no letter may go on in the next piece.
+        last = _NO_LETTER.search(text[::-1])
+        end = len(text) - 1 - last.start() if last else 0
+        found.update(words(text[: end + 1]))
+        rest = text[end:]
+    return frozenset(found)
 
 
 def find_words(text: str) -> Iterator[re.Match[str]]:

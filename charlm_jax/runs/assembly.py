@@ -11,24 +11,22 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
+from charlm_jax.choices import MOST_EVALUATED
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.optimizer import make_optimizer
-from charlm_jax.learning.training import TrainingState, initial_state
+from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_devices, open_mesh, set_up
 from charlm_jax.runs.directory import open_run
-from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus
+from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus, require_known
 from charlm_jax.runs.processes import agreed
 from charlm_jax.runs.trained import TrainedModel, load_model, make_network
-
-MOST_EVALUATED = 10_000_000
-"""Characters of the held-out text that a run's own evaluations score: its beginning, which every device holds."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     training_ids, held_out_ids = split_held_out(
         corpus.ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window
     )
+    require_known(held_out_ids[:MOST_EVALUATED], vocabulary)
     if len(vocabulary) == 1:
         raise InputError(
             f"{corpus.name!r} has only one distinct character, {vocabulary.characters!r}: there is nothing to learn"
@@ -220,6 +219,19 @@ def _source(path: Path, configuration: Configuration) -> TrainedModel:
     if differences := there.differences(same):
         raise InputError(f"--init-from {path}: its model differs: {'; '.join(differences)}; give the same flags here")
     return load_model(run)
+
+
+def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainSteps:
+    """Return what takes a job's training steps on a mesh, from its text or, `streamed`, from `Batches` of it."""
+    return make_train_steps(
+        job.network,
+        job.optimizer,
+        job.order,
+        job.configuration.objective,
+        mesh,
+        least_probability=job.configuration.least_probability,
+        length=len(job.training_ids) if streamed else None,
+    )
 
 
 def first_state(job: Job) -> TrainingState:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, get_args
+from typing import Annotated, ClassVar, Never
 
 import tyro
+from tqdm import tqdm
 
 from charlm_jax.choices import TextPlace
 from charlm_jax.data.corpus import NAMES
@@ -61,6 +62,35 @@ def tell(message: str) -> None:
     print(message, file=Watcher())
 
 
+def progress_bar(
+    purpose: str, total: int, unit: str, *, initial: int = 0, watched: bool = True, scaled: bool = False
+) -> "tqdm[Never]":
+    """Return a bar for the person who watches; a log gets a line a minute.
+
+    Args:
+        purpose: what is done.
+        total: units in all.
+        unit: what is counted.
+        initial: units done before.
+        watched: whether to show it.
+        scaled: whether to count in thousands and millions.
+    """
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=purpose,
+        total=total,
+        initial=initial,
+        unit=unit,
+        unit_scale=scaled,
+        mininterval=0.1 if on_terminal else 60,
+        delay=0 if on_terminal else 60,
+        leave=not on_terminal,
+        dynamic_ncols=True,
+        disable=not watched,
+        file=Watcher(),
+    )
+
+
 def require_picture(path: Path | None) -> None:
     """Raise an InputError unless a picture can be drawn into the file of --figure; None passes."""
     if path is not None:
@@ -92,7 +122,6 @@ class TrainingArguments:
     result; auto streams it if it takes more than a quarter of a device's memory."""
 
     def __post_init__(self) -> None:
-        require("--text", self.text, self.text in get_args(TextPlace), f"one of {', '.join(get_args(TextPlace))}")
         require_count("--devices", self.devices)
 
 

@@ -12,12 +12,9 @@ lock              who is writing
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,14 +23,13 @@ from typing import TYPE_CHECKING
 
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.files import read_json, remove_leftovers, save_picture, write_json
+from charlm_jax.runs.files import LOCK, hold_folder, read_json, save_picture, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
 
-_FILES = "config.json", "provenance.json", "metrics.jsonl", "samples.jsonl", "lock"
+_FILES = "config.json", "provenance.json", "metrics.jsonl", "samples.jsonl", LOCK
 _FOLDERS = "checkpoints", "best", "figures"
 _FREE = "epochs", "patience", "on_divergence"  # what may be changed when a run goes on
 
@@ -114,34 +110,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for this process alone, and remove what one that died was writing.
-
-        The lock goes with the process, however it ends, so it is never stale; its file says whose it is.
-
-        Raises:
-            InputError: another process holds it; says which.
-        """
+        """Hold the directory for this process alone; see `hold_folder`."""
         self.refuse_links()
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        with os.fdopen(descriptor, "r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"--run-dir {str(self.path)!r} is being written by {file.read() or 'another process'}; "
-                    "wait until it ends, stop it, or name another directory"
-                ) from error
-            except OSError as error:  # a file system without locks
-                tell(f"{str(self.path)!r} cannot be locked ({error.strerror}): see that nobody else writes there")
-            for folder in (self.path, self.checkpoints, self.best):
-                remove_leftovers(folder)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            try:
-                yield
-            finally:
-                file.truncate(0)
+        with hold_folder("--run-dir", self.path, self.checkpoints, self.best):
+            yield
 
     def refuse_links(self) -> None:
         """Raise an InputError where a part of the run is no file or folder of its own, but leads elsewhere."""
@@ -238,7 +210,7 @@ def _is_run(path: Path) -> bool:
 def _is_foreign(path: Path) -> bool:
     """Say whether a file is other than what an interrupted start of a run leaves behind."""
     left = (".provenance.json.", ".config.json.")
-    return path.name not in ("provenance.json", "lock") and not path.name.startswith(left)
+    return path.name not in ("provenance.json", LOCK) and not path.name.startswith(left)
 
 
 def _check_same(run: RunDirectory, configuration: Configuration, provenance: dict) -> None:

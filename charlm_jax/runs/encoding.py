@@ -3,16 +3,14 @@
 ids.npy           the id of every character, an array of the smallest unsigned integers that hold them
 corpus.json       the characters that have ids, how many the text has, its SHA-256, and what it was made from
 unfinished.json   stands in its place until the ids are complete and checked
+lock              empty, or the process that writes here
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Never
@@ -25,8 +23,8 @@ from charlm_jax.data.corpus import IDS_FILE, Corpus, load_corpus, text_files
 from charlm_jax.data.text_blocks import decode_blocks, lowercase_blocks
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import DamagedError, InputError, Preempted
-from charlm_jax.runs.command_line import Watcher, tell
-from charlm_jax.runs.files import read_json, remove_leftovers, sync_names, write_json
+from charlm_jax.runs.command_line import progress_bar, tell
+from charlm_jax.runs.files import LOCK, hold_folder, is_temporary, read_json, sync_names, write_json
 from charlm_jax.runs.stop import StopRequested
 
 _FORMAT = 1
@@ -121,6 +119,12 @@ def _corpus(folder: Path, record: dict) -> EncodedCorpus:
         ) from error
 
 
+def require_known(ids: Integer[np.ndarray, "*axes"], vocabulary: Vocabulary) -> None:
+    """Raise a DamagedError if ids stand for no character, as those of an encoded corpus may that has been damaged."""
+    if ids.size and int(ids.max()) >= len(vocabulary):
+        raise DamagedError("the encoded corpus is damaged: it has ids that stand for no character; encode it again")
+
+
 def verify_encoded(folder: Path, stop_requested: StopRequested = lambda: False) -> None:
     """Check every id of an encoded corpus: the text that they stand for must have the SHA-256 that was recorded.
 
@@ -134,7 +138,7 @@ def verify_encoded(folder: Path, stop_requested: StopRequested = lambda: False) 
 def _check_ids(corpus: EncodedCorpus, folder: Path, stop_requested: StopRequested) -> None:
     path, ids, digest = folder / IDS_FILE, corpus.ids, hashlib.sha256()
     first = path.stat().st_size - ids.nbytes
-    with _bar("checking", len(ids), " characters") as bar:
+    with progress_bar("checking", len(ids), " characters", scaled=True) as bar:
         for start in range(0, len(ids), _BLOCK):
             _stop_if(stop_requested)
             # Read, as what is mapped would count as memory in use.
@@ -186,12 +190,13 @@ def encode(
     }
 
     def read(purpose: str) -> Iterator[str]:
-        with _bar(purpose, request["source_bytes"], "B") as bar:
+        with progress_bar(purpose, request["source_bytes"], "B", scaled=True) as bar:
             blocks = _text_blocks(files, encoding or "utf-8", bar, stop_requested)
             yield from lowercase_blocks(blocks) if lowercase else blocks
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    _refuse_foreign(folder)
+    with hold_folder("--output", folder):
         if _is_finished(folder, request):
             return False
         unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
@@ -279,18 +284,26 @@ def _write_ids(path: Path, blocks: Iterator[str], vocabulary: Vocabulary, length
         raise DamagedError(f"{length} characters were expected, not {place}")
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Raise an InputError if a folder holds anything but an encoded corpus, or the beginning of one."""
+    ours = _FINISHED, _UNFINISHED, IDS_FILE, LOCK
+    others = [path for path in folder.iterdir() if path.name not in ours and not is_temporary(path)]
+    records, ids = _records(folder), folder / IDS_FILE
+    if others or (not records and ids.exists() and ids.stat().st_size):
+        raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
+
+
+def _records(folder: Path) -> list[Path]:
+    return [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
+
+
 def _is_finished(folder: Path, request: dict) -> bool:
     """Say whether a folder holds what is asked for, complete.
 
     Raises:
-        InputError: it holds something else, or the beginning of it.
+        InputError: it holds another encoded corpus.
     """
-    others = [path for path in folder.iterdir() if path.name not in (_FINISHED, _UNFINISHED, IDS_FILE)]
-    records = [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
-    ids = folder / IDS_FILE
-    if others or (not records and ids.exists() and ids.stat().st_size):
-        raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
-    if not records:
+    if not (records := _records(folder)):
         return False
     record = read_json(records[0])
     differences = [name for name, value in request.items() if record.get(name) != value]
@@ -306,38 +319,6 @@ def _is_finished(folder: Path, request: dict) -> bool:
     return True
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone, and remove what one that died was writing."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"--output {str(folder)!r} is being written by another process; wait for it") from error
-        except OSError as error:  # a file system without locks
-            tell(f"{str(folder)!r} cannot be locked ({error.strerror}): see that nobody else writes there")
-        remove_leftovers(folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _stop_if(stop_requested: StopRequested) -> None:
     if stop_requested():
         raise Preempted("stopped by a signal; the same command goes on")
-
-
-def _bar(purpose: str, total: int, unit: str) -> "tqdm[Never]":
-    on_terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=purpose,
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        mininterval=0.1 if on_terminal else 60,  # a log gets a line a minute
-        delay=0 if on_terminal else 60,
-        leave=not on_terminal,
-        dynamic_ncols=True,
-        file=Watcher(),
-    )

@@ -1,18 +1,56 @@
 """Files that are there whole or not at all, and how they are read again."""
 
 import csv
+import fcntl
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charlm_jax.errors import InputError
+from charlm_jax.runs.command_line import tell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
+
+LOCK = "lock"
+"""The file in a folder that says who writes there."""
+
+
+@contextmanager
+def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
+    """Hold a folder for this process alone, and remove what one that died was writing there, or in those `inside`.
+
+    The lock goes with the process, however it ends, so it is never stale; its file says whose it is.
+
+    Raises:
+        InputError: another process holds it; says which, and the flag that names it.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    with os.fdopen(descriptor, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{flag} {str(folder)!r} is being written by {file.read() or 'another process'}; "
+                "wait until it ends, stop it, or name another directory"
+            ) from error
+        except OSError as error:  # a file system without locks
+            tell(f"{str(folder)!r} cannot be locked ({error.strerror}): see that nobody else writes there")
+        for each in (folder, *inside):
+            remove_leftovers(each)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import get_args
@@ -11,7 +10,7 @@ import numpy as np
 
 from charlm_jax.analysis.reader import Reading, Text, unknown_words
 from charlm_jax.analysis.report import Epoch, Picture, Run
-from charlm_jax.analysis.text_statistics import words
+from charlm_jax.analysis.text_statistics import distinct_words
 from charlm_jax.choices import Sampler
 from charlm_jax.errors import InputError
 from charlm_jax.generation.surprise import surprise
@@ -22,6 +21,7 @@ from charlm_jax.runs.records import read_records
 from charlm_jax.runs.trained import TrainedModel, load_model, load_text, model_shapes
 
 _LONGEST = 4000  # characters of a text, and of a prompt
+_PIECE = 1 << 22  # characters of the training text that are looked at together
 _LIKELIEST = 3  # characters named at each place of a text
 
 
@@ -42,7 +42,7 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
     step = None
     if texts:
         try:
-            known = _distinct_words(_training_text(run))
+            known = _known_words(run)
             texts = [dataclasses.replace(text, unknown=unknown_words(text.prompt, text.text, known)) for text in texts]
         except InputError as error:
             notes.append(f"Unknown words are not marked, because the training text cannot be had: {error}.")
@@ -143,14 +143,11 @@ def _text(source: str, record: dict, sampler: Sampler) -> Text:
     )
 
 
-def _training_text(run: RunDirectory) -> str:
-    training, _ = load_text(run)
-    return run.vocabulary().decode(training)
-
-
-@lru_cache(maxsize=1)  # the runs of a grid learn from one text
-def _distinct_words(text: str) -> frozenset[str]:
-    return frozenset(words(text))
+def _known_words(run: RunDirectory) -> frozenset[str]:
+    (training, _), vocabulary = load_text(run), run.vocabulary()
+    return distinct_words(
+        vocabulary.decode(training[start : start + _PIECE]) for start in range(0, len(training), _PIECE)
+    )
 
 
 def _read(model: TrainedModel, texts: Sequence[Text]) -> list[Text]:

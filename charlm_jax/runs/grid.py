@@ -44,7 +44,6 @@ class GridArguments:
     """Devices to split the runs and their batches over; all (on a CPU one a core) if not given."""
     distributed: str | None = None
     """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
-
     launcher: Launcher = "here"
     """Where programs are trained: here in turn, in processes of their own on this machine (local), or under Slurm."""
     jobs: int = 2

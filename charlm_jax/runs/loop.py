@@ -5,7 +5,6 @@ A run does not know who takes its steps, nor what is trained beside it: it is a 
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
+from charlm_jax.choices import MOST_EVALUATED
 from charlm_jax.errors import DamagedError, DivergedError, Preempted
 from charlm_jax.learning.evaluation import evaluate
 from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
 from charlm_jax.mesh import replicate
-from charlm_jax.runs.assembly import MOST_EVALUATED, Job, first_state, state_shapes
+from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
-from charlm_jax.runs.command_line import Watcher, tell
+from charlm_jax.runs.command_line import progress_bar, tell
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, hold_run
 from charlm_jax.runs.history import (
@@ -250,19 +249,8 @@ def _train_epoch(
     step, steps, unsaved, total = int(state.step), 1, 0.0, 0.0
     epoch = step // job.steps_per_epoch + 1
     end = epoch * job.steps_per_epoch
-    on_terminal = sys.stderr.isatty()
-    with tqdm(
-        desc=f"epoch {epoch}/{job.configuration.epochs}",
-        total=job.steps_per_epoch,
-        initial=step % job.steps_per_epoch,
-        unit=" steps",
-        mininterval=0.1 if on_terminal else 60,  # a log gets a line a minute
-        delay=0 if on_terminal else 60,
-        leave=not on_terminal,
-        dynamic_ncols=True,
-        disable=not watched,
-        file=Watcher(),
-    ) as bar:
+    purpose, done = f"epoch {epoch}/{job.configuration.epochs}", step % job.steps_per_epoch
+    with progress_bar(purpose, job.steps_per_epoch, " steps", initial=done, watched=watched) as bar:
         while step < end:
             state, seconds = yield Advance(state, min(step + steps, end))
             taken = int(state.step) - step

@@ -1,14 +1,17 @@
 """Batches read from the disk ahead of the training that they are for, by threads."""
 
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
 from charlm_jax.data.host_windows import HostBatches, read_batches
+from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order
-from charlm_jax.errors import DamagedError, InputError
+from charlm_jax.errors import InputError
 from charlm_jax.keys import Key
+from charlm_jax.runs.encoding import require_known
 
 _THREADS, _PIECES = 2, 4  # that read, and that are ready
 
@@ -22,7 +25,7 @@ def read_ahead(
     first: int,
     end: int,
     piece: int,
-    vocabulary_size: int,
+    vocabulary: Vocabulary,
 ) -> Iterator[tuple[int, HostBatches]]:
     """Yield the batches of a run's steps from `first` on, in pieces, each with the number of its first step.
 
@@ -36,10 +39,10 @@ def read_ahead(
         first: step to begin with.
         end: step to end before; the last piece goes beyond it, to be as long as the others.
         piece: steps in a piece.
-        vocabulary_size: which every id must be below.
+        vocabulary: that every id must belong to.
 
     Raises:
-        InputError: the library for it is not installed, or an id is not below `vocabulary_size`.
+        InputError: the library for it is not installed, or an id stands for no character.
     """
     try:
         import grain  # half a second to load, and most runs have their text in memory
@@ -51,9 +54,18 @@ def read_ahead(
 
     def read(step: int) -> tuple[int, HostBatches]:
         batches = read_batches(ids, order, key, np.arange(step, step + piece), rows)
-        if batches.characters.max() >= vocabulary_size:
-            raise DamagedError("the encoded corpus is damaged: it has ids that stand for no character; encode it again")
+        require_known(batches.characters, vocabulary)
+        _let_go(ids)
         return step, batches
 
     pieces = grain.MapDataset.range(first, end, piece).map(read)
     yield from pieces.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PIECES))
+
+
+def _let_go(ids: Integer[np.ndarray, " character"]) -> None:
+    """Unmap the pages that reading has mapped, if there are any: they would count as this process's memory."""
+    owner = ids
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache, and are mapped again when read again

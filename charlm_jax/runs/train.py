@@ -1,6 +1,5 @@
 """Training in run directories: of one model, or of many in one program."""
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,12 +12,13 @@ from jax.sharding import Mesh
 
 from charlm_jax.choices import TextPlace
 from charlm_jax.data.host_windows import HostBatches
-from charlm_jax.errors import DamagedError, DivergedError, InputError, Preempted
-from charlm_jax.learning.training import Batches, TrainingState, TrainSteps, make_train_steps
+from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.learning.training import Batches, TrainingState, TrainSteps
 from charlm_jax.mesh import fetch, local_rows, replicate, split_columns
-from charlm_jax.runs.assembly import Job
+from charlm_jax.runs.assembly import Job, train_steps_of
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.devices import describe_process, device_memory
+from charlm_jax.runs.encoding import require_known
 from charlm_jax.runs.history import Epoch
 from charlm_jax.runs.loop import Advance, Answer, Run, go_on
 from charlm_jax.runs.processes import everyones, require_alike
@@ -43,23 +43,14 @@ def train(
             lies, or `auto`, on the devices unless it would take more than a quarter of the memory of one.
     """
     _require_alike([job], job.mesh, text)
-    chosen = job.configuration
     if text == "auto":
         least = min(everyones(device_memory(job.mesh)))
         text = "streamed" if job.training_ids.nbytes > least // 4 else "resident"
-    make = functools.partial(
-        make_train_steps,
-        job.network,
-        job.optimizer,
-        job.order,
-        chosen.objective,
-        job.mesh,
-        least_probability=chosen.least_probability,
-    )
+    train_steps = train_steps_of(job, job.mesh, streamed=text == "streamed")
     if text == "streamed":
-        take = _streamed(job, make(length=len(job.training_ids)))
+        take = _streamed(job, train_steps)
     else:
-        train_steps, ids = make(), _whole_text(job, job.mesh)
+        ids = _whole_text(job, job.mesh)
         take = lambda run: train_steps(run.state, ids, job.key, run.stop)  # noqa: E731
 
     def advance(asked: Sequence[Advance | None]) -> list[TrainingState]:
@@ -91,10 +82,7 @@ def train_together(
         InputError: see `go_on`.
     """
     _require_alike(jobs, mesh)
-    job, replicas, chosen = jobs[0], len(jobs), jobs[0].configuration
-    train_steps = make_train_steps(
-        job.network, job.optimizer, job.order, chosen.objective, mesh, least_probability=chosen.least_probability
-    )
+    job, replicas, train_steps = jobs[0], len(jobs), train_steps_of(jobs[0], mesh)
     ids, keys = _whole_text(job, mesh), jnp.stack([job.key for job in jobs])
 
     def advance(asked: Sequence[Advance | None]) -> list[TrainingState]:
@@ -148,9 +136,16 @@ def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], Training
         nonlocal reading, first, piece
         state, step = run.state, int(run.state.step)
         if piece is None:
-            rows, sizes = local_rows(job.order.batch_size, job.mesh), {"piece": _PIECE, "end": job.steps}
-            sizes["vocabulary_size"] = len(job.vocabulary)
-            reading = read_ahead(job.training_ids, job.order, job.key, rows, first=step, **sizes)
+            reading = read_ahead(
+                job.training_ids,
+                job.order,
+                job.key,
+                local_rows(job.order.batch_size, job.mesh),
+                first=step,
+                end=job.steps,
+                piece=_PIECE,
+                vocabulary=job.vocabulary,
+            )
         while step < run.stop:
             if step >= first + _PIECE or piece is None:
                 first, read = next(reading)
@@ -169,8 +164,7 @@ def _whole_text(job: Job, mesh: Mesh) -> jax.Array:
             f"{job.corpus.name!r} has {len(job.corpus.ids):,} characters, but places in a text on a device are 32-bit "
             "numbers; give --text streamed, if one model is trained"
         )
-    if int(job.training_ids.max()) >= len(job.vocabulary):
-        raise DamagedError(f"{job.corpus.name!r} has ids that stand for no character; encode it again")
+    require_known(job.training_ids, job.vocabulary)
     # A copy: on a CPU a device array may be a view of NumPy's memory.
     return replicate(jnp.array(job.training_ids), mesh)
 

@@ -1,0 +1,152 @@
+"""What a training step costs: a sum of a few terms, fitted to measurements.
+
+An LSTM reads its characters one after another. So each turn costs something that does not depend on its size, beside
+the work on each row of the batch, and what a step does with every parameter, however large the batch is: read it again
+at every turn, update it, and exchange its gradient between the devices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from scipy.optimize import nnls
+
+from charlm_jax.analysis.ablation import training_flops
+from charlm_jax.analysis.loss_curves import line_style
+from charlm_jax.choices import Objective
+from charlm_jax.model.network import CharacterLSTM
+
+TERMS = {
+    "a turn": "a character's turn, whatever the sizes",
+    "a unit": "a unit of a row, at each turn",
+    "an operation": "a floating-point operation of a matrix product, each device by itself",
+    "an operation of all": "the same where the devices share what does it, as those of a CPU do its cores",
+    "a parameter": "a parameter in a step, whatever the batch",
+    "an exchange": "a parameter exchanged between devices in a step",
+}
+"""What each of a model's seconds is for."""
+
+
+class Step(NamedTuple):
+    """A training step's size.
+
+    Attributes:
+        hidden_size: units of each layer.
+        batch_size: windows.
+        devices: that share the batch.
+        characters: read, in all windows together.
+        terms: how many there are of each of `TERMS`, on the device that has most to do.
+    """
+
+    hidden_size: int
+    batch_size: int
+    devices: int
+    characters: int
+    terms: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls,
+        network: CharacterLSTM,
+        parameters: int,
+        objective: Objective,
+        *,
+        window: int,
+        batch_size: int,
+        devices: int,
+    ) -> "Step":
+        """Return the size of a step of a model with so many parameters."""
+        rows, operations = -(-batch_size // devices), training_flops(network, objective, window)
+        units = network.layers * network.hidden_size
+        terms = {
+            "a turn": window * network.layers,
+            "a unit": window * rows * units,
+            "an operation": window * rows * operations,
+            "an operation of all": window * batch_size * operations,
+            "a parameter": parameters,
+            "an exchange": parameters if devices > 1 else 0,
+        }
+        counts = tuple(float(terms[name]) for name in TERMS)
+        return cls(network.hidden_size, batch_size, devices, batch_size * window, counts)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of each of `TERMS`.
+
+    Attributes:
+        seconds: none below 0; of a term that the measurements did not have, or did not need, 0.
+    """
+
+    seconds: Float[np.ndarray, " term"]
+
+    @classmethod
+    def fit(cls, steps: Sequence[Step], measured: Sequence[float]) -> "CostModel":
+        """Return the model whose squared relative errors are least (non-negative least squares; Lawson and Hanson).
+
+        Args:
+            steps: that were measured.
+            measured: seconds of each.
+        """
+        counts = np.array([step.terms for step in steps])
+        scale = np.maximum(counts.max(axis=0), 1.0)  # so that terms of all sizes count alike
+        seconds, _ = nnls(counts / scale / np.array(measured)[:, None], np.ones(len(steps)))
+        return cls(seconds / scale)
+
+    def predict(self, step: Step) -> float:
+        """Return the seconds that a step takes."""
+        return float(np.dot(self.seconds, step.terms))
+
+
+def left_out(steps: Sequence[Step], measured: Sequence[float]) -> list[float]:
+    """Return what each step takes according to the other measurements: a prediction, where a fit has seen it."""
+    places = range(len(steps))
+    return [
+        CostModel.fit(
+            [steps[other] for other in places if other != place],
+            [measured[other] for other in places if other != place],
+        ).predict(steps[place])
+        for place in places
+    ]
+
+
+def plot_costs(steps: Sequence[Step], measured: Sequence[float], model: CostModel, *, title: str) -> Figure:
+    """Draw the measured time per character against the hidden size, and the fitted one as lines.
+
+    A panel for each number of devices, a line for each batch size; the steps must be all combinations of theirs.
+    """
+    numbers = sorted({step.devices for step in steps})
+    batches, sizes = sorted({step.batch_size for step in steps}), sorted({step.hidden_size for step in steps})
+    figure = Figure(figsize=(1.5 + 3.6 * len(numbers), 3.8), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
+    seconds = dict(zip(steps, measured, strict=True))
+    for panel, devices in zip(panels, numbers, strict=True):
+        for number, batch_size in enumerate(batches):
+            line = sorted(step for step in steps if (step.batch_size, step.devices) == (batch_size, devices))
+            style = line_style(number)
+            at = [step.hidden_size for step in line]
+            fitted = [model.predict(step) / step.characters for step in line]
+            panel.plot(at, fitted, color=style.colour, dashes=style.dashes or (None, None), lw=1.5)
+            panel.plot(at, [seconds[step] / step.characters for step in line], "o", color=style.colour, ms=5)
+            panel.plot(
+                [], [], "o", color=style.colour, dashes=style.dashes or (None, None), ls="-", label=f"{batch_size}"
+            )
+        panel.set_title("1 device" if devices == 1 else f"{devices} devices", fontsize=10)
+        panel.set_xlabel("hidden size")
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(EngFormatter("s", sep=" "))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(axis="y", color="0.9", lw=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("training time per character")
+    panels[0].legend(title="windows a batch", frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,168 @@
+"""Measure what a character of training costs, by hidden size, batch and devices, and fit a model of it.
+
+    scripts/run cost_model [PRESET] [--hidden-sizes N...] [--batch-sizes N...] [--device-counts N...] [--figure FILE]
+
+Takes steps of the preset's job at every combination, in turns, and prints the medians, in nanoseconds a character,
+beside what a model fitted to all the others says; then the model: the seconds of each of the terms that it adds up.
+--predict says what a step of other sizes would take, which were not tried, and need not fit here. The other flags are
+`text_generation`'s. Takes about four minutes on two cores, which should have nothing else to do.
+"""
+
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from charlm_jax.errors import InputError, require, require_count
+from charlm_jax.runs.command_line import exit_codes, named_preset, print_table, progress_bar, require_picture, tell
+from charlm_jax.runs.configuration import Configuration
+
+if TYPE_CHECKING:
+    from charlm_jax.analysis.cost_model import Step
+    from charlm_jax.runs.assembly import Job
+
+_SECONDS = 0.25  # of work in a measurement
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags."""
+
+    configuration: Annotated[Configuration, tyro.conf.arg(name="")]
+    hidden_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Hidden sizes to measure."""
+    batch_sizes: tuple[int, ...] = (16, 64, 256)
+    """Batch sizes to measure."""
+    device_counts: tuple[int, ...] = ()
+    """Numbers of devices to measure; 1, 2, 4, ... as far as there are any, if not given."""
+    predict: tuple[str, ...] = ()
+    """Sizes to predict, each as HIDDEN_SIZExBATCH_SIZExDEVICES, such as 1024x256x8."""
+    rounds: int = 5
+    """Times that every figure is taken."""
+    figure: Path | None = None
+    """Where to draw the figure, as SVG or PNG by its ending; the table goes beside it, as comma-separated values."""
+
+    def __post_init__(self) -> None:
+        for flag, values in (("--hidden-sizes", self.hidden_sizes), ("--batch-sizes", self.batch_sizes)):
+            require(flag, "without a number", values != (), "followed by one")
+        for flag in ("hidden_sizes", "batch_sizes", "device_counts"):
+            for value in getattr(self, flag):
+                require_count(f"--{flag.replace('_', '-')}", value)
+        for sizes in self.predict:
+            there = [part.isdecimal() and int(part) > 0 for part in sizes.split("x")]
+            require("--predict", sizes, there == [True] * 3, "three numbers, such as 1024x256x8")
+        require_count("--rounds", self.rounds)
+        require_picture(self.figure)
+
+
+def main(flags: Sequence[str]) -> None:
+    """Measure, fit, print and draw."""
+    preset, base, flags = named_preset(flags, "quick")
+    program = f"scripts/run cost_model {preset}"
+    arguments = tyro.cli(Arguments, prog=program, description=__doc__, args=flags, default=Arguments(base))
+
+    from charlm_jax.analysis.cost_model import TERMS, CostModel, left_out, plot_costs
+    from charlm_jax.runs.assembly import prepare
+    from charlm_jax.runs.devices import describe_process, open_mesh
+    from charlm_jax.runs.files import save_picture, write_table
+
+    there = open_mesh(None, rows=2**30).size
+    counts = arguments.device_counts or tuple(2**power for power in range(there.bit_length()))
+
+    def job_of(hidden_size: int, batch_size: int, devices: int) -> "Job":
+        sizes = {"hidden_size": hidden_size, "batch_size": batch_size}
+        return prepare(dataclasses.replace(arguments.configuration, **sizes), devices)
+
+    combinations = [*itertools.product(arguments.hidden_sizes, arguments.batch_sizes, counts)]
+    jobs = [job_of(*sizes) for sizes in combinations if sizes[1] >= sizes[2]]
+    steps = [step_of(job, job.configuration.batch_size, job.mesh.size) for job in jobs]
+    if len(steps) <= len(TERMS):
+        raise InputError(f"{len(steps)} combinations are too few to fit {len(TERMS)} terms to; give more sizes")
+    measured = measure(jobs, arguments.rounds)
+    model = CostModel.fit(steps, measured)
+    header = ["hidden_size", "batch_size", "devices", "ns_per_character", "from_the_others", "error"]
+    rows, errors = [], []
+    for step, seconds, predicted in zip(steps, measured, left_out(steps, measured), strict=True):
+        errors.append(abs(predicted / seconds - 1))
+        nanoseconds = [f"{1e9 * each / step.characters:.0f}" for each in (seconds, predicted)]
+        rows.append([*map(str, step[:3]), *nanoseconds, f"{predicted / seconds - 1:+.1%}"])
+    print_table([header, *rows])
+    error = f"{median(errors):.1%} in the median, {max(errors):.1%} at most"
+    print(f"a combination is predicted from the others with an error of {error}")
+    for name, each in zip(TERMS.values(), model.seconds, strict=True):
+        print(f"{each:8.2e} s  {name}")
+    for hidden_size, batch_size, devices in (map(int, sizes.split("x")) for sizes in arguments.predict):
+        step = step_of(job_of(hidden_size, batch_size, 1), batch_size, devices)
+        seconds = model.predict(step)
+        shown = f"{1e3 * seconds:.3g} ms a step, {1e9 * seconds / step.characters:.3g} ns a character"
+        print(f"predicted for {hidden_size} units, {batch_size} windows, {devices} devices: {shown}")
+    if arguments.figure is not None:
+        made = describe_process(arguments.configuration.precision, jobs[-1].mesh, 1)
+        where = f"{made['device_kind']}, {made['precision']}, jax {made['versions']['jax']}"
+        title = f"{preset}, {where}: dots measured, lines fitted\nerror of a prediction from the others: {error}"
+        save_picture(plot_costs(steps, measured, model, title=title), arguments.figure)
+        table = arguments.figure.with_suffix(".csv")
+        write_table(table, header, rows, [f"{where}, {made['cpu_cores']} cores, commit {made['commit']}"])
+        tell(f"figure: {arguments.figure}; table: {table}")
+
+
+def step_of(job: "Job", batch_size: int, devices: int) -> "Step":
+    """Return the size of a job's step in a batch over some devices."""
+    import jax
+
+    from charlm_jax.analysis.cost_model import Step
+    from charlm_jax.model.initializers import flax_parameters, parameter_count
+
+    parameters = parameter_count(jax.eval_shape(lambda key: flax_parameters(job.network, key), job.key))
+    sizes = {"window": job.order.window, "batch_size": batch_size, "devices": devices}
+    return Step.of(job.network, parameters, job.configuration.objective, **sizes)
+
+
+def measure(jobs: Sequence["Job"], rounds: int) -> list[float]:
+    """Return the median seconds of a training step of each job, measured in turns."""
+    timed = []
+    with progress_bar("compiling", len(jobs), " programs") as bar:
+        for job in jobs:
+            timed.append(_steps_of(job))
+            bar.update()
+    counts = [max(1, round(_SECONDS / take(1))) for take in timed]
+    seconds = [[] for _ in jobs]
+    with progress_bar("measuring", rounds, " rounds") as bar:
+        for _ in range(rounds):
+            for take, count, those in zip(timed, counts, seconds, strict=True):
+                those.append(take(count) / count)
+            bar.update()
+    return [median(those) for those in seconds]
+
+
+def _steps_of(job: "Job") -> Callable[[int], float]:
+    """Return what takes as many of a job's training steps as it is told, and returns the seconds; compiled."""
+    import jax
+    import jax.numpy as jnp
+
+    from charlm_jax.mesh import replicate
+    from charlm_jax.runs.assembly import first_state, train_steps_of
+
+    train_steps, state = train_steps_of(job, job.mesh), replicate(first_state(job), job.mesh)
+    ids, key = replicate((jnp.array(job.training_ids), job.key), job.mesh)
+
+    def take(count: int) -> float:
+        nonlocal state
+        started = time.perf_counter()
+        state = jax.block_until_ready(train_steps(state, ids, key, int(state.step) + count))
+        return time.perf_counter() - started
+
+    take(1)
+    return take
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])
