@@ -7,6 +7,7 @@ import json
 import math
 import os
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -221,14 +222,11 @@ def test_an_unknown_pod_is_refused_in_one_sentence(capsys):
 
 
 def test_a_program_that_the_compiler_refuses_is_named():
-    class Refused:
-        def compile(self):
-            raise JaxRuntimeError("RESOURCE_EXHAUSTED: of memory")
-
+    refused = Mock(**{"compile.side_effect": JaxRuntimeError("RESOURCE_EXHAUSTED: of memory")})
     with pytest.raises(
         InputError, match="train_steps cannot be compiled: RESOURCE_EXHAUSTED: of memory; try a smaller"
     ):
-        compile_check.build("train_steps", Refused())
+        compile_check.build("train_steps", refused)
 
 
 def test_without_the_compiler_there_is_one_sentence(monkeypatch, capsys):

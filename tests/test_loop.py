@@ -69,7 +69,7 @@ def same(one, other):
 
 def stop_after(monkeypatch, dispatches, deed):
     """Do a deed after a number of dispatches of the training program."""
-    make = training.make_train_steps
+    make = training.train_steps_of
 
     def counting(*arguments, **options):
         train_steps, done = make(*arguments, **options), [0]
@@ -83,7 +83,7 @@ def stop_after(monkeypatch, dispatches, deed):
 
         return counted
 
-    monkeypatch.setattr(training, "make_train_steps", counting)
+    monkeypatch.setattr(training, "train_steps_of", counting)
 
 
 def terminate():

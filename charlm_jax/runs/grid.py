@@ -46,8 +46,8 @@ class GridArguments:
     """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
     launcher: Launcher = "here"
     """Where programs are trained: here in turn, in processes of their own on this machine (local), or under Slurm."""
-    jobs: int = 2
-    """How many jobs of a launcher may run at the same time."""
+    jobs: int | None = None
+    """How many jobs of a launcher may run at the same time; if not given all, or here one a GPU, or two."""
     slurm: tuple[str, ...] = ()
     """What each of Slurm's jobs asks for, as sbatch's options: partition=NAME gpus-per-node=1 time=60 (minutes) ..."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from charlm_jax.choices import Launcher
-from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted
+from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, require
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.stop import StopRequested, stop_requests
 
@@ -24,6 +24,7 @@ _REQUEUE = (
     f'code=$?; if [ "$code" = {PREEMPTED} ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}'
     '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; fi; exit "$code"'
 )
+_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU that the driver knows
 _POLL = 1.0  # seconds between two looks at the jobs
 _Item = TypeVar("_Item")
 
@@ -34,7 +35,7 @@ def launch(
     folder: Path,
     launcher: Launcher,
     *,
-    at_once: int,
+    at_once: int | None = None,
     options: Sequence[str] = (),
     stop_requested: StopRequested = lambda: False,
 ) -> tuple[dict[str, Path], list[DivergedError]]:
@@ -47,7 +48,7 @@ def launch(
         items: by names to be told.
         folder: of the jobs' scripts and logs.
         launcher: `local`, processes of this machine, or `slurm`, one array.
-        at_once: how many jobs may run at the same time.
+        at_once: how many jobs may run at the same time; None is all under Slurm, and here one a GPU, or two.
         options: of `sbatch`, as name=value, such as partition=gpu and time=60 (minutes).
         stop_requested: whether to stop waiting: then jobs of this machine are stopped, and Slurm's go on.
 
@@ -55,7 +56,8 @@ def launch(
         The log of each item whose job failed, and the divergences of those in which training did.
 
     Raises:
-        InputError: submitit is not there, or Slurm, or it refuses the options; or jobs of the folder are in the queue.
+        InputError: submitit is not there, or Slurm, or it refuses the options; or jobs of the folder are in the queue;
+            or there are fewer GPUs here than jobs at once.
         Preempted: a stop was requested.
     """
     try:
@@ -65,15 +67,17 @@ def launch(
             f"--launcher {launcher} needs submitit; add it: {shlex.quote(sys.executable)} -m pip install submitit"
         ) from error
     waiting, running, failed, diverged = dict(items), {}, {}, []
+    slots: list[str | None] = _slots(at_once) if launcher == "local" else []
+    taken: dict[str, str | None] = {}
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=launcher)
         if launcher == "slurm":
             chosen = dict(option.split("=", 1) for option in options)
-            name = f"{folder.parent.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
-            _require_none_in_queue(name)
+            array = f"{folder.parent.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+            _require_none_in_queue(array)
             executor.update_parameters(
-                name=name,
-                slurm_array_parallelism=at_once,
+                name=array,
+                slurm_array_parallelism=at_once or max(1, len(items)),
                 slurm_teardown=[_REQUEUE],
                 slurm_srun_args=["--kill-on-bad-exit=0"],
                 slurm_additional_parameters={"time": 60, "requeue": True, "signal": f"TERM@{_NOTICE}", **chosen},
@@ -86,16 +90,17 @@ def launch(
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(f"--launcher {launcher} cannot submit: {error}; see that the options are right") from error
     while waiting or running:
-        while waiting and len(running) < at_once:
+        while waiting and slots:
             name = next(iter(waiting))
-            # submitit hides the GPUs from its own processes.
+            taken[name] = slots.pop(0)
             with _deaf_to_interrupts():
-                running[name] = executor.submit(_job, task, waiting.pop(name), os.environ.get("CUDA_VISIBLE_DEVICES"))
+                running[name] = executor.submit(_job, task, waiting.pop(name), taken[name])
             tell(f"--- {name}: process {running[name].job_id}, log {running[name].paths.stderr}")
         if stop_requested():
             _stop(list(running.values()), launcher)
         for name in [name for name, job in running.items() if job.done()]:
             job = running.pop(name)
+            slots += [taken.pop(name)] if name in taken else []
             problem = job.exception()
             tell(f"--- {name}: {'done' if problem is None else f'failed, see {job.paths.stderr}'}")
             if problem is not None:
@@ -126,10 +131,28 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def _slots(at_once: int | None) -> list[str | None]:
+    """Return the GPUs of each of so many jobs on this machine, in the words of CUDA_VISIBLE_DEVICES; None is unsaid.
+
+    A process takes most of a GPU's memory for itself, so no two share one.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (
+        [str(number) for number, _ in enumerate(_GPUS.glob("*"))]
+        if told is None
+        else list(filter(None, told.split(",")))
+    )
+    if not gpus or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return [told] * (at_once or 2)
+    at_once = at_once or len(gpus)
+    require("--jobs", at_once, at_once <= len(gpus), f"at most {len(gpus)}, as many as there are GPUs here")
+    return [",".join(gpus[number::at_once]) for number in range(at_once)]
+
+
 def _job(task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None) -> str | None:
-    """Be a job: do the task with an item, and with those GPUs, or all, on this machine; return why it diverged."""
+    """Be a job: do the task with an item, and with those GPUs if it is on this machine; return why it diverged."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which submitit hides them
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
         with stop_requests() as stop_requested:

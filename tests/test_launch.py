@@ -1,0 +1,62 @@
+"""Grids in processes of this machine."""
+
+import csv
+import signal
+import time
+
+import pytest
+from test_experiments import SMALL, command, run
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs import launch
+from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.records import read_records
+
+pytest.importorskip("submitit", reason="submitit is not installed")
+
+
+def rows(grid):
+    """Return the table of a grid's results but for its clock."""
+    table = csv.DictReader((grid / "results.csv").read_text().splitlines()[1:])
+    return [{name: value for name, value in row.items() if "per_second" not in name} for row in table]
+
+
+def test_a_grid_in_jobs_is_the_grid_here_and_goes_on_when_it_was_stopped(corpus, tmp_path):
+    flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4,5", "--replicas", 1, "--sample-every", 20]
+    flags += ["--epochs", 20, "--devices", 1]
+    code, _, errors = run("ablate", *flags, "--grid-dir", tmp_path / "here")
+    assert code == 0, errors
+    jobs = [*flags, "--grid-dir", tmp_path / "jobs", "--launcher", "local", "--jobs", 2]
+    stopped = command("ablate", *jobs)
+    first = tmp_path / "jobs" / "hidden_size=4,seed=1"
+    while not (first / "metrics.jsonl").exists():
+        assert stopped.poll() is None, stopped.communicate()
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 75, errors
+    assert "the jobs, which have saved; the same command goes on" in errors
+    assert 0 < len(read_records(open_run(first).metrics)) < 40
+    code, _, errors = run("ablate", *jobs)
+    assert code == 0, errors
+    assert errors.count(": done") == 2
+    assert rows(tmp_path / "jobs") == rows(tmp_path / "here")
+
+
+def test_jobs_share_the_gpus(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(launch, "_GPUS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert launch._slots(None) == [None, None]
+    assert launch._slots(3) == [None] * 3
+    for gpu in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
+        (tmp_path / gpu).mkdir()
+    assert launch._slots(None) == ["0", "1", "2"]
+    assert launch._slots(2) == ["0,2", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert launch._slots(None) == ["5", "7"]
+    assert launch._slots(1) == ["5,7"]
+    with pytest.raises(InputError, match="--jobs 3 cannot be used: it must be at most 2, as many as there are GPUs"):
+        launch._slots(3)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert launch._slots(3) == ["5,7"] * 3
