@@ -46,6 +46,8 @@ class Arguments:
     """Characters of each text."""
     text: str | None = None
     """Human text for prompts and comparison: a file, a folder or a corpus's name; the held-out text if not given."""
+    encoding: str | None = None
+    """Encoding of the text's bytes; UTF-8, or a named corpus's own, if not given."""
     sampler: Sampler | None = None
     """Predict from the last window (windowed), or carry the state on (stateful); as the run does if not given."""
     checkpoint: Checkpoint = "best"
@@ -62,6 +64,7 @@ class Arguments:
             raise InputError("no run is named; give directories of runs, or one that holds them")
         require("--temperatures", "none", bool(self.temperatures), "at least one number")
         require_temperatures("--temperatures", self.temperatures)
+        require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
         require_count("--prompts", self.prompts)
         least = "at least 8, as the bootstrap's intervals over fewer are too narrow"
         require("--prompts", self.prompts, self.prompts >= 8, least)
@@ -101,7 +104,9 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     set_up(chosen.precision)
     training, human = load_text(run)
     if arguments.text is not None:
-        human = encoded(open_corpus(arguments.text, encoding=None, lowercase=chosen.lowercase), vocabulary).ids
+        human = encoded(
+            open_corpus(arguments.text, encoding=arguments.encoding, lowercase=chosen.lowercase), vocabulary
+        ).ids
     require_known(human, vocabulary)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)

@@ -23,7 +23,7 @@ install_lock() {
     local lock=$1 quiet= base
     [ -t 2 ] || quiet=--quiet
     if command -v uv >/dev/null; then
-        [ -x "$python" ] || uv venv $quiet --python '>=3.11' "$venv"
+        [ -x "$python" ] || uv venv $quiet --seed --python '>=3.11' "$venv" # with pip, for the extras
         uv pip install $quiet --python "$python" --require-hashes --no-deps -r "$lock"
     else
         if [ ! -x "$python" ]; then

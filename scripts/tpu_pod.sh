@@ -3,7 +3,9 @@
 #
 # Copies this checkout's commit to each host, adds the TPU's compiler and runtime, and starts one process on
 # each; they find one another by themselves, and the first writes the run to its own disk. The same command with the same
-# --run-dir goes on with a run. Needs gcloud, logged in, and a pod slice that is up.
+# --run-dir goes on with a run. Needs gcloud, logged in, and a pod slice that is up. A --corpus FILE must be on every host.
+# Ctrl-C ends gcloud alone; to stop the hosts, which save:
+#   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='pkill -TERM -f experiments/text_generation'
 set -euo pipefail
 if [ $# -lt 2 ]; then
     sed -n 's/^# //p' "$0" | head -n 1 >&2

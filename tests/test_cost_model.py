@@ -92,6 +92,10 @@ def test_the_command(corpus, tmp_path, capsys):
         (["--hidden-sizes", "8"], "3 combinations are too few to fit 6 terms to; give more sizes"),
         (["--predict", "8x8"], "--predict 8x8 cannot be used: it must be three numbers, such as 1024x256x8"),
         (["--batch-sizes", "0"], "--batch-sizes 0"),
+        (
+            ["--predict", "8x8x2"],
+            "--predict ['8x8x2'] cannot be used: it must be for 1 devices, the only number measured",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(corpus, capsys, flags, message):

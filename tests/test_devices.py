@@ -1,12 +1,16 @@
 """Devices: how many, and where their number comes from."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import charlm_jax
 from charlm_jax.errors import InputError
+from charlm_jax.mesh import data_mesh
 from charlm_jax.runs import devices
 from charlm_jax.runs.devices import describe_devices, open_mesh
 
@@ -45,10 +49,40 @@ def test_a_cpu_is_one_device_a_core_unless_that_was_decided_before(before, expec
 )
 def test_a_containers_share_of_the_cores_counts(share, of_eight, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(devices, "_CONTAINER_SHARE", str(tmp_path / "cpu.max"))
+    group = within_groups(monkeypatch, tmp_path)
     if share is not None:
-        (tmp_path / "cpu.max").write_text(share + "\n")
+        (group / "cpu.max").write_text(share + "\n")
     assert devices.cores() == of_eight
+
+
+def within_groups(monkeypatch, folder):
+    """Put this process into a control group within others; return its folder."""
+    monkeypatch.setattr(devices, "_CONTROL_GROUPS", folder / "groups")
+    monkeypatch.setattr(devices, "_OWN_CONTROL_GROUP", folder / "cgroup")
+    (folder / "cgroup").write_text("0::/job_7/step_0\n")
+    (folder / "groups" / "job_7" / "step_0").mkdir(parents=True)
+    return folder / "groups" / "job_7" / "step_0"
+
+
+def test_the_least_memory_of_all_groups_counts(monkeypatch, tmp_path):
+    mesh, group = data_mesh(), within_groups(monkeypatch, tmp_path)
+    alone = devices.device_memory(mesh)
+    (group / "memory.max").write_text("max\n")
+    assert devices.device_memory(mesh) == alone
+    (group.parent / "memory.max").write_text(f"{3 * 10**6 * mesh.size}\n")
+    (group.parent.parent / "memory.max").write_text(f"{4 * 10**6 * mesh.size}\n")
+    assert devices.device_memory(mesh) == 3 * 10**6
+
+
+def test_code_that_differs_has_another_digest(monkeypatch, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(Path(charlm_jax.__file__).parent, tmp_path / name)
+    (tmp_path / "two" / "keys.py").write_text("# another\n")
+    digests = [devices.code_digest()]
+    for name in ("one", "two"):
+        monkeypatch.setattr(charlm_jax, "__file__", str(tmp_path / name / "__init__.py"))
+        digests.append(devices.code_digest())
+    assert digests[0] == digests[1] != digests[2]
 
 
 def compile_something(cache):

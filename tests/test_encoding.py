@@ -147,6 +147,9 @@ def test_the_same_again_does_nothing_and_something_else_is_refused(tmp_path):
     assert all_files(folder) == before
     with pytest.raises(InputError, match="holds other files"):
         encode(text, tmp_path, **options)
+    assert open_encoded(folder, encoding="utf-8", lowercase=False).sha256 == open_encoded(folder, **options).sha256
+    with pytest.raises(InputError, match=r"encoded with --encoding utf-8, but is asked for with cp1252"):
+        open_encoded(folder, encoding="cp1252", lowercase=False)
     with pytest.raises(InputError, match=r"encoded with --lowercase False, but is asked for with True"):
         open_encoded(folder, encoding=None, lowercase=True)
     with pytest.raises(InputError, match=r"holds ids\.npy, an encoded corpus"):
@@ -201,6 +204,13 @@ def test_damage_is_found(tmp_path):
         (folder / "corpus.json").write_text(json.dumps({**record, **change}))
         with pytest.raises(InputError, match="is no encoded corpus of this version"):
             open_encoded(folder, **options)
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no file, and cannot be read more than once; write it to one first"):
+        encode(tmp_path / "pipe", tmp_path / "ids", encoding=None, lowercase=False)
+    assert not (tmp_path / "ids").exists()
 
 
 def test_a_second_process_is_refused(tmp_path):

@@ -1,11 +1,12 @@
 """Grids in processes of this machine."""
 
 import csv
+import re
 import signal
 import time
 
 import pytest
-from test_experiments import SMALL, command, run
+from test_experiments import SMALL, call, command, run
 
 from charlm_jax.errors import InputError
 from charlm_jax.runs import launch
@@ -22,8 +23,8 @@ def rows(grid):
 
 
 def test_a_grid_in_jobs_is_the_grid_here_and_goes_on_when_it_was_stopped(corpus, tmp_path):
-    flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4,5", "--replicas", 1, "--sample-every", 20]
-    flags += ["--epochs", 20, "--devices", 1]
+    flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4,5", "--replicas", 1, "--sample-every", 60]
+    flags += ["--epochs", 60, "--devices", 1]
     code, _, errors = run("ablate", *flags, "--grid-dir", tmp_path / "here")
     assert code == 0, errors
     jobs = [*flags, "--grid-dir", tmp_path / "jobs", "--launcher", "local", "--jobs", 2]
@@ -36,11 +37,28 @@ def test_a_grid_in_jobs_is_the_grid_here_and_goes_on_when_it_was_stopped(corpus,
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 75, errors
     assert "the jobs, which have saved; the same command goes on" in errors
-    assert 0 < len(read_records(open_run(first).metrics)) < 40
+    assert 0 < len(read_records(open_run(first).metrics)) < 120
     code, _, errors = run("ablate", *jobs)
     assert code == 0, errors
     assert errors.count(": done") == 2
     assert rows(tmp_path / "jobs") == rows(tmp_path / "here")
+
+
+def test_a_grid_in_jobs_takes_no_other_grids_runs_for_its_own(corpus, tmp_path, capsys):
+    flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4", "--replicas", 1, "--epochs", 1, "--devices", 1]
+    flags += ["--grid-dir", tmp_path]
+    assert call("ablate", *flags) == 0
+    before = rows(tmp_path)
+    capsys.readouterr()
+    assert call("ablate", *flags, "--launcher", "local", "--dropout", 0.5) == 2
+    assert re.search(r"holds another run: .*dropout 0\.2 there, 0\.5 here", capsys.readouterr().err)
+    assert call("ablate", *flags, "--launcher", "local") == 0
+    assert rows(tmp_path) == before
+    # An epoch whose own record is missing is not finished.
+    metrics = tmp_path / "hidden_size=4,seed=1" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    assert call("ablate", *flags, "--launcher", "local") == 0
+    assert [record["event"] for record in read_records(metrics)] == ["evaluation", "epoch"]
 
 
 def test_jobs_share_the_gpus(monkeypatch, tmp_path):

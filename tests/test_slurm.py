@@ -18,7 +18,7 @@ from charlm_jax.runs.records import read_records
 ROOT = Path(__file__).parent.parent
 COMMANDS = "munged", "slurmctld", "slurmd", "sbatch", "unshare"
 MISSING = [command for command in COMMANDS if shutil.which(command) is None]
-pytestmark = pytest.mark.skipif(
+needs_slurm = pytest.mark.skipif(
     bool(MISSING) or os.geteuid() != 0,
     reason=f"needs root and Slurm (apt-get install slurm-wlm munge); not here: {', '.join(MISSING) or 'root'}",
 )
@@ -70,6 +70,7 @@ def step(cluster, job):
     return cluster.run("squeue", "--steps", "--noheader", f"--steps={job}.0", "--format=%i")
 
 
+@needs_slurm
 def test_a_job_of_two_nodes_is_stopped_saved_queued_again_and_finished(cluster, checkout):
     """By the real script; the end is that of a job that nothing happened to."""
     submit = ["sbatch", "--parsable", "scripts/slurm_train.sbatch", *SMALL, "--devices", "2"]
@@ -87,6 +88,7 @@ def test_a_job_of_two_nodes_is_stopped_saved_queued_again_and_finished(cluster, 
     assert result(run) == result(checkout / "unbroken")
 
 
+@needs_slurm
 def test_a_process_that_is_killed_takes_the_job_back_into_the_queue(cluster, checkout):
     number = cluster.run("sbatch", "--parsable", "scripts/slurm_train.sbatch", *SMALL, "--devices", "2")
     run, log = checkout / "runs" / f"slurm-{number}", checkout / f"slurm-{number}.out"
@@ -106,6 +108,7 @@ def rows():
     return list(csv.DictReader(Path("grid/results.csv").read_text().splitlines()[1:]))
 
 
+@needs_slurm
 def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
     # Of as many epochs as it takes to be told to stop amid them.
     longer = "--epochs", "40", "--sample-every", "40"
@@ -132,6 +135,7 @@ def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
     assert [{name: value for name, value in row.items() if "per_second" not in name} for row in rows()] == kept
 
 
+@needs_slurm
 def test_a_job_that_fails_leaves_its_log_in_the_table(cluster, checkout):
     vary = "--vary", f"corpus={checkout / 'corpus.txt'},{checkout / 'missing.txt'}", "--replicas", "1"
     with grid(*vary) as submitted:
@@ -143,9 +147,29 @@ def test_a_job_that_fails_leaves_its_log_in_the_table(cluster, checkout):
     assert "there is no corpus, file or folder" in Path(failed["failed_log"]).read_text()
 
 
+@needs_slurm
 def test_without_slurm_a_grid_says_so(checkout, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with grid("--vary", "hidden_size=4,5") as submitted:
         _, errors = submitted.communicate(timeout=300)
     assert submitted.returncode == 2, errors
     assert errors.splitlines()[-1].startswith("error: --launcher slurm")
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [(75, 0, True), (75, 99, True), (137, 0, True), (134, 19, True), (143, 20, False), (0, 0, False), (2, 0, False)],
+)
+def test_the_batch_script_queues_a_job_again_that_was_stopped_or_for_some_time_killed(tmp_path, code, restarts, again):
+    """Slurm's commands are stand-ins here: the exit code of the one and the words to the other are what counts."""
+    commands = {"srun": f"exit {code}", "scontrol": "echo scontrol $*", "run": "exit 0"}
+    (tmp_path / "scripts").mkdir()
+    for name, line in commands.items():
+        path = tmp_path / ("scripts" if name == "run" else "") / name
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "SLURM_SUBMIT_DIR": str(tmp_path)}
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ROOT / "scripts" / "slurm_train.sbatch"
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "scontrol requeue 7\n" if again else "")

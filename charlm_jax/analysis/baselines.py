@@ -86,18 +86,17 @@ class KneserNey:
         """Learn from a text of at least `order` characters, each given up to `order` - 1 before it."""
         ids = ids.astype(np.int64)
         order = min(order, len(ids))
-        # For every length, each context's code, its id at every place where it ends, and its n-gram there.
-        codes, places = [np.zeros(1, np.int64)], [np.zeros(len(ids), np.int64)]
+        # For every length each context's code, and for the longest its id at every place where it ends.
+        codes, places = [np.zeros(1, np.int64)], np.zeros(len(ids), np.int64)
         for length in range(1, order):
-            coded = ids[: len(ids) - length] * len(codes[-1]) + places[-1][1:]
-            distinct, inverse = np.unique(coded, return_inverse=True)
+            coded = ids[: len(ids) - length] * len(codes[-1]) + places[1:]
+            distinct, places = np.unique(coded, return_inverse=True)
             codes.append(distinct)
-            places.append(inverse)
         levels: list[_Level] = []
         longer = None  # the distinct n-grams of the level above
         for length in reversed(range(order)):
             if longer is None:
-                grams, counts = np.unique(places[length] * vocabulary_size + ids[length:], return_counts=True)
+                grams, counts = np.unique(places * vocabulary_size + ids[length:], return_counts=True)
             else:
                 # Each distinct n-gram one longer, without its first character.
                 context, character = np.divmod(longer, vocabulary_size)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int64, Integer
 
 from charlm_jax.data.windows import Order, within_epoch
+from charlm_jax.errors import InputError
 from charlm_jax.keys import Key
 
 
@@ -43,12 +44,20 @@ def read_batches(
         key: the run's.
         steps: of the batches, from 0, over all epochs.
         rows: which of each batch's rows; from `batch_size` on there is only padding.
+
+    Raises:
+        InputError: JAX has been told to leave out the CPU.
     """
-    host = jax.local_devices(backend="cpu")[0]
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise InputError(
+            "JAX_PLATFORMS leaves out the CPU, which reads a streamed text; add it, as in JAX_PLATFORMS=cuda,cpu"
+        ) from error
     with jax.enable_x64(True), jax.default_device(host):
         starts, there = map(np.asarray, _starts(order, len(ids), jax.device_put(key, host), steps, rows))
-    places = np.where(there, starts, 0)[..., None] + np.arange(order.window + 1)
-    return HostBatches(np.take(np.asarray(ids), places), there.astype(np.float32))
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(ids), order.window + 1)
+    return HostBatches(windows[np.where(there, starts, 0)], there.astype(np.float32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

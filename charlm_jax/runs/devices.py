@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,7 +23,8 @@ from charlm_jax.runs.command_line import tell
 
 _MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
-_CONTAINER_SHARE = "/sys/fs/cgroup/cpu.max"  # microseconds in a period (Linux control groups, version 2)
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of a container or a job: what it may use (Linux control groups, version 2)
+_OWN_CONTROL_GROUP = Path("/proc/self/cgroup")
 _LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
 
 
@@ -101,11 +103,12 @@ def use_every_core() -> None:
 
 
 def device_memory(mesh: Mesh) -> int:
-    """Return the bytes of memory of one of this process's devices; on a CPU they share the machine's."""
+    """Return the bytes of memory of one of this process's devices; on a CPU they share what the process may use."""
     statistics = mesh.local_devices[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([there, *(limit for (limit,) in _limits("memory.max"))]) // len(mesh.local_devices)
 
 
 def describe_devices(mesh: Mesh) -> str:
@@ -139,11 +142,31 @@ def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict:
 def cores() -> int:
     """Return how many cores this process may use: a container's share of a machine, where it has one."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shares = [quota // period for quota, period in _limits("cpu.max")]
+    return max(1, min([there, *shares]))
+
+
+def _limits(name: str) -> Iterator[list[int]]:
+    """Yield what the control groups that this process is in, each within the next, set as a limit, if they do."""
     try:
-        quota, period = Path(_CONTAINER_SHARE).read_text().split()
-        return max(1, min(there, int(quota) // int(period)))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return there
+        own = _OWN_CONTROL_GROUP.read_text().strip().rpartition("::")[2].strip("/")
+    except OSError:
+        return
+    for group in (_CONTROL_GROUPS / own, *(_CONTROL_GROUPS / own).parents):
+        with contextlib.suppress(OSError):
+            words = (group / name).read_text().split()
+            if words and all(map(str.isdecimal, words)):  # not "max"
+                yield [int(word) for word in words]
+        if group == _CONTROL_GROUPS:
+            return
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of this package's code, whether it is committed or not."""
+    digest, package = hashlib.sha256(), Path(charlm_jax.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _commit() -> str | None:

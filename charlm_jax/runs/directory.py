@@ -218,19 +218,34 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
     compared = configuration
     if recorded.get("sha256") == here["sha256"]:
         compared = dataclasses.replace(compared, corpus=there.corpus)  # the same text from another place
-    extends = configuration.epochs > there.epochs and there.schedule == "constant" and not there.warmup
-    if extends:
-        compared = dataclasses.replace(compared, epochs=there.epochs)
-    free = {name: getattr(there, name) for name in _FREE if name != "epochs"}
-    compared = dataclasses.replace(compared, **free)
-    differences = there.differences(compared)
-    if configuration.epochs > there.epochs and not extends:
-        differences.append("(a warm-up and a cosine schedule span all epochs, so the run cannot be extended)")
+    differences = _differences(there, compared)
     for name in ("characters", "sha256", "vocabulary"):
         if recorded.get(name) != here[name]:
             differences.append(f"the text's {name} {recorded.get(name)} there, {here[name]} here")
     if (source := provenance["init_from"]) is not None and source != run.provenance().get("init_from"):
         differences.append(f"the model to start from has changed: {source['run']} is at step {source['step']} now")
+    _refuse(run, differences)
+
+
+def require_same_choices(path: Path, configuration: Configuration) -> None:
+    """Raise an InputError if a run is in a directory, and was made with other choices than can go on there."""
+    if _is_run(path):
+        run = open_run(path)
+        _refuse(run, _differences(run.configuration(), configuration))
+
+
+def _differences(there: Configuration, here: Configuration) -> list[str]:
+    """Return what keeps a run from going on with other choices than those that it was begun with."""
+    extends = here.epochs > there.epochs and there.schedule == "constant" and not there.warmup
+    compared = dataclasses.replace(here, epochs=there.epochs) if extends else here
+    free = {name: getattr(there, name) for name in _FREE if name != "epochs"}
+    differences = there.differences(dataclasses.replace(compared, **free))
+    if here.epochs > there.epochs and not extends:
+        differences.append("(a warm-up and a cosine schedule span all epochs, so the run cannot be extended)")
+    return differences
+
+
+def _refuse(run: RunDirectory, differences: list[str]) -> None:
     if differences:
         raise InputError(
             f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "

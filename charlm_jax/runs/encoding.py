@@ -93,11 +93,12 @@ def open_encoded(folder: Path, *, encoding: str | None, lowercase: bool) -> Enco
         InputError: it is damaged, or was encoded with other options.
     """
     record = read_json(folder / _FINISHED)
-    for name, value in (("encoding", encoding), ("lowercase", lowercase)):
-        if record.get(name) != value:
+    for name, value, default in (("encoding", encoding, "utf-8"), ("lowercase", lowercase, False)):
+        there, here = record.get(name) or default, value or default
+        if there != here:
             raise InputError(
-                f"the corpus {str(folder)!r} was encoded with --{name} {record.get(name)}, but is asked for with "
-                f"{value}; give the same flags, or encode the text with these into another folder"
+                f"the corpus {str(folder)!r} was encoded with --{name} {there}, but is asked for with {here}; "
+                "give the same flags, or encode the text with these into another folder"
             )
     return _corpus(folder, record)
 
@@ -177,6 +178,8 @@ def encode(
         Preempted: a stop was requested; the same call goes on.
     """
     files = text_files(str(text))
+    if not all(file.is_file() for file in files):
+        raise InputError(f"{str(text)!r} is no file, and cannot be read more than once; write it to one first")
     if text.is_dir() and folder.resolve().is_relative_to(text.resolve()):
         raise InputError(f"--output {str(folder)!r} lies in the text {str(text)!r} itself; name a folder outside")
     facts = [[str(file.relative_to(text)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
@@ -211,7 +214,8 @@ def encode(
             ids.unlink()
             unfinished.unlink()
             raise InputError(
-                f"{str(text)!r} has changed since it was first read; run the same command again"
+                f"{str(text)!r} has changed since it was first read, or the disk of {str(folder)!r} does not keep what "
+                "is written; see that neither is so, and run the same command again"
             ) from error
         unfinished.replace(folder / _FINISHED)
         sync_names(folder)

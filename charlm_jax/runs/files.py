@@ -100,9 +100,11 @@ def read_json(path: Path) -> dict:
             raise OSError("it is no file")
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error}; restore it from a copy, or train again") from error
+        raise InputError(
+            f"{str(path)!r} cannot be read: {error}; restore it from a copy, or make all of it again"
+        ) from error
     if not isinstance(record, dict):
-        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or train again")
+        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or make all of it again")
     return record
 
 

@@ -49,13 +49,18 @@ class GridArguments:
     jobs: int | None = None
     """How many jobs of a launcher may run at the same time; if not given all, or here one a GPU, or two."""
     slurm: tuple[str, ...] = ()
-    """What each of Slurm's jobs asks for, as sbatch's options: partition=NAME gpus-per-node=1 time=60 (minutes) ..."""
+    """What each of Slurm's jobs asks for, as sbatch's options: partition=NAME gpus-per-node=1 exclusive time=60 ..."""
 
     def __post_init__(self) -> None:
         require_count("--replicas", self.replicas)
         require_count("--devices", self.devices)
         require_count("--jobs", self.jobs)
-        require("--slurm", self.slurm, all("=" in option for option in self.slurm), "options as name=value")
+        require(
+            "--slurm",
+            self.slurm,
+            all(option[:1].isalpha() for option in self.slurm),
+            "options by name, with =value where they have one",
+        )
         alone = self.launcher == "here" or self.distributed is None
         require("--distributed", self.distributed, alone, "left out with a --launcher, whose jobs are one process each")
 
@@ -159,11 +164,11 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
         else:
             logs, diverged = _train_in_jobs(arguments, groups, stop_requested)
         agreed(lambda: _report(arguments, runs, logs))
-    if diverged:
-        raise diverged[0]
     if logs:
         where = ", ".join(map(str, logs.values()))
         raise InputError(f"{len(logs)} of {len(groups)} jobs failed; see {where}, and run the same command again")
+    if diverged:
+        raise diverged[0]
 
 
 def _groups(runs: Sequence[GridRun]) -> dict[str, list[GridRun]]:
@@ -200,8 +205,11 @@ def _train_in_jobs(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
 ) -> tuple[dict[str, Path], list[DivergedError]]:
     """Train groups, those that are not done, in jobs; return the logs of those that failed, and why some diverged."""
+    from charlm_jax.runs.directory import require_same_choices
     from charlm_jax.runs.launch import launch
 
+    for run in itertools.chain(*groups.values()):
+        require_same_choices(run.path, run.configuration)
     missing = {name: group for name, group in groups.items() if not all(map(_is_finished, group))}
     folder = arguments.grid_dir / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,10 +242,13 @@ def _train(group: Sequence[GridRun], stop_requested: StopRequested, devices: int
 def _is_finished(run: GridRun) -> bool:
     """Say whether a run has come to its end: all its epochs, or its patience's."""
     from charlm_jax.runs.directory import RunDirectory
-    from charlm_jax.runs.history import held_out_losses, out_of_patience
+    from charlm_jax.runs.history import held_out_losses, out_of_patience, training_losses
 
-    losses = held_out_losses(RunDirectory(run.path))
-    return len(losses) == run.configuration.epochs or out_of_patience(run.configuration.patience, losses)
+    there = RunDirectory(run.path)
+    losses, epochs = held_out_losses(there), len(training_losses(there))  # an epoch's own record is its last
+    return epochs == len(losses) and (
+        epochs == run.configuration.epochs or out_of_patience(run.configuration.patience, losses)
+    )
 
 
 def outcome_of(run: GridRun, devices: int | None, log: Path | None = None) -> "Outcome":

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from charlm_jax.choices import Launcher
 from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, require
 from charlm_jax.runs.command_line import tell
-from charlm_jax.runs.stop import StopRequested, stop_requests
+from charlm_jax.runs.stop import GRACE, StopRequested, stop_requests
 
 _NOTICE = 120  # seconds before its time limit at which Slurm tells a job to stop
 # What follows a job's command in its script: one that was stopped, and has saved, goes back into the queue.
@@ -25,6 +25,7 @@ _REQUEUE = (
     '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; fi; exit "$code"'
 )
 _GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU that the driver knows
+_CORES = 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'  # which srun no longer takes from its job
 _POLL = 1.0  # seconds between two looks at the jobs
 _Item = TypeVar("_Item")
 
@@ -66,25 +67,29 @@ def launch(
         raise InputError(
             f"--launcher {launcher} needs submitit; add it: {shlex.quote(sys.executable)} -m pip install submitit"
         ) from error
+    if not items:
+        return {}, []
+    own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # as processes' numbers come again
     waiting, running, failed, diverged = dict(items), {}, {}, []
     slots: list[str | None] = _slots(at_once) if launcher == "local" else []
     taken: dict[str, str | None] = {}
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=launcher)
+        executor = submitit.AutoExecutor(folder=own, cluster=launcher)
         if launcher == "slurm":
-            chosen = dict(option.split("=", 1) for option in options)
+            chosen = {name: value or True for name, _, value in (option.partition("=") for option in options)}
             array = f"{folder.parent.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
             _require_none_in_queue(array)
             executor.update_parameters(
                 name=array,
-                slurm_array_parallelism=at_once or max(1, len(items)),
+                slurm_array_parallelism=at_once or len(items),
+                slurm_setup=[_CORES],
                 slurm_teardown=[_REQUEUE],
                 slurm_srun_args=["--kill-on-bad-exit=0"],
                 slurm_additional_parameters={"time": 60, "requeue": True, "signal": f"TERM@{_NOTICE}", **chosen},
             )
-            jobs = executor.map_array(_job, [task] * len(items), items.values()) if items else []
+            jobs = executor.map_array(_job, [task] * len(items), items.values())
             running, waiting = dict(zip(items, jobs, strict=True)), {}
-            tell(f"jobs       {', '.join(job.job_id for job in jobs)}; logs in {folder}")
+            tell(f"jobs       {', '.join(job.job_id for job in jobs)}; logs in {own}")
         else:
             executor.update_parameters(timeout_min=60 * 24 * 365)  # there must be one
     except (RuntimeError, OSError, ValueError) as error:
@@ -114,6 +119,8 @@ def launch(
 def _require_none_in_queue(name: str) -> None:
     """Raise an InputError if Slurm has jobs of a name."""
     listed = subprocess.run(["squeue", "--noheader", f"--name={name}", "--format=%i"], capture_output=True, text=True)
+    if listed.returncode:
+        raise RuntimeError(f"squeue does not answer ({listed.stderr.strip()})")
     if queued := listed.stdout.split():
         raise InputError(
             f"Slurm still has jobs of this grid ({', '.join(queued)}); run the same command when they are done, or "
@@ -155,7 +162,7 @@ def _job(task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | 
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which submitit hides them
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
-        with stop_requests() as stop_requested:
+        with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # who waits for it has no longer
             task(item, stop_requested)
     except Preempted as stop:
         tell(str(stop))
@@ -171,8 +178,9 @@ def _stop(jobs: Sequence, launcher: str) -> None:
         raise Preempted(
             "stopped waiting; Slurm's jobs go on, and the same command shows the results when they are done"
         )
-    for job in jobs:
-        os.kill(int(job.job_id), signal.SIGTERM)
-    while not all(job.done() for job in jobs):
-        time.sleep(0.1)
+    while alive := [job for job in jobs if not job.done()]:
+        for job in alive:  # again and again, as one that has just begun does not listen yet
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)
+        time.sleep(_POLL)
     raise Preempted("stopped by a signal, and so are the jobs, which have saved; the same command goes on")

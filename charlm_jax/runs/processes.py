@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
 
 from charlm_jax.errors import DivergedError, InputError, Preempted, require
+from charlm_jax.mesh import DATA
 from charlm_jax.runs.command_line import Watcher, exit_codes, tell
 from charlm_jax.runs.devices import use_every_core
 
@@ -69,6 +71,7 @@ def joined(distributed: str | None) -> Iterator[None]:
     Watcher.muted = not is_first()
     try:
         _require_equal_shares()
+        everyones(None)
         yield
     except BaseException as error:
         if isinstance(error, DivergedError | Preempted) or _AGREED in getattr(error, "__notes__", ()):
@@ -86,6 +89,18 @@ def _require_equal_shares() -> None:
             f"the processes of this job have different numbers of devices ({', '.join(map(str, shares.values()))}); "
             "give each as many, on CPUs by the variable JAX_NUM_CPU_DEVICES"
         )
+
+
+def meet(mesh: Mesh) -> None:
+    """Let all groups of a mesh's devices that will exchange anything find each other, while all processes are here.
+
+    A group's first exchange fails where one process comes to it half a minute after another (Gloo's limit), as it may
+    that compiles or reads a file for longer; later ones wait.
+    """
+    if jax.distributed.is_initialized():
+        for axes in (DATA, mesh.axis_names):
+            count = jax.shard_map(lambda: jax.lax.psum(1.0, axes), mesh=mesh, in_specs=(), out_specs=PartitionSpec())  # noqa: B023
+            jax.block_until_ready(jax.jit(count)())
 
 
 def _part() -> None:

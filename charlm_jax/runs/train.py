@@ -17,15 +17,16 @@ from charlm_jax.learning.training import Batches, TrainingState, TrainSteps
 from charlm_jax.mesh import fetch, local_rows, replicate, split_columns
 from charlm_jax.runs.assembly import Job, train_steps_of
 from charlm_jax.runs.command_line import tell
-from charlm_jax.runs.devices import describe_process, device_memory
+from charlm_jax.runs.devices import code_digest, describe_process, device_memory
 from charlm_jax.runs.encoding import require_known
 from charlm_jax.runs.history import Epoch
 from charlm_jax.runs.loop import Advance, Answer, Run, go_on
-from charlm_jax.runs.processes import everyones, require_alike
+from charlm_jax.runs.processes import everyones, meet, require_alike
 from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
 
-_PIECE = 64  # steps whose batches are read and sent to the devices at once
+_PIECE = 64  # steps whose batches are read and sent to the devices at once, if they are not larger than
+_PIECE_BYTES = 1 << 23
 
 
 def train(
@@ -108,29 +109,34 @@ def train_together(
 
 
 def _require_alike(jobs: Sequence[Job], mesh: Mesh, text: TextPlace = "resident") -> None:
-    """Raise an InputError unless all processes have the same code and the same jobs: before any of them computes."""
+    """Raise an InputError unless all processes have the same code and jobs, before any computes; then let them meet."""
     for job in jobs:
-        chosen, corpus = job.configuration.to_json(), job.describe_corpus()
-        del chosen["corpus"]  # the same text may lie elsewhere
+        chosen, corpus, source = job.configuration.to_json(), job.describe_corpus(), job.describe_source() or {}
+        for name in ("corpus", "init_from"):
+            del chosen[name]  # the same may lie elsewhere
         made = describe_process(job.configuration.precision, mesh, len(jobs))
         require_alike(
             {
                 **chosen,
-                "commit": made["commit"],
+                "the code's sha256": code_digest(),
                 **made["versions"],
                 "devices": mesh.size,
                 "--text": text,
                 "the text's sha256": corpus["sha256"],
                 "vocabulary": corpus["vocabulary"],
-                "init_from": job.describe_source(),
+                "the model to start from": {name: source.get(name) for name in ("step", "sha256")},
             }
         )
+    meet(mesh)
 
 
 def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], TrainingState]:
     """Return what takes a run's steps, which must go on from one another, on batches that are read ahead."""
     reading: Iterator[tuple[int, HostBatches]] = iter(())
-    first, piece = -_PIECE, None
+    rows = local_rows(job.order.batch_size, job.mesh)
+    batch_bytes = len(rows) * (job.order.window + 1) * job.training_ids.itemsize
+    length = max(1, min(_PIECE, _PIECE_BYTES // batch_bytes))
+    first, piece = -length, None
 
     def take(run: Advance) -> TrainingState:
         nonlocal reading, first, piece
@@ -140,18 +146,18 @@ def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], Training
                 job.training_ids,
                 job.order,
                 job.key,
-                local_rows(job.order.batch_size, job.mesh),
+                rows,
                 first=step,
                 end=job.steps,
-                piece=_PIECE,
+                piece=length,
                 vocabulary=job.vocabulary,
             )
         while step < run.stop:
-            if step >= first + _PIECE or piece is None:
+            if step >= first + length or piece is None:
                 first, read = next(reading)
                 characters, weights = (split_columns(array, job.mesh) for array in read)
                 piece = Batches(characters, weights, replicate(jnp.int32(first), job.mesh))
-            step = min(run.stop, first + _PIECE)
+            step = min(run.stop, first + length)
             state = train_steps(state, piece, job.key, step)
         return state
 
