@@ -25,8 +25,8 @@ from charlm_jax.runs.processes import everyones, meet, require_alike
 from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
 
-_PIECE = 64  # steps whose batches are read and sent to the devices at once, if they are not larger than
-_PIECE_BYTES = 1 << 23
+_PIECE = 64  # steps whose batches are read and sent to the devices at once, or as many as take
+_PIECE_BYTES = 1 << 23  # at most
 
 
 def train(
