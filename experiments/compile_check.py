@@ -4,10 +4,10 @@
 
 The TPU compiler builds the program that takes training steps, over all chips of the topology, and the two that read
 prompts and generate text, as a run would call them. Prints what each holds in a chip's memory, what chips exchange in a
-step and once a dispatch, what the compiler expects it all to cost, and how long a step may take on 1 to 256 chips of
-a v5e.
-Nothing is run: all figures are a compiler's or a model's. Exits 2 if a program is refused, or is not what arithmetic
-predicts: in a step one all-reduce of gradients and loss, the state whole on every chip, nothing to or from the host.
+step and once a dispatch, what the compiler expects it all to cost, and, for a v5e, how long a step may take on 1 to 256
+chips. Nothing is run: all figures are a compiler's or a model's. Exits 2 if a program is refused, or is not what
+arithmetic predicts: in a step one all-reduce of gradients and loss, the state whole on every chip, nothing to or from
+the host.
 
 Needs the TPU compiler: .venv/bin/python -m pip install '.[tpu]' (Linux; 200 MB to download, 700 MB installed).
 """

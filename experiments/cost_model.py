@@ -83,8 +83,9 @@ def main(flags: Sequence[str]) -> None:
     combinations = [*itertools.product(arguments.hidden_sizes, arguments.batch_sizes, counts)]
     jobs = [job_of(*sizes) for sizes in combinations if sizes[1] >= sizes[2]]
     steps = [step_of(job, job.configuration.batch_size, job.mesh.size) for job in jobs]
-    untold = [sizes for sizes in arguments.predict if len(counts) == 1 and int(sizes.split("x")[2]) != counts[0]]
-    require("--predict", untold, not untold, f"for {counts[0]} devices, the only number measured; see --device-counts")
+    for sizes in arguments.predict if len(counts) == 1 else ():
+        told = int(sizes.split("x")[2]) == counts[0]
+        require("--predict", sizes, told, f"for the only number of devices measured, {counts[0]}; see --device-counts")
     if len(steps) <= len(TERMS):
         raise InputError(f"{len(steps)} combinations are too few to fit {len(TERMS)} terms to; give more sizes")
     measured = measure(jobs, arguments.rounds)

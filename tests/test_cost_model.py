@@ -94,7 +94,7 @@ def test_the_command(corpus, tmp_path, capsys):
         (["--batch-sizes", "0"], "--batch-sizes 0"),
         (
             ["--predict", "8x8x2"],
-            "--predict ['8x8x2'] cannot be used: it must be for 1 devices, the only number measured",
+            "--predict 8x8x2 cannot be used: it must be for the only number of devices measured, 1;",
         ),
     ],
 )

@@ -59,7 +59,7 @@ class Step(NamedTuple):
         batch_size: int,
         devices: int,
     ) -> "Step":
-        """Return the size of a step of a model with so many parameters."""
+        """Return the size of a step of a model with so many parameters, on windows of `window` characters."""
         rows, operations = -(-batch_size // devices), training_flops(network, objective, window)
         units = network.layers * network.hidden_size
         terms = {
@@ -86,7 +86,7 @@ class CostModel:
 
     @classmethod
     def fit(cls, steps: Sequence[Step], measured: Sequence[float]) -> "CostModel":
-        """Return the model whose squared relative errors are least (non-negative least squares; Lawson and Hanson).
+        """Return the model whose squared relative errors are least (non-negative; Lawson and Hanson, 1974).
 
         Args:
             steps: that were measured.
@@ -103,7 +103,7 @@ class CostModel:
 
 
 def left_out(steps: Sequence[Step], measured: Sequence[float]) -> list[float]:
-    """Return what each step takes according to the other measurements: a prediction, where a fit has seen it."""
+    """Return the seconds that each step takes by a model fitted to the others: leave-one-out cross-validation."""
     places = range(len(steps))
     return [
         CostModel.fit(
@@ -128,14 +128,11 @@ def plot_costs(steps: Sequence[Step], measured: Sequence[float], model: CostMode
     for panel, devices in zip(panels, numbers, strict=True):
         for number, batch_size in enumerate(batches):
             line = sorted(step for step in steps if (step.batch_size, step.devices) == (batch_size, devices))
-            style = line_style(number)
+            style = {"color": line_style(number).colour, "dashes": line_style(number).dashes or (None, None), "ms": 5}
             at = [step.hidden_size for step in line]
-            fitted = [model.predict(step) / step.characters for step in line]
-            panel.plot(at, fitted, color=style.colour, dashes=style.dashes or (None, None), lw=1.5)
-            panel.plot(at, [seconds[step] / step.characters for step in line], "o", color=style.colour, ms=5)
-            panel.plot(
-                [], [], "o", color=style.colour, dashes=style.dashes or (None, None), ls="-", label=f"{batch_size}"
-            )
+            panel.plot(at, [model.predict(step) / step.characters for step in line], **style)
+            panel.plot(at, [seconds[step] / step.characters for step in line], "o", color=style["color"], ms=5)
+            panel.plot([], [], marker="o", label=f"{batch_size}", **style)  # both, for the legend
         panel.set_title("1 device" if devices == 1 else f"{devices} devices", fontsize=10)
         panel.set_xlabel("hidden size")
         panel.set_xscale("log", base=2)

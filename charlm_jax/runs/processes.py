@@ -27,7 +27,7 @@ from charlm_jax.runs.devices import use_every_core
 
 _AGREED = "all processes of the job know of this"  # noted on an error
 _LAST = 3  # seconds that the first process stays: JAX ends the others with it, though they may be failing alike
-_START = 60  # seconds in which all processes of a job must be there
+_START = 45  # seconds in which all processes of a job must be there: if one died, the others end within a minute
 _HEARTBEAT = 30  # seconds without a sign of life from a machine, after which the others end
 _T = TypeVar("_T")
 _Tree = TypeVar("_Tree")
