@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 # What a command exits with: what the user gave cannot be used; training diverged; stopped by a signal with the state
-# saved; stopped at once; the reader of the output has left.
-BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, BROKEN_PIPE = 2, 3, 75, 130, 141
+# saved; stopped at once; waited in vain for another process, as where JAX aborts; the reader of the output has left.
+BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, ABORTED, BROKEN_PIPE = 2, 3, 75, 130, 134, 141
 _LONGEST = 2000  # characters of a message
 
 

@@ -87,7 +87,7 @@ def begin_together(flags, folder, count, *others, **limits):
     ]
 
 
-def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, devices=None):
+def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, devices=None, patience=None):
     """Be the command: its output goes to files.
 
     Args:
@@ -98,6 +98,7 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, d
         privileged: False takes from root what lets it write where its owner may not.
         changes: to files of a run that it may make; before the next it is killed.
         devices: that its CPU is to be; None is one a core.
+        patience: seconds in which the other processes of its job must be there; None is as many as usual.
     """
     for stream, path in ((1, out), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
@@ -113,9 +114,12 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, d
         assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()) == 0
     import jax
 
+    from charlm_jax.runs import processes
     from charlm_jax.runs.command_line import exit_codes
     from experiments.text_generation import main
 
+    if patience is not None:
+        processes._START = patience
     if devices is not None:
         jax.config.update("jax_num_cpu_devices", devices)
 

@@ -133,8 +133,11 @@ def interrupted(begin, run, number, generator, **limits):
 
 def is_lost(ended):
     """Say whether a process ended because another was gone: JAX itself ends one outside of a collective."""
-    ours = ended.code == 1 and "another process of this job is gone; the last saved state stays" in ended.errors
-    return ours or (ended.code == -signal.SIGABRT and "another task died" in ended.errors)
+    return (
+        (ended.code == 1 and "another process of this job is gone; the last saved state stays" in ended.errors)
+        or (ended.code == 134 and "error: the processes of this job were not all there within 45 s" in ended.errors)
+        or (ended.code == -signal.SIGABRT and "another task died" in ended.errors)
+    )
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(begin, unbroken, tmp_path, sized, report):
@@ -165,6 +168,16 @@ def test_when_one_is_killed_the_others_stop_and_nothing_is_lost(begin, unbroken,
         assert result(tmp_path / "run") == unbroken
         assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.problem or finding.aside]
     report("one of two processes killed", f"{kills} times; the other ended within {slowest:.1f} s, ends bit for bit")
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_one_that_never_comes_is_not_waited_for_for_ever(begin, missing):
+    killed, other = (processes := begin(2, patience=1))[missing], processes[1 - missing]
+    killed.send(signal.SIGKILL)
+    ended = other.wait()
+    assert ended.code == 134
+    assert "error: the processes of this job were not all there within 1 seconds. If one ended, start" in ended.errors
+    assert "Traceback" not in ended.errors
 
 
 def test_a_kill_in_the_middle_of_a_save(begin, unbroken, tmp_path, sized):

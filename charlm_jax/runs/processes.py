@@ -7,6 +7,7 @@ A file, a clock or a signal is not the same to all of them. What the job does wi
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -20,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
-from charlm_jax.errors import DivergedError, InputError, Preempted, require
+from charlm_jax.errors import ABORTED, DivergedError, InputError, Preempted, require
 from charlm_jax.mesh import DATA
 from charlm_jax.runs.command_line import Watcher, exit_codes, tell
 from charlm_jax.runs.devices import use_every_core
@@ -29,6 +30,7 @@ _AGREED = "all processes of the job know of this"  # noted on an error
 _LAST = 3  # seconds that the first process stays: JAX ends the others with it, though they may be failing alike
 _START = 45  # seconds in which all processes of a job must be there: if one died, the others end within a minute
 _HEARTBEAT = 30  # seconds without a sign of life from a machine, after which the others end
+_WAY_OUT = "see that all are started, with one address and numbers from 0, and that the first one's port can be reached"
 _T = TypeVar("_T")
 _Tree = TypeVar("_Tree")
 
@@ -38,7 +40,8 @@ def joined(distributed: str | None) -> Iterator[None]:
     """Be one of a job's processes within the block, if it has several; to be entered before JAX is used.
 
     All but the first are silent, unless they fail on their own. A process that does ends at once with its exit code,
-    and so do those that find another gone, with 1, below all codes that say why: what is saved stays.
+    and so do those that find another gone, with 1, below all codes that say why, or, where they wait for it in vain,
+    with 134, as JAX ends them: what is saved stays.
 
     Args:
         distributed: where the others are: HOST:PORT/NUMBER/COUNT, with the address of the first process, this one's
@@ -56,16 +59,16 @@ def joined(distributed: str | None) -> Iterator[None]:
     # Its handler would take SIGTERM, for which there is `stop_requests`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            **place,
-            initialization_timeout=_START,
-            heartbeat_timeout_seconds=_HEARTBEAT,
-            shutdown_timeout_seconds=_START,
-        )
+        with _gathering():
+            jax.distributed.initialize(
+                **place,
+                initialization_timeout=2 * _START,
+                heartbeat_timeout_seconds=_HEARTBEAT,
+                shutdown_timeout_seconds=_START,
+            )
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"the processes of this job did not find one another ({str(error).splitlines()[0]}); see that all are "
-            "started, with one address and numbers from 0, and that the first one's port can be reached"
+            f"the processes of this job did not find one another ({str(error).splitlines()[0]}); {_WAY_OUT}"
         ) from error
     _give_stdout_to_python()
     Watcher.muted = not is_first()
@@ -79,6 +82,26 @@ def joined(distributed: str | None) -> Iterator[None]:
             raise
         _leave(error)
     _part()
+
+
+@contextmanager
+def _gathering() -> Iterator[None]:
+    """End this process with a sentence if the others are not all there in time: JAX ends it with a stack of C++."""
+
+    def give_up() -> None:
+        tell(
+            f"error: the processes of this job were not all there within {_START} seconds. If one ended, start all "
+            f"again, and the last saved state is gone on from; else {_WAY_OUT}"
+        )
+        os._exit(ABORTED)
+
+    timer = threading.Timer(_START, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _require_equal_shares() -> None:
