@@ -65,7 +65,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.analysis.calibration import calibrate
     from charlm_jax.analysis.evaluation_figure import plot_evaluation
     from charlm_jax.learning.evaluation import BATCH_SIZE, Evaluation, evaluate, evaluate_stream, loss_by_position
-    from charlm_jax.runs.devices import open_mesh, set_up
+    from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture
@@ -74,7 +74,7 @@ def main(flags: Sequence[str]) -> None:
     run = open_run(arguments.run)
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
     model = load_model(run, arguments.checkpoint)
-    set_up(model.configuration.precision)
+    keep_compiled_programs()
     window, stride = model.configuration.window, arguments.stride
     training = None
     if arguments.text is None:

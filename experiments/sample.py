@@ -74,7 +74,7 @@ def main(flags: Sequence[str]) -> None:
     import numpy as np
 
     from charlm_jax.generation.generate import generate_pieces, stream_keys
-    from charlm_jax.runs.devices import open_mesh, set_up
+    from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.records import read_records
     from charlm_jax.runs.trained import load_model
@@ -92,7 +92,7 @@ def main(flags: Sequence[str]) -> None:
     streams = list(product(prompts, temperatures, range(arguments.count)))
     mesh = open_mesh(arguments.devices, rows=len(streams))
     model = load_model(run, arguments.checkpoint)
-    set_up(model.configuration.precision)
+    keep_compiled_programs()
     encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
     prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
     keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)

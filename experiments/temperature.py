@@ -93,7 +93,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.analysis.temperature_page import plot_sweep, sweep_page, sweep_table
     from charlm_jax.analysis.temperature_sweep import Sweep
     from charlm_jax.generation.generate import generate, stream_keys
-    from charlm_jax.runs.devices import open_mesh, set_up
+    from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture, write_atomically, write_table
     from charlm_jax.runs.trained import load_model, load_text
@@ -101,7 +101,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
     model = load_model(run, arguments.checkpoint)
     chosen, vocabulary = model.configuration, model.vocabulary
-    set_up(chosen.precision)
+    keep_compiled_programs()
     training, human = load_text(run)
     if arguments.text is not None:
         human = encoded(

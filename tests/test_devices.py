@@ -89,8 +89,8 @@ def compile_something(cache):
     """Compile a program that takes long enough to be kept, in a process of its own; return its result and warnings."""
     program = """
 import jax, jax.numpy as jnp
-from charlm_jax.runs.devices import set_up
-set_up("float32")
+from charlm_jax.runs.devices import keep_compiled_programs
+keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.eye(8)))
 """

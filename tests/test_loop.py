@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -227,12 +226,11 @@ def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_pat
     epochs, *_ = finish(second, tmp_path / "second")
     assert epochs[0].training_loss < finish(tiny, tmp_path / "first")[2][1]["training_loss"]
 
-    precision = jax.config.values["jax_default_matmul_precision"]
-    assert precision == "highest"
-    other_precision = dataclasses.replace(tiny, precision="bfloat16", epochs=1)
-    finish(other_precision, tmp_path / "coarse")
-    loop.first_state(prepare(dataclasses.replace(second, init_from=str(tmp_path / "coarse"))))
-    assert jax.config.values["jax_default_matmul_precision"] == precision, "the source's precision stays its own"
+    finish(dataclasses.replace(tiny, precision="bfloat16", epochs=1), tmp_path / "coarse")
+    assert load_model(open_run(tmp_path / "coarse")).network.precision == "bfloat16"
+    finer = prepare(dataclasses.replace(second, init_from=str(tmp_path / "coarse")))
+    assert finer.network.precision == "float32", "the source's precision stays its own"
+    loop.first_state(finer)
 
     (tmp_path / "first").rename(tmp_path / "gone")
     longer = dataclasses.replace(second, epochs=3)
@@ -377,13 +375,6 @@ def test_a_prompt_may_start_at_every_place(tiny):
     short = dataclasses.replace(job, training_ids=job.training_ids[:11])
     prompts = {_prompt(short, epoch) for epoch in range(50)}
     assert prompts == {job.vocabulary.decode(job.corpus.ids[:10]), job.vocabulary.decode(job.corpus.ids[1:11])}
-
-
-def test_precision_is_what_it_says(tiny):
-    settings: Any = jax.config
-    for name, setting in [("tf32", "tensorfloat32"), ("bfloat16", "bfloat16"), ("float32", "highest")]:
-        prepare(dataclasses.replace(tiny, precision=name))
-        assert settings.jax_default_matmul_precision == setting
 
 
 def changed(**values):

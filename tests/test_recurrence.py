@@ -52,8 +52,8 @@ def zero_carry():
 def read(cell, inputs, carry, gate: GateActivation = "sigmoid"):
     """The hidden states of our recurrence, batch first, and its last carry."""
     weights = fuse(cell)
-    projected = project(weights, jnp.swapaxes(inputs, 0, 1))
-    hidden, carry = lstm_sequence(weights.recurrent_kernel, projected, carry, gate)
+    projected = project(weights, jnp.swapaxes(inputs, 0, 1), "float32")
+    hidden, carry = lstm_sequence(weights.recurrent_kernel, projected, carry, gate, "float32")
     return jnp.swapaxes(hidden, 0, 1), carry
 
 
@@ -135,7 +135,7 @@ def test_training_holds_one_array_of_all_gates(gate):
     def loss(kernel, ids):
         carry = LayerCarry(jnp.zeros((batch, hidden)), jnp.zeros((batch, hidden)))
         projected = project_ids(Weights(kernel, kernel, kernel[0]), ids)
-        return jnp.sum(lstm_sequence(kernel, projected, carry, gate)[1].hidden)
+        return jnp.sum(lstm_sequence(kernel, projected, carry, gate, "float32")[1].hidden)
 
     ids = jax.ShapeDtypeStruct((time, batch), np.int32)
     memory: Any = jax.jit(jax.grad(loss)).lower(kernel, ids).compile().memory_analysis()
@@ -181,10 +181,14 @@ def test_a_wrong_order_of_gates_is_seen(cell, inputs):
 def test_steps_equal_the_sequence(cell, inputs):
     weights, carry, hidden = fuse(cell), zero_carry(), hidden_states(cell, inputs)
     for time in range(TIME):
-        carry = lstm_step(weights.recurrent_kernel, project(weights, inputs[:, time]), carry, "sigmoid")
+        carry = lstm_step(
+            weights.recurrent_kernel, project(weights, inputs[:, time], "float32"), carry, "sigmoid", "float32"
+        )
         np.testing.assert_allclose(carry.hidden, hidden[:, time], rtol=0, atol=1e-6)
 
 
 def test_a_row_of_the_kernel_is_the_product_with_a_one_hot(cell):
     weights, ids = fuse(cell), jnp.arange(INPUTS)
-    np.testing.assert_allclose(project_ids(weights, ids), project(weights, jnp.eye(INPUTS)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        project_ids(weights, ids), project(weights, jnp.eye(INPUTS), "float32"), rtol=0, atol=1e-6
+    )

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from charlm_jax.choices import GateActivation
+from charlm_jax.choices import GateActivation, Precision
 from charlm_jax.keys import Key, fold_text
+from charlm_jax.model.products import multiply
 from charlm_jax.model.recurrence import (
     LayerCarry,
     Weights,
@@ -78,6 +79,7 @@ class CharacterLSTM(nn.Module):
         dropout: share of each layer's outputs that is dropped while training.
         weight_dropout: share of each layer's recurrent weights that is dropped while training.
         embedding_size: numbers that stand for a character, learned; None is one-hot.
+        precision: of the factors of all matrix products; what is carried on and added up is float32.
     """
 
     vocabulary_size: int
@@ -87,12 +89,13 @@ class CharacterLSTM(nn.Module):
     dropout: float = 0.0
     weight_dropout: float = 0.0
     embedding_size: int | None = None
+    precision: Precision = "float32"
 
     def setup(self) -> None:
         """Declare the layers (Linen calls this; users do not)."""
         gate = gate_function(self.gate_activation)
         self.lstm = [nn.LSTMCell(self.hidden_size, gate_fn=gate) for _ in range(self.layers)]
-        self.head = nn.Dense(self.vocabulary_size)
+        self.head = nn.Dense(self.vocabulary_size, dot_general=self._head_product)
         if self.embedding_size:
             self.embedding = nn.Embed(self.vocabulary_size, self.embedding_size)
 
@@ -114,7 +117,7 @@ class CharacterLSTM(nn.Module):
             kernel = weights[number].recurrent_kernel
             if dropout is not None:
                 kernel = dropout.of_weights(kernel, number, self.weight_dropout)
-            hidden, after = lstm_sequence(kernel, projected, carry[number], self.gate_activation)
+            hidden, after = lstm_sequence(kernel, projected, carry[number], self.gate_activation, self.precision)
             if dropout is not None:
                 hidden = dropout.of_outputs(hidden, number, self.dropout)
             return hidden, after
@@ -122,7 +125,7 @@ class CharacterLSTM(nn.Module):
         hidden, after = read_layer(0, project_ids(weights[0], ids.T))  # time first, as it passes
         layers = [after]
         for number in range(1, self.layers):
-            hidden, after = read_layer(number, project(weights[number], hidden))
+            hidden, after = read_layer(number, project(weights[number], hidden, self.precision))
             layers.append(after)
         return jnp.swapaxes(hidden, 0, 1), tuple(layers)
 
@@ -133,10 +136,10 @@ class CharacterLSTM(nn.Module):
         """
         weights = self._weights()
         projected = project_ids(weights[0], ids)
-        layers = [lstm_step(weights[0].recurrent_kernel, projected, carry[0], self.gate_activation)]
+        layers = [lstm_step(weights[0].recurrent_kernel, projected, carry[0], self.gate_activation, self.precision)]
         for layer, before in zip(weights[1:], carry[1:], strict=True):
-            projected = project(layer, layers[-1].hidden)
-            layers.append(lstm_step(layer.recurrent_kernel, projected, before, self.gate_activation))
+            projected = project(layer, layers[-1].hidden, self.precision)
+            layers.append(lstm_step(layer.recurrent_kernel, projected, before, self.gate_activation, self.precision))
         return tuple(layers)
 
     def predict(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
@@ -157,5 +160,9 @@ class CharacterLSTM(nn.Module):
         first, *others = [fuse(cell.variables["params"]) for cell in self.lstm]
         if self.embedding_size:
             # The projections of all characters at once, of which an id is then a row as it is without an embedding.
-            first = first._replace(input_kernel=self.embedding.embedding @ first.input_kernel)
+            products = multiply(self.embedding.embedding, first.input_kernel, self.precision)
+            first = first._replace(input_kernel=products)
         return [first, *others]
+
+    def _head_product(self, hidden: Array, kernel: Array, *_: object, **__: object) -> Array:
+        return multiply(hidden, kernel, self.precision)

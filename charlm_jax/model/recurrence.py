@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Integer
 
-from charlm_jax.choices import GateActivation
+from charlm_jax.choices import GateActivation, Precision
+from charlm_jax.model.products import multiply
 
 _Arrays = TypeVar("_Arrays")
 GATES = "ifgo"  # the order of the fused gates: input, forget, cell, output
@@ -90,9 +91,11 @@ def _slices(table: Float[Array, "input gates"], ids: Int32[Array, " id"]) -> Flo
     return look_up(jnp.resize(ids, (max(ids.size, 2),)))[: ids.size].reshape(ids.size, -1)
 
 
-def project(weights: Weights, inputs: Float[Array, "*batch input"]) -> Float[Array, "*batch gates"]:
+def project(
+    weights: Weights, inputs: Float[Array, "*batch input"], precision: Precision
+) -> Float[Array, "*batch gates"]:
     """Return x W + b."""
-    return inputs @ weights.input_kernel + jnp.expand_dims(weights.bias, range(inputs.ndim - 1))
+    return multiply(inputs, weights.input_kernel, precision) + jnp.expand_dims(weights.bias, range(inputs.ndim - 1))
 
 
 def lstm_step(
@@ -100,9 +103,10 @@ def lstm_step(
     projected: Float[Array, "*#batch gates"],
     carry: LayerCarry,
     gate: GateActivation,
+    precision: Precision,
 ) -> LayerCarry:
     """Read one projected input a row."""
-    i, f, g, o = _gates(recurrent_kernel, projected, carry, gate)
+    i, f, g, o = _gates(recurrent_kernel, projected, carry, gate, precision)
     cell = f * carry.cell + i * g
     return LayerCarry(cell, o * jnp.tanh(cell))
 
@@ -112,20 +116,21 @@ def lstm_sequence(
     projected: Float[Array, "time batch gates"],
     carry: LayerCarry,
     gate: GateActivation,
+    precision: Precision,
 ) -> tuple[Float[Array, "time batch hidden"], LayerCarry]:
     """Read a sequence of projected inputs; return the hidden state after each, and the last carry.
 
     It has reverse-mode derivatives of every order; forward mode (`jax.jvp`) JAX refuses.
     """
-    return _read(recurrent_kernel, projected, carry, gate)
+    return _read(recurrent_kernel, projected, carry, gate, precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _read(
-    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation
+    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation, precision: Precision
 ) -> tuple[Array, LayerCarry]:
     def step(carry: LayerCarry, projected: Float[Array, "batch gates"]) -> tuple[LayerCarry, Array]:
-        carry = lstm_step(recurrent_kernel, projected, carry, gate)
+        carry = lstm_step(recurrent_kernel, projected, carry, gate, precision)
         return carry, carry.hidden
 
     carry, hidden = jax.lax.scan(step, carry, projected)
@@ -158,13 +163,13 @@ class _Trace(NamedTuple):
 
 
 def _read_and_trace(
-    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation
+    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation, precision: Precision
 ) -> tuple[tuple[Array, LayerCarry], tuple[Array, _Trace]]:
     """Read a sequence, and keep what its derivative needs."""
 
     def step(time: Integer[Array, ""], state: tuple[LayerCarry, _Trace]) -> tuple[LayerCarry, _Trace]:
         carry, trace = state
-        gates = _gates(recurrent_kernel, trace.at(time).slopes, carry, gate)
+        gates = _gates(recurrent_kernel, trace.at(time).slopes, carry, gate, precision)
         # One array, for XLA computes cheap gates anew where they are used, from inputs that must then be copied.
         i, f, g, o = jnp.split(_once(jnp.concatenate(gates, axis=-1)), 4, axis=-1)
         cell = f * carry.cell + i * g
@@ -193,7 +198,7 @@ def _read_and_trace(
 
 
 def _read_back(
-    gate: GateActivation, kept: tuple[Array, _Trace], gradient: tuple[Array, LayerCarry]
+    gate: GateActivation, precision: Precision, kept: tuple[Array, _Trace], gradient: tuple[Array, LayerCarry]
 ) -> tuple[Array, Array, LayerCarry]:
     """Return the gradients of `recurrent_kernel`, `projected` and `carry`, given those of what `_read` returns."""
     recurrent_kernel, trace = kept
@@ -208,23 +213,24 @@ def _read_back(
         hidden = by_carry.hidden + jax.lax.dynamic_index_in_dim(by_hidden, time, keepdims=False)
         cell = by_carry.cell + hidden * here.hidden_by_cell
         by_gates = _once(jnp.concatenate([cell, cell, cell, hidden], axis=-1) * here.slopes)
-        return LayerCarry(cell * here.cell_by_cell, by_gates @ transposed), trace.put(time, slopes=by_gates)
+        by_carry = LayerCarry(cell * here.cell_by_cell, multiply(by_gates, transposed, precision))
+        return by_carry, trace.put(time, slopes=by_gates)
 
     by_carry, trace = jax.lax.fori_loop(0, last + 1, step, (by_carry, trace))
     by_gates = trace.slopes
     before, after = (steps.reshape(-1, steps.shape[-1]) for steps in (trace.hidden_before, by_gates))
-    return before.T @ after, by_gates, by_carry
+    return multiply(before.T, after, precision), by_gates, by_carry
 
 
 _read.defvjp(_read_and_trace, _read_back)
 
 
 def _gates(
-    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation
+    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation, precision: Precision
 ) -> tuple[Array, Array, Array, Array]:
     """Return the activated gates of a step."""
     activate = gate_function(gate)
-    i, f, g, o = jnp.split(projected + carry.hidden @ recurrent_kernel, 4, axis=-1)
+    i, f, g, o = jnp.split(projected + multiply(carry.hidden, recurrent_kernel, precision), 4, axis=-1)
     return _once((activate(i), activate(f), jnp.tanh(g), activate(o)))
 
 

@@ -22,7 +22,7 @@ from charlm_jax.model.initializers import flax_parameters, initial_parameters, p
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.devices import describe_devices, open_mesh, set_up
+from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, open_mesh
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus, require_known
 from charlm_jax.runs.processes import agreed
@@ -141,7 +141,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     """
     chosen = configuration
     mesh = open_mesh(devices, chosen.batch_size)
-    set_up(chosen.precision)
+    keep_compiled_programs()
     text = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     source = vocabulary = None
     if chosen.init_from and path is not None and agreed(lambda: bool(state_files(path / "checkpoints"))):

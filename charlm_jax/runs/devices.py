@@ -21,19 +21,14 @@ from charlm_jax.errors import InputError
 from charlm_jax.mesh import data_mesh
 from charlm_jax.runs.command_line import tell
 
-_MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of a container or a job: what it may use (Linux control groups, version 2)
 _OWN_CONTROL_GROUP = Path("/proc/self/cgroup")
 _LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
 
 
-def set_up(precision: Precision) -> None:
-    """Set the precision of matrix products, and where compiled programs are kept, for the whole process.
-
-    A CPU computes in float32 whatever is asked. Programs are kept in the user's cache unless JAX was told otherwise.
-    """
-    jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION[precision])
+def keep_compiled_programs() -> None:
+    """Have this process keep what it compiles in the user's cache, unless JAX was told otherwise."""
     if jax.config.values["jax_enable_compilation_cache"] and not jax.config.values["jax_compilation_cache_dir"]:
         folder = Path(pooch.os_cache("charlm_jax"), f"compiled-{_processor()}")
         if not _is_our_own(folder):

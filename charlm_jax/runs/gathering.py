@@ -15,7 +15,7 @@ from charlm_jax.choices import Sampler
 from charlm_jax.errors import InputError
 from charlm_jax.generation.surprise import surprise
 from charlm_jax.model.initializers import parameter_count
-from charlm_jax.runs.devices import set_up
+from charlm_jax.runs.devices import keep_compiled_programs
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.trained import TrainedModel, load_model, load_text, model_shapes
@@ -152,7 +152,7 @@ def _known_words(run: RunDirectory) -> frozenset[str]:
 
 def _read(model: TrainedModel, texts: Sequence[Text]) -> list[Text]:
     """Return the texts with what a model thinks of them; those with a character that it does not know as they are."""
-    set_up(model.configuration.precision)
+    keep_compiled_programs()
     known = set(model.vocabulary.characters)
     done = list(texts)
 

@@ -89,6 +89,7 @@ def make_network(configuration: Configuration, vocabulary: Vocabulary) -> Charac
         dropout=configuration.dropout,
         weight_dropout=configuration.weight_dropout,
         embedding_size=configuration.embedding_size,
+        precision=configuration.precision,
     )
 
 

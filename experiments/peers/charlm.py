@@ -25,7 +25,7 @@ from charlm_jax.mesh import DATA, data_mesh, replica_mesh, replicate, split_rows
 from charlm_jax.model.initializers import Parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import read_state, save_state, state_files
-from charlm_jax.runs.devices import open_mesh, set_up
+from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
 
 
 class Contender:
@@ -33,7 +33,7 @@ class Contender:
 
     def __init__(self, hidden_size: int) -> None:
         self.mesh = open_mesh(None, BATCH_SIZE)
-        set_up("float32")
+        keep_compiled_programs()
         self.network = CharacterLSTM(VOCABULARY, hidden_size)
         self.parameters = replicate(initial_parameters(self.network, "keras", jax.random.key(0)), self.mesh)
         self.key = replicate(jax.random.key(1), self.mesh)
