@@ -248,7 +248,8 @@ def scaling(job: "Job", devices: Sequence, built: Built) -> list[dict]:
     from charlm_jax.analysis.programs import CHIPS
     from charlm_jax.mesh import data_mesh
 
-    if (chip := CHIPS.get(devices[0].device_kind)) is None:
+    # What a kernel of our own takes the compiler does not say.
+    if (chip := CHIPS.get(devices[0].device_kind)) is None or job.configuration.recurrence == "kernel":
         return []
     here = tuple(1 + max(places) for places in zip(*(device.coords for device in devices), strict=True))[:2]
     window, rows, alone = job.order.window, [], 0.0

@@ -154,6 +154,17 @@ def test_training_is_what_arithmetic_predicts(topology, order, job):
     assert sum(one.bytes for one in built.program.collectives) == 4 * (parameters + 1 + kept)
 
 
+def test_the_kernel_takes_the_place_of_the_loops_over_characters(job):
+    devices, loops = devices_of("v5e:2x2"), {}
+    for recurrence in ("scan", "kernel"):
+        wide = job(hidden_size=128, recurrence=recurrence)
+        built = compile_check.build_training(wide, data_mesh(devices))
+        assert compile_check.contradictions([built], compile_check.predicted_exchanges(wide, data_mesh(devices))) == []
+        text = built.compiled.as_text()
+        loops[recurrence] = text.count(" while("), text.count('custom_call_target="tpu_custom_call"')
+    assert loops["kernel"] == (loops["scan"][0] - 2, loops["scan"][1] + 2), "one a direction"
+
+
 @pytest.mark.parametrize("sampler", ["windowed", "stateful"])
 def test_generation_exchanges_nothing(devices, job, sampler):
     there = job(sampler=sampler, temperatures=(0.5,))

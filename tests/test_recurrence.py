@@ -11,16 +11,8 @@ import pytest
 from oracles import GATES, keras_cell, lenient_jax, numpy_lstm
 
 from charlm_jax.choices import GateActivation
-from charlm_jax.model.recurrence import (
-    LayerCarry,
-    Weights,
-    fuse,
-    gate_function,
-    lstm_sequence,
-    lstm_step,
-    project,
-    project_ids,
-)
+from charlm_jax.model.cell import LayerCarry, gate_function, lstm_step
+from charlm_jax.model.recurrence import Weights, fuse, lstm_sequence, project, project_ids
 
 BATCH, TIME, INPUTS, HIDDEN = 4, 30, 11, 16
 

@@ -7,19 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from charlm_jax.choices import GateActivation, Precision
+from charlm_jax.choices import GateActivation, Precision, Recurrence
 from charlm_jax.keys import Key, fold_text
+from charlm_jax.model.cell import LayerCarry, gate_function, lstm_step
 from charlm_jax.model.products import multiply
-from charlm_jax.model.recurrence import (
-    LayerCarry,
-    Weights,
-    fuse,
-    gate_function,
-    lstm_sequence,
-    lstm_step,
-    project,
-    project_ids,
-)
+from charlm_jax.model.recurrence import Weights, fuse, lstm_sequence, project, project_ids
 
 Carry = tuple[LayerCarry, ...]  # one a layer, the lowest first
 
@@ -80,6 +72,7 @@ class CharacterLSTM(nn.Module):
         weight_dropout: share of each layer's recurrent weights that is dropped while training.
         embedding_size: numbers that stand for a character, learned; None is one-hot.
         precision: of the factors of all matrix products; what is carried on and added up is float32.
+        recurrence: how sequences are read that are learned from; see `lstm_sequence`.
     """
 
     vocabulary_size: int
@@ -90,6 +83,7 @@ class CharacterLSTM(nn.Module):
     weight_dropout: float = 0.0
     embedding_size: int | None = None
     precision: Precision = "float32"
+    recurrence: Recurrence = "scan"
 
     def setup(self) -> None:
         """Declare the layers (Linen calls this; users do not)."""
@@ -117,7 +111,9 @@ class CharacterLSTM(nn.Module):
             kernel = weights[number].recurrent_kernel
             if dropout is not None:
                 kernel = dropout.of_weights(kernel, number, self.weight_dropout)
-            hidden, after = lstm_sequence(kernel, projected, carry[number], self.gate_activation, self.precision)
+            hidden, after = lstm_sequence(
+                kernel, projected, carry[number], self.gate_activation, self.precision, self.recurrence
+            )
             if dropout is not None:
                 hidden = dropout.of_outputs(hidden, number, self.dropout)
             return hidden, after

@@ -16,6 +16,7 @@ from charlm_jax.choices import (
     OnDivergence,
     OptimizerName,
     Precision,
+    Recurrence,
     Sampler,
     Schedule,
     SegmentCarry,
@@ -101,7 +102,9 @@ class Configuration:
     """Each temperature starts from the prompt (restart), or from the end of the text before it (roll-on)."""
 
     precision: Precision = "float32"
-    """Precision of matrix products on accelerators; parameters, carry and sums are float32."""
+    """Precision of the factors of matrix products; parameters, carry and sums are float32."""
+    recurrence: Recurrence = "scan"
+    """Learn by XLA's loop over the characters, or on a TPU by one kernel a direction, which has never met a chip."""
     seed: int = 1
     """Seed of the initial parameters, the order of windows, dropout, prompts and samples."""
 
@@ -139,6 +142,8 @@ class Configuration:
         )
         goes_back = self.on_divergence == "rollback"
         require("--on-divergence", self.on_divergence, held_out > 0 or not goes_back, "warn where nothing is held out")
+        possible = self.recurrence == "scan" or self.hidden_size % 128 == 0
+        require("--recurrence", self.recurrence, possible, "scan where --hidden-size is no multiple of 128")
         require("--prompt-start", self.prompt_start, 0 <= (self.prompt_start or 0) < 2**31, "from 0 to 2147483647")
         require_temperatures("--temperatures", self.temperatures)
         require_seed(self.seed)

@@ -90,6 +90,7 @@ def make_network(configuration: Configuration, vocabulary: Vocabulary) -> Charac
         weight_dropout=configuration.weight_dropout,
         embedding_size=configuration.embedding_size,
         precision=configuration.precision,
+        recurrence=configuration.recurrence,
     )
 
 

@@ -1,0 +1,132 @@
+"""One step of an LSTM, forwards and backwards, as pure functions of arrays.
+
+    i, f, g, o = split(x W + h U + b)
+    c' = gate(f) c + gate(i) tanh(g)
+    h' = gate(o) tanh(c')
+
+(Hochreiter and Schmidhuber, 1997, with the forget gate of Gers, Schmidhuber and Cummins, 2000.) What the input
+contributes, x W + b, is given. A step that is to be gone back through leaves its local slopes: backwards it is then a
+few multiplications and one product with the transpose of U.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from charlm_jax.choices import GateActivation, Precision
+from charlm_jax.model.products import multiply
+
+_Arrays = TypeVar("_Arrays")
+
+
+class LayerCarry(NamedTuple):
+    """What one layer remembers; the order is Flax's (Keras has hidden first).
+
+    Attributes:
+        cell: c.
+        hidden: h, which is also the layer's output.
+    """
+
+    cell: Float[Array, "*batch hidden"]
+    hidden: Float[Array, "*batch hidden"]
+
+
+class Trace(NamedTuple):
+    """What reading leaves for its derivative, of one step or of all.
+
+    Attributes:
+        slopes: of the new cell along the pre-activations of i, f and g, and of the new hidden state along that of o.
+        cell_by_cell: of the new cell along the old one, which is the forget gate.
+        hidden_by_cell: of the new hidden state along the new cell.
+        hidden_before: the hidden state before the step.
+    """
+
+    slopes: Float[Array, "*time batch gates"]
+    cell_by_cell: Float[Array, "*time batch hidden"]
+    hidden_by_cell: Float[Array, "*time batch hidden"]
+    hidden_before: Float[Array, "*time batch hidden"]
+
+
+def gate_function(name: GateActivation) -> Callable[[Array], Array]:
+    """Return the gates' activation: the logistic function, or Keras 2's `hard_sigmoid`, clip(0.2 x + 0.5, 0, 1)."""
+    return jax.nn.sigmoid if name == "sigmoid" else lambda x: jnp.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
+def _gate_slope(name: GateActivation, value: Array) -> Array:
+    """Return the derivative of the gates' activation where it takes this value."""
+    return value * (1 - value) if name == "sigmoid" else jnp.where((value > 0) & (value < 1), 0.2, 0.0)
+
+
+def lstm_step(
+    recurrent_kernel: Float[Array, "hidden gates"],
+    projected: Float[Array, "*#batch gates"],
+    carry: LayerCarry,
+    gate: GateActivation,
+    precision: Precision,
+) -> LayerCarry:
+    """Read one projected input a row."""
+    i, f, g, o = _gates(recurrent_kernel, projected, carry, gate, precision)
+    cell = f * carry.cell + i * g
+    return LayerCarry(cell, o * jnp.tanh(cell))
+
+
+def traced_step(
+    recurrent_kernel: Float[Array, "hidden gates"],
+    projected: Float[Array, "batch gates"],
+    carry: LayerCarry,
+    gate: GateActivation,
+    precision: Precision,
+) -> tuple[LayerCarry, Trace]:
+    """Read one projected input a row, and keep what the derivative needs."""
+    gates = _gates(recurrent_kernel, projected, carry, gate, precision)
+    # One array, for XLA computes cheap gates anew where they are used, from inputs that must then be copied.
+    i, f, g, o = jnp.split(once(jnp.concatenate(gates, axis=-1)), 4, axis=-1)
+    cell = f * carry.cell + i * g
+    squashed = once(jnp.tanh(cell))
+    slopes = (
+        g * _gate_slope(gate, i),
+        carry.cell * _gate_slope(gate, f),
+        i * (1 - g * g),
+        squashed * _gate_slope(gate, o),
+    )
+    trace = Trace(jnp.concatenate(slopes, axis=-1), f, o * (1 - squashed * squashed), carry.hidden)
+    return LayerCarry(cell, o * squashed), trace
+
+
+def step_back(
+    transposed: Float[Array, "gates hidden"],
+    trace: Trace,
+    by_hidden: Float[Array, "batch hidden"],
+    by_carry: LayerCarry,
+    precision: Precision,
+) -> tuple[LayerCarry, Float[Array, "batch gates"]]:
+    """Return the gradients of the carry before a step, and of its pre-activations.
+
+    Args:
+        transposed: U's transpose.
+        trace: of the step.
+        by_hidden: gradient of the new hidden state, as an output.
+        by_carry: gradients of the carry after the step.
+        precision: of the product.
+    """
+    hidden = by_carry.hidden + by_hidden
+    cell = by_carry.cell + hidden * trace.hidden_by_cell
+    by_gates = once(jnp.concatenate([cell, cell, cell, hidden], axis=-1) * trace.slopes)
+    return LayerCarry(cell * trace.cell_by_cell, multiply(by_gates, transposed, precision)), by_gates
+
+
+def _gates(
+    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation, precision: Precision
+) -> tuple[Array, Array, Array, Array]:
+    """Return the activated gates of a step."""
+    activate = gate_function(gate)
+    i, f, g, o = jnp.split(projected + multiply(carry.hidden, recurrent_kernel, precision), 4, axis=-1)
+    return once((activate(i), activate(f), jnp.tanh(g), activate(o)))
+
+
+def once(values: _Arrays) -> _Arrays:
+    """Keep XLA's CPU compiler from computing these values anew wherever they are used."""
+    return jax.lax.platform_dependent(values, cpu=jax.lax.optimization_barrier, default=lambda values: values)
