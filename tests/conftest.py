@@ -2,11 +2,15 @@
 
 import multiprocessing
 import os
+import shutil
+import tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing is kept, here and in the commands under test
+# What is compiled is kept for as long as the tests run, for them and the commands under test.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -30,6 +34,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[FIGURES] = {}
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 def pytest_collection_modifyitems(config, items):
@@ -57,19 +65,14 @@ def report(request):
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory):
-    """Make commands start at once: they are forked from a process that has loaded JAX, and share compiled programs."""
-    environment = {
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        multiprocessing.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
-    return Path(environment["JAX_COMPILATION_CACHE_DIR"])
+def commands():
+    """Make commands start at once: they are forked from a process that has loaded JAX.
+
+    Returns the folder of compiled programs.
+    """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,10 @@ def _multiply(left: Array, right: Array, precision: Precision) -> Array:
 
 
 def _in_units(left: Array, right: Array, precision: Precision) -> Array:
+    sums = left.dtype
     if precision == "bfloat16":
         left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
-    return jnp.matmul(left, right, precision=_UNITS[precision], preferred_element_type=jnp.float32)
+    return jnp.matmul(left, right, precision=_UNITS[precision], preferred_element_type=sums)
 
 
 def _rounded(left: Array, right: Array, precision: Precision) -> Array:
