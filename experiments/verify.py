@@ -32,14 +32,17 @@ def main(flags: Sequence[str]) -> None:
     """Check, and print."""
     arguments = tyro.cli(Arguments, prog="scripts/run verify", description=__doc__, args=flags)
 
+    from charlm_jax.data.corpus import IDS_FILE
     from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.encoding import is_encoded, verify_encoded
     from charlm_jax.runs.verification import verify
 
     if is_encoded(arguments.run):
         verify_encoded(arguments.run)
-        print("sound    ids.npy")
+        print(f"sound    {IDS_FILE}")
         return
+    if (arguments.run / IDS_FILE).exists():
+        raise InputError(f"the encoded corpus {str(arguments.run)!r} is unfinished; run the same encode command again")
     run = open_run(arguments.run)
     findings = verify(run)
     for finding in findings:

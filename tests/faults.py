@@ -68,14 +68,19 @@ class Command:
             time.sleep(0.005)
 
 
+def free_address():
+    """Return an address of this machine at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def begin_together(flags, folder, count, *others, **limits):
     """Start a command in several processes that are one job; `others` are flags of all but the first.
 
     `limits` are those of a `Command`, for the process with that number: limits(number=...) or, for all, a value.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     return [
         Command(
             [*flags, *(others if number else ()), "--distributed", f"{address}/{number}/{count}"],

@@ -86,13 +86,13 @@ def test_runs_that_diverged_are_counted_and_count_for_nothing():
     plot_outcomes([*lost, *GRID[4:]], title="some diverged")
 
 
-def test_a_job_that_failed_is_no_divergence_and_names_its_log():
+def test_a_run_that_failed_is_no_divergence_and_says_why():
     nan = math.nan
-    failed = [Outcome(run.choices, run.seed, nan, nan, nan, nan, 1, nan, "jobs/log") for run in GRID]
+    failed = [Outcome(run.choices, run.seed, nan, nan, nan, nan, 1, nan, "see jobs/log") for run in GRID]
     header, rows = results_table([failed[0], *GRID[1:]])
     row = dict(zip(header, rows[0], strict=True))
-    assert (row["diverged"], row["failed_log"]) == ("0", "jobs/log")
-    assert {dict(zip(header, row, strict=True))["failed_log"] for row in rows[1:]} == {""}
+    assert (row["diverged"], row["failure"]) == ("0", "see jobs/log")
+    assert {dict(zip(header, row, strict=True))["failure"] for row in rows[1:]} == {""}
     plot_outcomes(failed, title="all failed").draw_without_rendering()
 
 

@@ -15,8 +15,9 @@ from charlm_jax.errors import InputError, Preempted
 from charlm_jax.runs import encoding as module
 from charlm_jax.runs.assembly import prepare
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.encoding import encode, encoded, is_encoded, open_encoded, verify_encoded
+from charlm_jax.runs.encoding import encode, encoded, is_encoded, open_corpus, open_encoded, verify_encoded
 from charlm_jax.runs.files import hold_folder
+from experiments import verify
 
 ODD = "ΟΔΥΣΣΕΥΣ\r\ncafé\r🜁 İ日Σ\n\n" * 9
 
@@ -187,7 +188,7 @@ def test_damage_is_found(tmp_path):
             verify_encoded(folder)
     for content in (whole[:-1], whole + b"\0", b"", whole[:60]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is no encoded corpus of this version"):
+        with pytest.raises(InputError, match="is damaged, or no encoded corpus of this version"):
             open_encoded(folder, **options)
     path.write_bytes(whole[:-1] + b"\xff")
     with pytest.raises(InputError, match="ids that stand for no character"):
@@ -202,7 +203,7 @@ def test_damage_is_found(tmp_path):
         {"vocabulary": "a" * 9},
     ):
         (folder / "corpus.json").write_text(json.dumps({**record, **change}))
-        with pytest.raises(InputError, match="is no encoded corpus of this version"):
+        with pytest.raises(InputError, match="is damaged, or no encoded corpus of this version"):
             open_encoded(folder, **options)
 
 
@@ -264,3 +265,16 @@ def test_a_run_of_an_encoded_corpus_is_the_run_of_its_text(tmp_path):
     assert jobs[0].describe_corpus() == {**jobs[1].describe_corpus(), "name": str(text)}
     with pytest.raises(InputError, match="encoded with other characters than the model's"):
         encoded(jobs[1].corpus, Vocabulary("a"))
+
+
+def test_what_is_no_text_or_unfinished_is_named_so(tmp_path):
+    for name in ("python-docs", "missing.txt"):
+        with pytest.raises(InputError, match=f"there is no file or folder '{name}' to encode"):
+            encode(Path(name), tmp_path / "ids", encoding=None, lowercase=False)
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "ids.npy").touch()
+    with pytest.raises(InputError, match=r"or one that is unfinished; .* run the same encode command again"):
+        open_corpus(str(half), encoding=None, lowercase=False)
+    with pytest.raises(InputError, match="is unfinished; run the same encode command again"):
+        verify.main([str(half)])

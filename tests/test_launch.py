@@ -11,6 +11,7 @@ from test_experiments import SMALL, call, command, run
 from charlm_jax.errors import InputError
 from charlm_jax.runs import launch
 from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.files import hold_folder
 from charlm_jax.runs.records import read_records
 
 pytest.importorskip("submitit", reason="submitit is not installed")
@@ -36,7 +37,7 @@ def test_a_grid_in_jobs_is_the_grid_here_and_goes_on_when_it_was_stopped(corpus,
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 75, errors
-    assert "the jobs, which have saved; the same command goes on" in errors
+    assert "the jobs; what they saved stays, and the same command goes on" in errors
     assert 0 < len(read_records(open_run(first).metrics)) < 120
     code, _, errors = run("ablate", *jobs)
     assert code == 0, errors
@@ -59,6 +60,53 @@ def test_a_grid_in_jobs_takes_no_other_grids_runs_for_its_own(corpus, tmp_path, 
     metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
     assert call("ablate", *flags, "--launcher", "local") == 0
     assert [record["event"] for record in read_records(metrics)] == ["evaluation", "epoch"]
+
+
+def test_jobs_end_with_who_launched_them(corpus, tmp_path):
+    flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4,5", "--replicas", 1, "--sample-every", 500]
+    flags += ["--epochs", 500, "--devices", 1, "--launcher", "local", "--grid-dir", tmp_path / "grid"]
+    runs = [tmp_path / "grid" / f"hidden_size={size},seed=1" for size in (4, 5)]
+    with command("ablate", *flags) as launcher:
+        while not all((path / "metrics.jsonl").exists() for path in runs):
+            assert launcher.poll() is None, launcher.communicate()
+            time.sleep(0.05)
+        launcher.kill()
+    for path in runs:
+        free(path)
+    assert 0 < len(read_records(open_run(runs[0]).metrics)) < 1000
+
+
+def free(path, seconds=60.0):
+    """Wait until no process writes to a run."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with hold_folder("--run-dir", path):
+                return
+        except InputError:
+            assert time.monotonic() < end, "a job is still at work"
+            time.sleep(0.1)
+
+
+def test_a_combination_that_cannot_be_trained_leaves_the_others_their_results(corpus, tmp_path):
+    """In jobs as here; and what is only for jobs is refused without."""
+    flags = ["--corpus", corpus, *SMALL, "--vary", "batch_size=4,5000", "--replicas", 1, "--epochs", 1]
+    for launcher in ("here", "local"):
+        where = ["--launcher", launcher, "--grid-dir", tmp_path / launcher]
+        code, output, errors = run("ablate", *flags, *where)
+        assert code == 2, errors
+        assert len(output.splitlines()) == 3
+        assert re.search(
+            r"error: 1 of 2 programs failed \(batch_size=5000,seed=1: the .* characters of training", errors
+        )
+        assert "Traceback" not in errors
+        good, bad = csv.DictReader((tmp_path / launcher / "results.csv").read_text().splitlines()[1:])
+        assert (float(good["held_out_loss"]) > 0, good["failure"]) == (True, "")
+        assert "do not fill --batch-size 5000" in bad["failure"]
+    for word in ("--jobs", "--slurm"):
+        code, _, errors = run("ablate", *flags, word, "3" if word == "--jobs" else "time=3")
+        assert code == 2
+        assert re.search(rf"{word} .* must be with --launcher", errors)
 
 
 def test_jobs_share_the_gpus(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from faults import Command, begin_together, result
+from faults import Command, begin_together, free_address, result
 
 from charlm_jax.errors import InputError
 from charlm_jax.runs.checkpoints import state_files
@@ -58,7 +58,21 @@ def test_a_process_that_is_alone_agrees_with_itself():
             agreed(lambda: (_ for _ in ()).throw(OSError("no disk")))
 
 
-@pytest.mark.parametrize("where", ["host:1/2/2", "host/0/2", "host:1", "host:1/0", "host:x/0/2", "host:1/-1/2", ""])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "host:1/2/2",
+        "host/0/2",
+        "host:1",
+        "host:1/0",
+        "host:x/0/2",
+        "host:1/-1/2",
+        "",
+        "1/0/2",
+        ":1/0/2",
+        "host:65536/0/2",
+    ],
+)
 def test_an_address_that_is_none_is_refused(where):
     with pytest.raises(InputError, match=r"--distributed .* auto, or HOST:PORT/NUMBER/COUNT"), joined(where):
         pass
@@ -168,6 +182,15 @@ def test_when_one_is_killed_the_others_stop_and_nothing_is_lost(begin, unbroken,
         assert result(tmp_path / "run") == unbroken
         assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.problem or finding.aside]
     report("one of two processes killed", f"{kills} times; the other ended within {slowest:.1f} s, ends bit for bit")
+
+
+def test_another_number_of_processes_in_one_of_them_is_refused(commands, corpus, tmp_path):
+    flags = [*TINY, "--corpus", corpus, "--run-dir", tmp_path / "run", "--distributed"]
+    address = free_address()
+    started = [Command([*flags, f"{address}/{place}"], tmp_path, name=place[0], devices=1) for place in ("0/2", "1/3")]
+    ended = [process.wait() for process in started]
+    assert [end.code for end in ended] == [2, 2], [end.errors for end in ended]
+    assert "the processes of this job differ: the COUNT of --distributed 2 in process 0, 3 in 1" in ended[0].errors
 
 
 @pytest.mark.parametrize("missing", [0, 1])

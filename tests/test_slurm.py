@@ -39,12 +39,6 @@ def checkout(cluster, commands, tmp_path, small_text, monkeypatch):
     run.write_text(f'#!/bin/sh\nname=$1; shift\nexec "{sys.executable}" "{ROOT}/experiments/$name.py" "$@"\n')
     run.chmod(0o755)
     (tmp_path / "corpus.txt").write_text(small_text)
-    # There is no accounting here, and submitit asks nobody else what has become of a job.
-    sacct = tmp_path / "bin" / "sacct"
-    sacct.parent.mkdir()
-    sacct.write_text('#!/bin/sh\necho "JobID|State|NodeList"\nsqueue --noheader --states=all --format="%i|%T|%N"\n')
-    sacct.chmod(0o755)
-    monkeypatch.setitem(cluster.env, "PATH", f"{sacct.parent}:{os.environ['PATH']}")
     monkeypatch.setitem(cluster.env, "PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     for name, value in cluster.env.items():
@@ -136,15 +130,22 @@ def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
 
 
 @needs_slurm
-def test_a_job_that_fails_leaves_its_log_in_the_table(cluster, checkout):
-    vary = "--vary", f"corpus={checkout / 'corpus.txt'},{checkout / 'missing.txt'}", "--replicas", "1"
-    with grid(*vary) as submitted:
+def test_why_a_job_failed_stands_in_the_table(cluster, checkout):
+    """It was given what cannot be used, or taken out of the queue, where no accounting tells."""
+    corpora = ",".join(str(checkout / name) for name in ("corpus.txt", "missing.txt", "third.txt"))
+    shutil.copy(checkout / "corpus.txt", checkout / "third.txt")
+    with grid("--vary", f"corpus={corpora}", "--replicas", "1", "--jobs", "1") as submitted:
+        wait_for(lambda: cluster.run("squeue", "--noheader"), "nothing is submitted")
+        number = cluster.run("squeue", "--noheader", "--format=%F").split()[0]
+        cluster.run("scancel", f"{number}_2")
         _, errors = submitted.communicate(timeout=300)
     assert submitted.returncode == 2, errors
-    assert "1 of 2 jobs failed; see " in errors
-    done, failed = rows()
-    assert (done["failed_log"], failed["held_out_loss"]) == ("", "")
-    assert "there is no corpus, file or folder" in Path(failed["failed_log"]).read_text()
+    assert "error: 2 of 3 programs failed (" in errors
+    done, refused, cancelled = rows()
+    assert (done["failure"], refused["held_out_loss"]) == ("", "")
+    assert "there is no corpus, file or folder" in refused["failure"]
+    assert "which left no result, see " in cancelled["failure"]
+    assert "slurm      " in errors
 
 
 @needs_slurm
@@ -173,3 +174,13 @@ def test_the_batch_script_queues_a_job_again_that_was_stopped_or_for_some_time_k
     script = ROOT / "scripts" / "slurm_train.sbatch"
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (code, "scontrol requeue 7\n" if again else "")
+
+
+def test_the_batch_script_says_where_it_must_be_submitted(tmp_path):
+    script = ROOT / "scripts" / "slurm_train.sbatch"
+    elsewhere = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(["bash", script], env=elsewhere, capture_output=True, text=True, check=False)
+    assert (done.returncode, "submit this from the checkout: sbatch scripts" in done.stderr) == (2, True)
+    done = subprocess.run(["bash", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "submit this script: sbatch " in done.stderr

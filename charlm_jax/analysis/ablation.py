@@ -31,7 +31,7 @@ class Outcome:
         flops: per character read while training; see `training_flops`.
         together: models that were trained in one program, this one among them.
         characters_per_second: that this one read while training; nan if unknown.
-        log: of the job in which it failed; empty if it did not.
+        failure: why it could not be trained to its end; empty if it could.
     """
 
     choices: Mapping[str, Choice]
@@ -42,7 +42,7 @@ class Outcome:
     flops: float
     together: int
     characters_per_second: float
-    log: str = ""
+    failure: str = ""
 
     @property
     def gap(self) -> float:
@@ -89,7 +89,7 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
 
 
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a grid's results, one a combination of choices."""
+    """Return the header and the rows of a grid's results, one a combination; where some failed, the last says why."""
     names = list(outcomes[0].choices)
     header = [
         *names,
@@ -104,8 +104,8 @@ def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str
         "gap_high",
     ]
     header += ["parameters", "flops_per_character", "trained_together", "characters_per_second_each"]
-    failed = any(outcome.log for outcome in outcomes)
-    header += ["failed_log"] * failed
+    failed = any(outcome.failure for outcome in outcomes)
+    header += ["failure"] * failed
     rows = []
 
     def written(number: int | float, form: str) -> str:
@@ -114,13 +114,13 @@ def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str
     for group in by_choices(outcomes):
         first, loss = group[0], Interval.of([outcome.held_out_loss for outcome in group])
         gap = Interval.of([outcome.gap for outcome in group])
-        diverged = sum(math.isnan(outcome.held_out_loss) and not outcome.log for outcome in group)
+        diverged = sum(math.isnan(outcome.held_out_loss) and not outcome.failure for outcome in group)
         shown = [*(str(choice) for choice in first.choices.values()), str(len(group)), str(diverged)]
         shown += [written(number, ".4f") for number in (*loss, loss.mean / math.log(2), *gap)]
         speed = float(np.median([outcome.characters_per_second for outcome in group]))
         shown += [written(first.parameters, ".0f"), written(first.flops, ".0f"), str(first.together)]
-        logs = " ".join(dict.fromkeys(outcome.log for outcome in group if outcome.log))
-        rows.append([*shown, written(speed, ".0f"), *[logs] * failed])
+        failures = "; ".join(dict.fromkeys(outcome.failure for outcome in group if outcome.failure))
+        rows.append([*shown, written(speed, ".0f"), *[failures] * failed])
     return header, rows
 
 

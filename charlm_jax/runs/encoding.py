@@ -116,7 +116,8 @@ def _corpus(folder: Path, record: dict) -> EncodedCorpus:
         return EncodedCorpus(record["name"], vocabulary, ids, record["sha256"])
     except (InputError, AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"{str(folder)!r} is no encoded corpus of this version ({error}); encode the text into another folder"
+            f"{str(folder)!r} is damaged, or no encoded corpus of this version ({error}); encode the text into another "
+            "folder"
         ) from error
 
 
@@ -177,6 +178,8 @@ def encode(
         InputError: the text cannot be read, has no characters, or has changed; or the folder holds something else.
         Preempted: a stop was requested; the same call goes on.
     """
+    if not text.exists():
+        raise InputError(f"there is no file or folder {str(text)!r} to encode; name one of text")
     files = text_files(str(text))
     if not all(file.is_file() for file in files):
         raise InputError(f"{str(text)!r} is no file, and cannot be read more than once; write it to one first")

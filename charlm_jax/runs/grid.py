@@ -55,13 +55,16 @@ class GridArguments:
         require_count("--replicas", self.replicas)
         require_count("--devices", self.devices)
         require_count("--jobs", self.jobs)
+        require("--slurm", " ".join(self.slurm), self.launcher == "slurm" or not self.slurm, "with --launcher slurm")
+        launched = self.launcher != "here"
+        require("--jobs", self.jobs, launched or self.jobs is None, "with --launcher local or slurm")
         require(
             "--slurm",
             self.slurm,
             all(option[:1].isalpha() for option in self.slurm),
             "options by name, with =value where they have one",
         )
-        alone = self.launcher == "here" or self.distributed is None
+        alone = not launched or self.distributed is None
         require("--distributed", self.distributed, alone, "left out with a --launcher, whose jobs are one process each")
 
 
@@ -150,23 +153,22 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
     Raises:
         DivergedError: one or more did; the others have come to their ends, and the results are written.
         Preempted: a stop was requested; all states are saved.
-        InputError: a run cannot be trained; where each has a job of its own, the results of the others are written.
+        InputError: a run cannot be trained; the results of the others are written.
     """
     from charlm_jax.runs.processes import agreed, joined
 
-    diverged: list[DivergedError] = []
-    logs: dict[str, Path] = {}
     groups = _groups(runs)
     with joined(arguments.distributed):
         tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
-        if arguments.launcher == "here":
-            diverged = _train_in_turn(arguments, groups, stop_requested)
-        else:
-            logs, diverged = _train_in_jobs(arguments, groups, stop_requested)
-        agreed(lambda: _report(arguments, runs, logs))
-    if logs:
-        where = ", ".join(map(str, logs.values()))
-        raise InputError(f"{len(logs)} of {len(groups)} jobs failed; see {where}, and run the same command again")
+        train = _train_in_turn if arguments.launcher == "here" else _train_in_jobs
+        failed, diverged = train(arguments, groups, stop_requested)
+        agreed(lambda: _report(arguments, runs, failed))
+    if failed:
+        why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise InputError(
+            f"{len(failed)} of {len(groups)} programs failed ({why}); when that is mended, the same command with "
+            f"--grid-dir {arguments.grid_dir} goes on"
+        )
     if diverged:
         raise diverged[0]
 
@@ -182,8 +184,11 @@ def _groups(runs: Sequence[GridRun]) -> dict[str, list[GridRun]]:
 
 def _train_in_turn(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
-) -> list[DivergedError]:
-    """Train groups here, one after another; return why those in which a run diverged ended."""
+) -> tuple[dict[str, str], list[DivergedError]]:
+    """Train groups here, one after another; return why some cannot be trained, and why some diverged."""
+    import jax
+
+    failed: dict[str, str] = {}
     diverged: list[DivergedError] = []
     for number, (name, group) in enumerate(groups.items(), start=1):
         beside = f" and {len(group) - 1} beside it" if len(group) > 1 else ""
@@ -193,18 +198,23 @@ def _train_in_turn(
         except DivergedError as error:
             tell(str(error))
             diverged.append(error)
+        except InputError as error:
+            if number == 1 or jax.process_count() > 1:  # nothing is lost yet; or perhaps not all know of it
+                raise
+            tell(f"error: {error}")
+            failed[name] = str(error)
         except Preempted as stop:
             raise Preempted(
                 f"stopped by a signal; all states are saved, and the same command with --grid-dir {arguments.grid_dir} "
                 "goes on"
             ) from stop
-    return diverged
+    return failed, diverged
 
 
 def _train_in_jobs(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
-) -> tuple[dict[str, Path], list[DivergedError]]:
-    """Train groups, those that are not done, in jobs; return the logs of those that failed, and why some diverged."""
+) -> tuple[dict[str, str], list[DivergedError]]:
+    """Train groups, those that are not done, in jobs; return why some failed, and why some diverged."""
     from charlm_jax.runs.directory import require_same_choices
     from charlm_jax.runs.launch import launch
 
@@ -251,13 +261,13 @@ def _is_finished(run: GridRun) -> bool:
     )
 
 
-def outcome_of(run: GridRun, devices: int | None, log: Path | None = None) -> "Outcome":
+def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome":
     """Return what a run of a grid came to, its best model evaluated on training text too.
 
     Args:
         run: the run.
         devices: that evaluate; None is all.
-        log: of its job, if that failed.
+        failure: why it could not be trained to its end, if it could not.
 
     Raises:
         InputError: its text or its records are no longer what they were.
@@ -277,9 +287,8 @@ def outcome_of(run: GridRun, devices: int | None, log: Path | None = None) -> "O
 
     chosen = run.configuration
     varied = {name: getattr(chosen, name) for name in run.varied if name != "seed"}
-    failed = "" if log is None else str(log)
-    if failed and not (run.path / "config.json").exists():
-        return Outcome(varied, chosen.seed, np.nan, np.nan, np.nan, np.nan, 1, np.nan, failed)
+    if failure and not (run.path / "config.json").exists():
+        return Outcome(varied, chosen.seed, np.nan, np.nan, np.nan, np.nan, 1, np.nan, failure)
     there, finished = open_run(run.path), _is_finished(run)
     training_loss = np.nan
     if finished:
@@ -302,26 +311,26 @@ def outcome_of(run: GridRun, devices: int | None, log: Path | None = None) -> "O
         flops=training_flops(network, chosen.objective, chosen.window),
         together=there.provenance().get("replicas", 1),
         characters_per_second=float(np.median(warm)) if warm else np.nan,
-        log="" if finished else failed,
+        failure="" if finished else failure,
     )
 
 
-def _report(arguments: GridArguments, runs: Sequence[GridRun], logs: Mapping[str, Path]) -> None:
+def _report(arguments: GridArguments, runs: Sequence[GridRun], failed: Mapping[str, str]) -> None:
     """Print the results of a grid's runs, and write them as results.csv, .svg and .png into its directory.
 
-    `logs` are those of the groups whose jobs failed.
+    `failed` says why groups could not be trained, by the name of the first run.
     """
     from charlm_jax.analysis.ablation import plot_outcomes, results_table
     from charlm_jax.runs.files import save_picture, write_table
 
-    outcomes = [
-        outcome_of(run, arguments.devices, logs.get(name)) for name, group in _groups(runs).items() for run in group
-    ]
+    groups = _groups(runs).items()
+    outcomes = [outcome_of(run, arguments.devices, failed.get(name, "")) for name, group in groups for run in group]
     chosen, varied = arguments.configuration, runs[0].varied
     words = {"corpus": Path(chosen.corpus).name, "epochs": f"{chosen.epochs} epochs"}
     title = ", ".join([word for name, word in words.items() if name not in varied] + [f"{arguments.replicas} replicas"])
     header, rows = results_table(outcomes)
-    print_table([header, *rows])
+    shown = [name for name in header if name != "failure"]  # it is too long for a table to read
+    print_table([shown, *(row[: len(shown)] for row in rows)])
     write_table(arguments.grid_dir / "results.csv", header, rows, [title])
     figure = plot_outcomes(outcomes, title=title)
     for suffix in ("svg", "png"):

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from charlm_jax.choices import Launcher
 from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, require
@@ -27,7 +28,10 @@ _REQUEUE = (
 _GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU that the driver knows
 _CORES = 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'  # which srun no longer takes from its job
 _POLL = 1.0  # seconds between two looks at the jobs
+_ASK = 10.0  # seconds between two questions to Slurm, whose users are asked not to ask more often
+_ASKED = 3  # times that it knows nothing of a job without a result, after which there will be none: files may lag
 _Item = TypeVar("_Item")
+_Ending = Literal["done", "diverged", "failed"]
 
 
 def launch(
@@ -39,7 +43,7 @@ def launch(
     at_once: int | None = None,
     options: Sequence[str] = (),
     stop_requested: StopRequested = lambda: False,
-) -> tuple[dict[str, Path], list[DivergedError]]:
+) -> tuple[dict[str, str], list[DivergedError]]:
     """Do a task with each of some items, each in a job of its own, and wait for all.
 
     A job that is told to stop, by Slurm before its time limit or by anybody, saves; under Slurm it is queued again.
@@ -54,7 +58,7 @@ def launch(
         stop_requested: whether to stop waiting: then jobs of this machine are stopped, and Slurm's go on.
 
     Returns:
-        The log of each item whose job failed, and the divergences of those in which training did.
+        Why each item whose job failed did, and the divergences of those in which training did.
 
     Raises:
         InputError: submitit is not there, or Slurm, or it refuses the options; or jobs of the folder are in the queue;
@@ -72,13 +76,15 @@ def launch(
     own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # as processes' numbers come again
     waiting, running, failed, diverged = dict(items), {}, {}, []
     slots: list[str | None] = _slots(at_once) if launcher == "local" else []
+    queue = None
     taken: dict[str, str | None] = {}
     try:
         executor = submitit.AutoExecutor(folder=own, cluster=launcher)
         if launcher == "slurm":
             chosen = {name: value or True for name, _, value in (option.partition("=") for option in options)}
             array = f"{folder.parent.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
-            _require_none_in_queue(array)
+            queue = _Queue(array)
+            queue.require_empty()
             executor.update_parameters(
                 name=array,
                 slurm_array_parallelism=at_once or len(items),
@@ -99,33 +105,74 @@ def launch(
             name = next(iter(waiting))
             taken[name] = slots.pop(0)
             with _deaf_to_interrupts():
-                running[name] = executor.submit(_job, task, waiting.pop(name), taken[name])
+                running[name] = executor.submit(_job, task, waiting.pop(name), taken[name], os.getpid())
             tell(f"--- {name}: process {running[name].job_id}, log {running[name].paths.stderr}")
         if stop_requested():
             _stop(list(running.values()), launcher)
-        for name in [name for name, job in running.items() if job.done()]:
+        over = queue.over(running) if queue else [name for name, job in running.items() if job.done()]
+        for name in over:
             job = running.pop(name)
             slots += [taken.pop(name)] if name in taken else []
-            problem = job.exception()
-            tell(f"--- {name}: {'done' if problem is None else f'failed, see {job.paths.stderr}'}")
-            if problem is not None:
-                failed[name] = job.paths.stderr
-            elif (divergence := job.result()) is not None:
-                diverged.append(DivergedError(divergence))
+            ending, why = _ending(job)
+            tell(f"--- {name}: {ending}" + (f", {why}" if why else ""))
+            if ending == "failed":
+                failed[name] = why
+            elif ending == "diverged":
+                diverged.append(DivergedError(why))
         time.sleep(_POLL)
     return failed, diverged
 
 
-def _require_none_in_queue(name: str) -> None:
-    """Raise an InputError if Slurm has jobs of a name."""
-    listed = subprocess.run(["squeue", "--noheader", f"--name={name}", "--format=%i"], capture_output=True, text=True)
-    if listed.returncode:
-        raise RuntimeError(f"squeue does not answer ({listed.stderr.strip()})")
-    if queued := listed.stdout.split():
-        raise InputError(
-            f"Slurm still has jobs of this grid ({', '.join(queued)}); run the same command when they are done, or "
-            f"scancel --name={name} first"
-        )
+def _ending(job: Any) -> tuple[_Ending, str]:
+    """Return how a job that is over ended, and why."""
+    log = f"see {job.paths.stderr}"
+    if not job.paths.result_pickle.exists():
+        return "failed", f"which left no result, {log}"
+    return ("failed", log) if job.exception() else job.result()
+
+
+class _Queue:
+    """What Slurm says of an array's jobs: submitit would ask its accounting, which not every cluster has."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._unknown: Counter[str] = Counter()
+        self._next, self._told = 0.0, ""
+
+    def require_empty(self) -> None:
+        """Raise an InputError if there are jobs of the array."""
+        if queued := self._states():
+            raise InputError(
+                f"Slurm still has jobs of this grid ({', '.join(queued)}); run the same command when they are done, or "
+                f"scancel --name={self.name} first"
+            )
+
+    def over(self, jobs: Mapping[str, Any]) -> list[str]:
+        """Return the names of those jobs that have left a result, or the queue without one."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _ASK
+            with suppress(RuntimeError):  # it may answer the next time
+                states = self._states()
+                for name, job in jobs.items():
+                    self._unknown[name] = 0 if job.job_id in states else self._unknown[name] + 1
+                counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(states.values()).items()))
+                if counts not in ("", self._told):
+                    tell(f"slurm      {counts}")
+                    self._told = counts
+        return [name for name, job in jobs.items() if job.paths.result_pickle.exists() or self._unknown[name] >= _ASKED]
+
+    def _states(self) -> dict[str, str]:
+        """Return the state of each job in the queue, by its number, in words.
+
+        Raises:
+            RuntimeError: Slurm does not answer.
+        """
+        command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i|%T|%r"]
+        listed = subprocess.run(command, capture_output=True, text=True)
+        if listed.returncode:
+            raise RuntimeError(f"squeue does not answer ({listed.stderr.strip()})")
+        jobs = [line.split("|") for line in listed.stdout.splitlines()]
+        return {job: state.lower() + (f" ({why})" if state == "PENDING" else "") for job, state, why in jobs}
 
 
 @contextmanager
@@ -156,21 +203,38 @@ def _slots(at_once: int | None) -> list[str | None]:
     return [",".join(gpus[number::at_once]) for number in range(at_once)]
 
 
-def _job(task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None) -> str | None:
-    """Be a job: do the task with an item, and with those GPUs if it is on this machine; return why it diverged."""
+def _job(
+    task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None, parent: int | None = None
+) -> tuple[_Ending, str]:
+    """Be a job: do the task with an item; return how that ended, and why.
+
+    On this machine it has GPUs of its own, and stops if the process that launched it, its `parent`, is gone.
+    """
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which submitit hides them
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
         with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # who waits for it has no longer
-            task(item, stop_requested)
+            task(item, lambda: stop_requested() or not _is_alive(parent))
     except Preempted as stop:
         tell(str(stop))
         sys.exit(PREEMPTED)
     except DivergedError as error:
         tell(str(error))
-        return str(error)
-    return None
+        return "diverged", str(error)
+    except InputError as error:
+        tell(f"error: {error}")
+        return "failed", str(error)
+    return "done", ""
+
+
+def _is_alive(process: int | None) -> bool:
+    """Say whether a process of this machine is there; None always is."""
+    try:
+        os.kill(process or os.getpid(), 0)
+    except OSError:  # there is none, or by now somebody else's
+        return False
+    return True
 
 
 def _stop(jobs: Sequence, launcher: str) -> None:
@@ -183,4 +247,4 @@ def _stop(jobs: Sequence, launcher: str) -> None:
             with suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)
         time.sleep(_POLL)
-    raise Preempted("stopped by a signal, and so are the jobs, which have saved; the same command goes on")
+    raise Preempted("stopped by a signal, and so are the jobs; what they saved stays, and the same command goes on")

@@ -74,7 +74,7 @@ def joined(distributed: str | None) -> Iterator[None]:
     Watcher.muted = not is_first()
     try:
         _require_equal_shares()
-        everyones(None)
+        require_alike({"the COUNT of --distributed": place.get("num_processes")})  # all meet here
         yield
     except BaseException as error:
         if isinstance(error, DivergedError | Preempted) or _AGREED in getattr(error, "__notes__", ()):
@@ -141,9 +141,10 @@ def _place(distributed: str | None) -> dict | None:
     if distributed == "auto":
         return {}
     address, *numbers = distributed.split("/")
-    sound = len(numbers) == 2 and all(map(str.isdecimal, numbers)) and int(numbers[0]) < int(numbers[1])
+    host, _, port = address.rpartition(":")
+    sound = len(numbers) == 2 and all(map(str.isdecimal, [port, *numbers])) and int(numbers[0]) < int(numbers[1])
     expected = "auto, or HOST:PORT/NUMBER/COUNT with numbers from 0"
-    require("--distributed", distributed, sound and address.rpartition(":")[2].isdecimal(), expected)
+    require("--distributed", distributed, sound and host != "" and int(port) < 2**16, expected)
     number, count = map(int, numbers)
     if count == 1:
         return None

@@ -48,7 +48,7 @@ def _watch(reader: int, requested: threading.Event, grace: float) -> None:
     if not _signalled(reader, _SIGNALS, None):
         return  # the block has ended
     requested.set()
-    _say("\nstopping as soon as the state is saved; Ctrl-C (SIGINT) stops at once")
+    _say("\nstopping as soon as nothing is lost by it; Ctrl-C (SIGINT) stops at once")
     again = _signalled(reader, (signal.SIGINT,), time.monotonic() + grace)
     if again is None:
         _say(f"not done {grace:g} seconds after the signal: the last saved state stays, run the same command to go on")
