@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import ParallelStreams
 from charlm_jax.generation.generate import generate_piece, read_prompts
 from charlm_jax.learning.objective import losses_along
@@ -83,3 +84,19 @@ def test_every_product_of_training_and_sampling_asks_an_accelerator_for_it(preci
         products = re.findall(r"stablehlo.dot_general .*", text)
         assert products
         assert [product for product in products if not re.search(FACTORS[precision], product)] == []
+
+
+@pytest.mark.parametrize(("precision", "least"), [("tf32", 0.0), ("bfloat16", 1e-5)])
+def test_training_in_less_precision_stays_near(precision, least, small_text):
+    """A hundred steps: the mean loss moves, but by less than 0.01 nats, and parameters remain float32."""
+    vocabulary = Vocabulary.of(small_text)
+    mesh, optimizer, order = data_mesh(jax.devices()[:1]), make_optimizer("adam"), ParallelStreams(10, batch_size=4)
+    ids, key, losses = jnp.array(vocabulary.encode(small_text)), jax.random.key(1), {}
+    for chosen in ("float32", precision):
+        network = CharacterLSTM(len(vocabulary), hidden_size=16, precision=chosen)
+        parameters = initial_parameters(network, "keras", jax.random.key(0))
+        state = initial_state(network, parameters, optimizer, order, mesh, learning_rate=0.01)
+        state = make_train_steps(network, optimizer, order, "every-character", mesh)(state, ids, key, 96)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {jnp.dtype(jnp.float32)}
+        losses[chosen] = float(state.epoch.loss)
+    assert least < abs(losses[precision] - losses["float32"]) < 0.01

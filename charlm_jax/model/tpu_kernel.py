@@ -3,7 +3,7 @@
 The grid of a kernel is time. A step's inputs are fetched, and the last one's results written, while the chip works;
 what every step shares keeps its place in the chip's memory
 (https://docs.jax.dev/en/latest/pallas/tpu/pipelining.html). The steps themselves are those of `model/cell.py`. Gates
-must end where vector registers do: the hidden size is a multiple of 128.
+must end where vector registers do: the hidden size is a multiple of 128. At 1,024 units the weights do not fit.
 """
 
 from collections.abc import Callable
