@@ -248,7 +248,7 @@ def scaling(job: "Job", devices: Sequence, built: Built) -> list[dict]:
     from charlm_jax.analysis.programs import CHIPS
     from charlm_jax.mesh import data_mesh
 
-    # What a kernel of our own takes the compiler does not say.
+    # Of a kernel of our own the program's text does not say how long it takes.
     if (chip := CHIPS.get(devices[0].device_kind)) is None or job.configuration.recurrence == "kernel":
         return []
     here = tuple(1 + max(places) for places in zip(*(device.coords for device in devices), strict=True))[:2]

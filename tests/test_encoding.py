@@ -274,7 +274,7 @@ def test_what_is_no_text_or_unfinished_is_named_so(tmp_path):
     half = tmp_path / "half"
     half.mkdir()
     (half / "ids.npy").touch()
-    with pytest.raises(InputError, match=r"or one that is unfinished; .* run the same encode command again"):
+    with pytest.raises(InputError, match="an encoded corpus that is unfinished or stands where text is read"):
         open_corpus(str(half), encoding=None, lowercase=False)
     with pytest.raises(InputError, match="is unfinished; run the same encode command again"):
         verify.main([str(half)])

@@ -71,6 +71,7 @@ def test_a_process_that_is_alone_agrees_with_itself():
         "1/0/2",
         ":1/0/2",
         "host:65536/0/2",
+        "host:0/0/2",
     ],
 )
 def test_an_address_that_is_none_is_refused(where):

@@ -1,13 +1,18 @@
 """The TPU kernels, step by step on whatever is here, against the loops that they stand for."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import GATES
 
+from charlm_jax.errors import InputError
 from charlm_jax.model import recurrence, tpu_kernel
 from charlm_jax.model.cell import LayerCarry
+from charlm_jax.runs.configuration import Configuration
 
 TIME, BATCH, HIDDEN = 7, 5, 128
 
@@ -35,26 +40,52 @@ def same(ours, theirs):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * float(jnp.abs(other).max()))
 
 
-def test_elsewhere_the_loops_are_used_and_many_models_learn_at_once():
-    """`vmap` gives a kernel an axis more; where there is no TPU the choice changes nothing."""
-    keys = jax.random.split(jax.random.key(1), 3)
+@pytest.mark.parametrize("on_tpu", [True, False])
+def test_the_choice_changes_no_gradient(on_tpu, monkeypatch):
+    """Of one model, and of two that learn at once; where there is no TPU the loops are used."""
+    runs, original = [], jax.lax.platform_dependent
+
+    def interpreted(*arguments, **ways):
+        kernel = ways.get("tpu")
+        if on_tpu and isinstance(kernel, functools.partial) and kernel.func.__module__ == tpu_kernel.__name__:
+            runs.append(kernel.func.__name__)
+            return kernel(*arguments, interpret=True)
+        return original(*arguments, **ways)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", interpreted)
+    keys = jax.random.split(jax.random.key(1), 4)
     kernels = jax.random.normal(keys[0], (2, HIDDEN, 4 * HIDDEN)) / HIDDEN**0.5
-    projected = jax.random.normal(keys[1], (2, TIME, BATCH, 4 * HIDDEN))
-    zeros = jnp.zeros((2, BATCH, HIDDEN))
+    inputs = jax.random.normal(keys[1], (2, TIME, BATCH, 4 * HIDDEN))
+    carries = LayerCarry(*jax.random.normal(keys[2], (2, 2, BATCH, HIDDEN)))
+    weights = jax.random.normal(keys[3], (TIME, BATCH, HIDDEN))
 
-    def read(kernel, projected, cell, hidden):
-        carry = LayerCarry(cell, hidden)
-        return tpu_kernel.read_and_trace(kernel, projected, carry, "sigmoid", "float32", interpret=True)
+    def gradients(way):
+        def loss(kernel, projected, carry):
+            hidden, after = recurrence.lstm_sequence(kernel, projected, carry, "sigmoid", "float32", way)
+            return jnp.sum(weights * hidden) + jnp.sum(after.cell * after.hidden)
 
-    together = jax.vmap(read)(kernels, projected, zeros, zeros)
-    for model in range(2):
-        alone = read(kernels[model], projected[model], zeros[model], zeros[model])
-        same(jax.tree.map(lambda leaf, model=model: leaf[model], together), alone)
+        of_one = jax.grad(loss, argnums=(0, 1, 2))
+        first = jax.tree.map(lambda leaf: leaf[0], (kernels, inputs, carries))
+        return of_one(*first), jax.vmap(of_one)(kernels, inputs, carries)
 
-    def loss(kernel, way):
-        carry = LayerCarry(zeros[0], zeros[0])
-        hidden, _ = recurrence.lstm_sequence(kernel, projected[0], carry, "sigmoid", "float32", way)
-        return jnp.sum(hidden**2)
+    same(gradients("kernel"), gradients("scan"))
+    assert set(runs) == ({"read_and_trace", "go_back"} if on_tpu else set())
 
-    gradients = [jax.grad(loss)(kernels[0], way) for way in ("scan", "kernel")]
-    np.testing.assert_array_equal(*gradients)
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_tpu_can_be_asked_for_it(precision):
+    """As far as JAX's own part of the way goes, which needs no compiler for TPUs."""
+
+    def loss(kernel, projected, carry):
+        return jnp.sum(recurrence.lstm_sequence(kernel, projected, carry, "sigmoid", precision, "kernel")[0])
+
+    state = jnp.zeros((BATCH, HIDDEN))
+    arguments = jnp.zeros((HIDDEN, 4 * HIDDEN)), jnp.zeros((TIME, BATCH, 4 * HIDDEN)), LayerCarry(state, state)
+    text = jax.jit(jax.grad(loss)).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 2
+
+
+def test_what_the_kernel_cannot_do_is_refused():
+    for wrong in (Configuration(hidden_size=64), Configuration(precision="tf32")):
+        with pytest.raises(InputError, match=r"--recurrence kernel .* must be scan where --hidden-size is no multiple"):
+            dataclasses.replace(wrong, recurrence="kernel")

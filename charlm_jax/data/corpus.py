@@ -132,8 +132,8 @@ def text_files(name: str) -> list[Path]:
         return [path]
     if (path / IDS_FILE).exists():
         raise InputError(
-            f"the folder {name!r} holds {IDS_FILE}, an encoded corpus, where text is read, or one that is unfinished; "
-            "name the text that it was made of, or run the same encode command again"
+            f"the folder {name!r} holds {IDS_FILE}, an encoded corpus that is unfinished or stands where text is read; "
+            "run the same encode command again, or name the text that it was made of"
         )
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     files = [path / file for file in sorted(inside) if not any(part.startswith(".") for part in file.parts)]

@@ -22,8 +22,9 @@ def multiply(
 ) -> Float[Array, "*rows columns"]:
     """Return the matrix product; those of its derivatives have the same precision.
 
-    A CPU has no units of less than float32: it rounds the factors and multiplies in float32, so that its numbers are
-    an accelerator's but for the order of sums, and takes several times as long for it.
+    A CPU has no units of less than float32: it rounds the factors, to the nearest, and multiplies in float32, so that
+    in bfloat16 its numbers are an accelerator's but for the order of sums; it takes several times as long for it. A
+    TPU has no tf32, and takes what is more precise: three products of bfloat16 parts.
     """
     return _multiply(left, right, precision)
 

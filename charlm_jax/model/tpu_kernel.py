@@ -105,6 +105,7 @@ def _along(body: Callable, weights: Array, inputs: Any, carry: Any, *, reverse: 
         in_specs=[shared(weights), jax.tree.map(of_step, inputs), carries],
         out_specs=(carries, jax.tree.map(of_step, outputs)),
         out_shape=(shapes, outputs),
+        input_output_aliases={1: 2},  # a step's outputs, or the first of them, into the place of its first input
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
     )(weights, inputs, carry)

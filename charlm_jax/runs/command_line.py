@@ -171,6 +171,18 @@ def absolute_places(configuration: Configuration) -> Configuration:
     return dataclasses.replace(configuration, **places)
 
 
+def mendable(error: Exception) -> str | None:
+    """Return what users are told of an error that they can mend; None for a defect of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        place = "" if error.filename is None else f"{str(error.filename)!r}: "
+        return f"{place}{error.strerror or error}; name another place, or mend this one"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return "the device's memory is too small for this; try a smaller --batch-size, --hidden-size or --window"
+    return None
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors that users can mend into one sentence and an exit code; a defect of ours keeps its traceback."""
@@ -178,22 +190,10 @@ def exit_codes() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number
     try:
         yield
-    except InputError as error:
-        tell(f"error: {error}")
-        sys.exit(BAD_INPUT)
     except BrokenPipeError:
         # The reader (head, less) has seen enough; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
-    except OSError as error:
-        place = "" if error.filename is None else f"{str(error.filename)!r}: "
-        tell(f"error: {place}{error.strerror or error}; name another place, or mend this one")
-        sys.exit(BAD_INPUT)
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        tell("error: the device's memory is too small for this; try a smaller --batch-size, --hidden-size or --window")
-        sys.exit(BAD_INPUT)
     except DivergedError as error:
         tell(f"error: {error}")
         sys.exit(DIVERGED)
@@ -203,3 +203,8 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         tell("interrupted")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if (sentence := mendable(error)) is None:
+            raise
+        tell(f"error: {sentence}")
+        sys.exit(BAD_INPUT)

@@ -142,8 +142,9 @@ class Configuration:
         )
         goes_back = self.on_divergence == "rollback"
         require("--on-divergence", self.on_divergence, held_out > 0 or not goes_back, "warn where nothing is held out")
-        possible = self.recurrence == "scan" or self.hidden_size % 128 == 0
-        require("--recurrence", self.recurrence, possible, "scan where --hidden-size is no multiple of 128")
+        possible = self.hidden_size % 128 == 0 and self.precision != "tf32"
+        wanted = "scan where --hidden-size is no multiple of 128, and with --precision tf32"
+        require("--recurrence", self.recurrence, possible or self.recurrence == "scan", wanted)
         require("--prompt-start", self.prompt_start, 0 <= (self.prompt_start or 0) < 2**31, "from 0 to 2147483647")
         require_temperatures("--temperatures", self.temperatures)
         require_seed(self.seed)

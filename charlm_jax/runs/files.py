@@ -22,6 +22,18 @@ LOCK = "lock"
 """The file in a folder that says who writes there."""
 
 
+def is_held(folder: Path) -> bool:
+    """Say whether a process holds a folder; see `hold_folder`."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 @contextmanager
 def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
     """Hold a folder for this process alone, and remove what one that died was writing there, or in those `inside`.

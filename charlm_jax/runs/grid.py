@@ -19,7 +19,7 @@ import tyro
 
 from charlm_jax.choices import Launcher
 from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
-from charlm_jax.runs.command_line import absolute_places, named_preset, print_table, tell
+from charlm_jax.runs.command_line import absolute_places, mendable, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration, flag
 from charlm_jax.runs.stop import StopRequested
 
@@ -55,15 +55,13 @@ class GridArguments:
         require_count("--replicas", self.replicas)
         require_count("--devices", self.devices)
         require_count("--jobs", self.jobs)
-        require("--slurm", " ".join(self.slurm), self.launcher == "slurm" or not self.slurm, "with --launcher slurm")
-        launched = self.launcher != "here"
-        require("--jobs", self.jobs, launched or self.jobs is None, "with --launcher local or slurm")
-        require(
-            "--slurm",
-            self.slurm,
-            all(option[:1].isalpha() for option in self.slurm),
-            "options by name, with =value where they have one",
-        )
+        launched, words = self.launcher != "here", " ".join(self.slurm)
+        require("--jobs", self.jobs, launched or self.jobs is None, "left out without --launcher local or slurm")
+        require("--slurm", words, self.launcher == "slurm" or not words, "left out without --launcher slurm")
+        named = all(option[:1].isalpha() for option in self.slurm)
+        require("--slurm", words, named, "options by name, with =value where they have one")
+        one = not any(option.startswith("clusters") for option in self.slurm)
+        require("--slurm", words, one, "without clusters: the jobs of a grid are looked for on this one")
         alone = not launched or self.distributed is None
         require("--distributed", self.distributed, alone, "left out with a --launcher, whose jobs are one process each")
 
@@ -153,16 +151,21 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
     Raises:
         DivergedError: one or more did; the others have come to their ends, and the results are written.
         Preempted: a stop was requested; all states are saved.
-        InputError: a run cannot be trained; the results of the others are written.
+        InputError: the directory holds other runs; or runs cannot be trained: in one process, the results of the
+            others are written.
     """
+    from charlm_jax.runs.directory import require_same_choices
     from charlm_jax.runs.processes import agreed, joined
 
     groups = _groups(runs)
     with joined(arguments.distributed):
         tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
+        for run in runs:
+            agreed(lambda run=run: require_same_choices(run.path, run.configuration))
         train = _train_in_turn if arguments.launcher == "here" else _train_in_jobs
         failed, diverged = train(arguments, groups, stop_requested)
-        agreed(lambda: _report(arguments, runs, failed))
+        if len(failed) < len(groups):
+            agreed(lambda: _report(arguments, runs, failed))
     if failed:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise InputError(
@@ -198,16 +201,17 @@ def _train_in_turn(
         except DivergedError as error:
             tell(str(error))
             diverged.append(error)
-        except InputError as error:
-            if number == 1 or jax.process_count() > 1:  # nothing is lost yet; or perhaps not all know of it
-                raise
-            tell(f"error: {error}")
-            failed[name] = str(error)
         except Preempted as stop:
             raise Preempted(
                 f"stopped by a signal; all states are saved, and the same command with --grid-dir {arguments.grid_dir} "
                 "goes on"
             ) from stop
+        except Exception as error:
+            sentence = mendable(error)
+            if sentence is None or jax.process_count() > 1:  # of which perhaps not all know
+                raise
+            tell(f"--- {name}: failed, {sentence}")
+            failed[name] = sentence
     return failed, diverged
 
 
@@ -215,23 +219,22 @@ def _train_in_jobs(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
 ) -> tuple[dict[str, str], list[DivergedError]]:
     """Train groups, those that are not done, in jobs; return why some failed, and why some diverged."""
-    from charlm_jax.runs.directory import require_same_choices
+    from charlm_jax.runs.files import hold_folder
     from charlm_jax.runs.launch import launch
 
-    for run in itertools.chain(*groups.values()):
-        require_same_choices(run.path, run.configuration)
     missing = {name: group for name, group in groups.items() if not all(map(_is_finished, group))}
     folder = arguments.grid_dir / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
-    return launch(
-        functools.partial(_train, devices=arguments.devices),
-        missing,
-        folder,
-        arguments.launcher,
-        at_once=arguments.jobs,
-        options=arguments.slurm,
-        stop_requested=stop_requested,
-    )
+    with hold_folder("--grid-dir", folder):
+        return launch(
+            functools.partial(_train, devices=arguments.devices),
+            missing,
+            folder,
+            arguments.launcher,
+            at_once=arguments.jobs,
+            options=arguments.slurm,
+            stop_requested=stop_requested,
+        )
 
 
 def _train(group: Sequence[GridRun], stop_requested: StopRequested, devices: int | None) -> None:
@@ -287,7 +290,7 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
 
     chosen = run.configuration
     varied = {name: getattr(chosen, name) for name in run.varied if name != "seed"}
-    if failure and not (run.path / "config.json").exists():
+    if failure:
         return Outcome(varied, chosen.seed, np.nan, np.nan, np.nan, np.nan, 1, np.nan, failure)
     there, finished = open_run(run.path), _is_finished(run)
     training_loss = np.nan
@@ -311,7 +314,6 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
         flops=training_flops(network, chosen.objective, chosen.window),
         together=there.provenance().get("replicas", 1),
         characters_per_second=float(np.median(warm)) if warm else np.nan,
-        failure="" if finished else failure,
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from charlm_jax.choices import Launcher
 from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, require
-from charlm_jax.runs.command_line import tell
+from charlm_jax.runs.command_line import mendable, tell
+from charlm_jax.runs.files import is_held
 from charlm_jax.runs.stop import GRACE, StopRequested, stop_requests
 
 _NOTICE = 120  # seconds before its time limit at which Slurm tells a job to stop
@@ -29,7 +31,7 @@ _GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU that the drive
 _CORES = 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'  # which srun no longer takes from its job
 _POLL = 1.0  # seconds between two looks at the jobs
 _ASK = 10.0  # seconds between two questions to Slurm, whose users are asked not to ask more often
-_ASKED = 3  # times that it knows nothing of a job without a result, after which there will be none: files may lag
+_ASKED = 7  # times that it knows nothing of a job without a result, after which there will be none: files lag a minute
 _Item = TypeVar("_Item")
 _Ending = Literal["done", "diverged", "failed"]
 
@@ -51,7 +53,8 @@ def launch(
     Args:
         task: a function of a module, of an item and a question whether to stop; it raises `Preempted` when it has.
         items: by names to be told.
-        folder: of the jobs' scripts and logs.
+        folder: of the jobs' scripts and logs, held by this process (see `hold_folder`): when it no longer is, jobs on
+            this machine stop.
         launcher: `local`, processes of this machine, or `slurm`, one array.
         at_once: how many jobs may run at the same time; None is all under Slurm, and here one a GPU, or two.
         options: of `sbatch`, as name=value, such as partition=gpu and time=60 (minutes).
@@ -82,7 +85,8 @@ def launch(
         executor = submitit.AutoExecutor(folder=own, cluster=launcher)
         if launcher == "slurm":
             chosen = {name: value or True for name, _, value in (option.partition("=") for option in options)}
-            array = f"{folder.parent.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+            name = re.sub(r"[^\w.+-]", "_", folder.parent.name)  # a comma would end it
+            array = f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
             queue = _Queue(array)
             queue.require_empty()
             executor.update_parameters(
@@ -105,7 +109,7 @@ def launch(
             name = next(iter(waiting))
             taken[name] = slots.pop(0)
             with _deaf_to_interrupts():
-                running[name] = executor.submit(_job, task, waiting.pop(name), taken[name], os.getpid())
+                running[name] = executor.submit(_job, task, waiting.pop(name), taken[name], folder)
             tell(f"--- {name}: process {running[name].job_id}, log {running[name].paths.stderr}")
         if stop_requested():
             _stop(list(running.values()), launcher)
@@ -127,7 +131,7 @@ def _ending(job: Any) -> tuple[_Ending, str]:
     """Return how a job that is over ended, and why."""
     log = f"see {job.paths.stderr}"
     if not job.paths.result_pickle.exists():
-        return "failed", f"which left no result, {log}"
+        return "failed", f"it was cancelled or killed before it left a result, {log}"
     return ("failed", log) if job.exception() else job.result()
 
 
@@ -151,14 +155,16 @@ class _Queue:
         """Return the names of those jobs that have left a result, or the queue without one."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _ASK
-            with suppress(RuntimeError):  # it may answer the next time
+            try:
                 states = self._states()
+                said = ", ".join(f"{number} {state}" for state, number in sorted(Counter(states.values()).items()))
                 for name, job in jobs.items():
                     self._unknown[name] = 0 if job.job_id in states else self._unknown[name] + 1
-                counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(states.values()).items()))
-                if counts not in ("", self._told):
-                    tell(f"slurm      {counts}")
-                    self._told = counts
+            except (OSError, RuntimeError) as error:  # it may answer the next time
+                said = f"{error}; waiting on"
+            if said not in ("", self._told):
+                tell(f"slurm      {said}")
+                self._told = said
         return [name for name, job in jobs.items() if job.paths.result_pickle.exists() or self._unknown[name] >= _ASKED]
 
     def _states(self) -> dict[str, str]:
@@ -168,10 +174,14 @@ class _Queue:
             RuntimeError: Slurm does not answer.
         """
         command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i|%T|%r"]
-        listed = subprocess.run(command, capture_output=True, text=True)
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+        try:
+            listed = subprocess.run(command, capture_output=True, text=True, env=plain, timeout=60)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError("squeue does not answer") from error
         if listed.returncode:
             raise RuntimeError(f"squeue does not answer ({listed.stderr.strip()})")
-        jobs = [line.split("|") for line in listed.stdout.splitlines()]
+        jobs = [line.split("|", 2) for line in listed.stdout.splitlines()]
         return {job: state.lower() + (f" ({why})" if state == "PENDING" else "") for job, state, why in jobs}
 
 
@@ -204,37 +214,30 @@ def _slots(at_once: int | None) -> list[str | None]:
 
 
 def _job(
-    task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None, parent: int | None = None
+    task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None, held: Path | None = None
 ) -> tuple[_Ending, str]:
     """Be a job: do the task with an item; return how that ended, and why.
 
-    On this machine it has GPUs of its own, and stops if the process that launched it, its `parent`, is gone.
+    On this machine it has GPUs of its own, and stops when who launched it no longer holds a folder.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which submitit hides them
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
         with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # who waits for it has no longer
-            task(item, lambda: stop_requested() or not _is_alive(parent))
+            task(item, lambda: stop_requested() or not (held is None or is_held(held)))
     except Preempted as stop:
         tell(str(stop))
         sys.exit(PREEMPTED)
     except DivergedError as error:
         tell(str(error))
         return "diverged", str(error)
-    except InputError as error:
-        tell(f"error: {error}")
-        return "failed", str(error)
+    except Exception as error:
+        if (sentence := mendable(error)) is None:
+            raise
+        tell(f"error: {sentence}")
+        return "failed", sentence
     return "done", ""
-
-
-def _is_alive(process: int | None) -> bool:
-    """Say whether a process of this machine is there; None always is."""
-    try:
-        os.kill(process or os.getpid(), 0)
-    except OSError:  # there is none, or by now somebody else's
-        return False
-    return True
 
 
 def _stop(jobs: Sequence, launcher: str) -> None:

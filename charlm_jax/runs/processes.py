@@ -49,7 +49,7 @@ def joined(distributed: str | None) -> Iterator[None]:
             says where it has started several, and else this process is alone.
 
     Raises:
-        InputError: `distributed` is none of these, or the others do not come.
+        InputError: `distributed` is none of these, or the processes cannot be one job.
     """
     place = _place(distributed)
     if place is None:
@@ -144,7 +144,7 @@ def _place(distributed: str | None) -> dict | None:
     host, _, port = address.rpartition(":")
     sound = len(numbers) == 2 and all(map(str.isdecimal, [port, *numbers])) and int(numbers[0]) < int(numbers[1])
     expected = "auto, or HOST:PORT/NUMBER/COUNT with numbers from 0"
-    require("--distributed", distributed, sound and host != "" and int(port) < 2**16, expected)
+    require("--distributed", distributed, sound and host != "" and 0 < int(port) < 2**16, expected)
     number, count = map(int, numbers)
     if count == 1:
         return None
