@@ -74,8 +74,6 @@ def test_jobs_end_with_who_launched_them(corpus, tmp_path):
         # Not yet waited for, as a container's first process may never do.
         for path in runs:
             free(path)
-    for path in runs:
-        free(path)
     assert 0 < len(read_records(open_run(runs[0]).metrics)) < 1000
 
 

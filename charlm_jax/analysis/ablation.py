@@ -89,7 +89,7 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
 
 
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a grid's results, one a combination; where some failed, the last says why."""
+    """Return the header and rows of a grid's results, a row a combination; a last column says why some failed."""
     names = list(outcomes[0].choices)
     header = [
         *names,

@@ -160,8 +160,7 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
     groups = _groups(runs)
     with joined(arguments.distributed):
         tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
-        for run in runs:
-            agreed(lambda run=run: require_same_choices(run.path, run.configuration))
+        agreed(lambda: [require_same_choices(run.path, run.configuration) for run in runs])
         train = _train_in_turn if arguments.launcher == "here" else _train_in_jobs
         failed, diverged = train(arguments, groups, stop_requested)
         if len(failed) < len(groups):

@@ -129,10 +129,11 @@ def launch(
 
 def _ending(job: Any) -> tuple[_Ending, str]:
     """Return how a job that is over ended, and why."""
-    log = f"see {job.paths.stderr}"
+    log = job.paths.stderr
     if not job.paths.result_pickle.exists():
-        return "failed", f"it was cancelled or killed before it left a result, {log}"
-    return ("failed", log) if job.exception() else job.result()
+        words = "it was cancelled or killed before it left a result"
+        return "failed", f"{words}, see {log}" if log.exists() else words
+    return ("failed", f"see {log}") if job.exception() else job.result()
 
 
 class _Queue:
