@@ -11,6 +11,7 @@ import pytest
 from oracles import GATES, keras_cell, lenient_jax, numpy_lstm
 
 from charlm_jax.choices import GateActivation
+from charlm_jax.model import recurrence
 from charlm_jax.model.cell import LayerCarry, gate_function, lstm_step
 from charlm_jax.model.recurrence import Weights, fuse, lstm_sequence, project, project_ids
 
@@ -107,6 +108,27 @@ def test_second_derivatives_equal_flax(cell, inputs, carry):
         np.testing.assert_allclose(one, another, rtol=0, atol=1e-4 * float(jnp.abs(another).max()))
 
 
+def test_unrolled_steps_are_the_loops(cell, inputs, carry):
+    """The same steps, rounded alike up to what a compiler fuses, and no loop left."""
+    weights = fuse(cell)
+    projected = project(weights, jnp.swapaxes(inputs, 0, 1), "float32")
+
+    def loss(states, after):
+        return jnp.sum(jnp.swapaxes(OF_EVERY_STATE, 0, 1) * states) + jnp.sum(after.cell * after.hidden)
+
+    def gradient_by(way):
+        def value(kernel, projected, carry):
+            return loss(*lstm_sequence(kernel, projected, carry, "sigmoid", "float32", way))
+
+        return jax.jit(jax.grad(value, argnums=(0, 1, 2)))
+
+    arguments = weights.recurrent_kernel, projected, carry
+    loops, unrolled = (jax.tree.leaves(gradient_by(way)(*arguments)) for way in ("scan", "unrolled"))
+    for one, another in zip(unrolled, loops, strict=True):
+        np.testing.assert_allclose(one, another, rtol=0, atol=1e-6 * float(jnp.abs(another).max()))
+    assert [gradient_by(way).lower(*arguments).as_text().count("while") for way in ("scan", "unrolled")] == [2, 0]
+
+
 def test_replicas_side_by_side_equal_each_alone(cell, inputs, carry):
     cells = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), cell)
     gradient = jax.grad(lambda cell: LOSSES["every character"](*read(cell, inputs, carry)))
@@ -184,3 +206,20 @@ def test_a_row_of_the_kernel_is_the_product_with_a_one_hot(cell):
     np.testing.assert_allclose(
         project_ids(weights, ids), project(weights, jnp.eye(INPUTS), "float32"), rtol=0, atol=1e-6
     )
+
+
+def test_on_a_gpu_the_gradient_of_the_rows_is_one_product(cell):
+    """Additions in an order that nothing fixes would give other bits each time; NumPy adds in float64."""
+    weights, ids = fuse(cell), jnp.array([3, 0, 3, 3, 7])
+    by_rows = jax.random.normal(jax.random.key(0), (len(ids), 4 * HIDDEN))
+    rows, derivative = jax.vjp(recurrence._rows, weights.input_kernel, ids)
+    np.testing.assert_array_equal(rows, np.asarray(weights.input_kernel)[ids])
+    expected = np.zeros(weights.input_kernel.shape)
+    np.add.at(expected, np.asarray(ids), np.asarray(by_rows, np.float64))
+    np.testing.assert_allclose(derivative(by_rows)[0], expected, rtol=0, atol=1e-6)
+
+    def lowered(platform):
+        gradient = jax.jit(jax.grad(lambda kernel: jnp.sum(project_ids(weights._replace(input_kernel=kernel), ids))))
+        return gradient.trace(weights.input_kernel).lower(lowering_platforms=(platform,)).as_text()
+
+    assert ["scatter" in lowered(platform) for platform in ("cuda", "cpu")] == [False, True]

@@ -51,8 +51,31 @@ def fuse(cell: Mapping) -> Weights:
 def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch gates"]:
     """Return x W + b for one-hot x: a row of W for each id."""
     table = once(weights.input_kernel + weights.bias[None, :])
-    rows = jax.lax.platform_dependent(table, ids.ravel(), tpu=lambda table, ids: table[ids], default=_slices)
+    rows = jax.lax.platform_dependent(
+        table, ids.ravel(), tpu=lambda table, ids: table[ids], cuda=_rows, default=_slices
+    )
     return rows.reshape(*ids.shape, -1)
+
+
+@jax.custom_vjp
+def _rows(table: Float[Array, "input gates"], ids: Int32[Array, " id"]) -> Float[Array, "id gates"]:
+    """Return `table[ids]`, with a gradient that is one product with one-hot ids.
+
+    On a GPU that of `table[ids]` is atomic additions, whose order, and so the bits of their sums, nothing fixes.
+    """
+    return table[ids]
+
+
+def _rows_forwards(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]]:
+    return table[ids], (table, ids)
+
+
+def _rows_backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    table, ids = kept
+    return multiply(jax.nn.one_hot(ids, len(table), dtype=gradient.dtype).T, gradient, "float32"), None
+
+
+_rows.defvjp(_rows_forwards, _rows_backwards)
 
 
 def _slices(table: Float[Array, "input gates"], ids: Int32[Array, " id"]) -> Float[Array, "id gates"]:
@@ -82,8 +105,18 @@ def lstm_sequence(
 ) -> tuple[Float[Array, "time batch hidden"], LayerCarry]:
     """Read a sequence of projected inputs; return the hidden state after each, and the last carry.
 
-    It has reverse-mode derivatives of every order; forward mode (`jax.jvp`) JAX refuses. On a TPU the first derivative
-    may be computed by the kernels of `model/tpu_kernel.py`, which have none of their own.
+    It has reverse-mode derivatives of every order; forward mode (`jax.jvp`) JAX refuses.
+
+    Args:
+        recurrent_kernel: U.
+        projected: the inputs.
+        carry: before them.
+        gate: activation.
+        precision: of the products.
+        recurrence: how a sequence that is learned from is read and gone back through: by XLA's loops (`scan`); by the
+            same steps laid out one after another (`unrolled`), of which a GPU makes fewer, larger kernels, and a
+            compiler takes longer; or on a TPU by the kernels of `model/tpu_kernel.py` (`kernel`), which have no
+            derivative of their own.
     """
     return _read(recurrent_kernel, projected, carry, gate, precision, recurrence)
 
@@ -114,7 +147,7 @@ def _read_forwards(
     recurrence: Recurrence,
 ) -> tuple[tuple[Array, LayerCarry], tuple[Array, Trace]]:
     """Read a sequence, and keep what its derivative needs."""
-    trace_of = functools.partial(_read_and_trace, gate=gate, precision=precision)
+    trace_of = functools.partial(_read_and_trace, gate=gate, precision=precision, unroll=recurrence == "unrolled")
     if recurrence == "kernel":
         from charlm_jax.model import tpu_kernel
 
@@ -134,7 +167,7 @@ def _read_backwards(
 ) -> tuple[Array, Array, LayerCarry]:
     """Return the gradients of `recurrent_kernel`, `projected` and `carry`, given those of what `_read` returns."""
     recurrent_kernel, trace = kept
-    go_back = functools.partial(_go_back, precision=precision)
+    go_back = functools.partial(_go_back, precision=precision, unroll=recurrence == "unrolled")
     if recurrence == "kernel":
         from charlm_jax.model import tpu_kernel
 
@@ -149,7 +182,12 @@ _read.defvjp(_read_forwards, _read_backwards)
 
 
 def _read_and_trace(
-    recurrent_kernel: Array, projected: Array, carry: LayerCarry, gate: GateActivation, precision: Precision
+    recurrent_kernel: Array,
+    projected: Array,
+    carry: LayerCarry,
+    gate: GateActivation,
+    precision: Precision,
+    unroll: bool = False,
 ) -> tuple[LayerCarry, Trace]:
     def step(time: Integer[Array, ""], state: tuple[LayerCarry, Trace]) -> tuple[LayerCarry, Trace]:
         carry, trace = state
@@ -157,11 +195,17 @@ def _read_and_trace(
         return carry, jax.tree.map(lambda whole, one: _put(whole, one, time), trace, here)
 
     unknown = jnp.zeros((*projected.shape[:2], len(recurrent_kernel)), projected.dtype)
-    return jax.lax.fori_loop(0, len(projected), step, (carry, Trace(projected, unknown, unknown, unknown)))
+    start = carry, Trace(projected, unknown, unknown, unknown)
+    return jax.lax.fori_loop(0, len(projected), step, start, unroll=unroll)
 
 
 def _go_back(
-    recurrent_kernel: Array, trace: Trace, by_hidden: Array, by_carry: LayerCarry, precision: Precision
+    recurrent_kernel: Array,
+    trace: Trace,
+    by_hidden: Array,
+    by_carry: LayerCarry,
+    precision: Precision,
+    unroll: bool = False,
 ) -> tuple[LayerCarry, Array]:
     last = len(by_hidden) - 1
     transposed = once(recurrent_kernel.T)
@@ -173,7 +217,7 @@ def _go_back(
         by_carry, by_gates = step_back(transposed, here, by_output, by_carry, precision)
         return by_carry, trace._replace(slopes=_put(trace.slopes, by_gates, time))
 
-    by_carry, trace = jax.lax.fori_loop(0, last + 1, step, (by_carry, trace))
+    by_carry, trace = jax.lax.fori_loop(0, last + 1, step, (by_carry, trace), unroll=unroll)
     return by_carry, trace.slopes
 
 

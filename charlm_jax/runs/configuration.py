@@ -104,7 +104,7 @@ class Configuration:
     precision: Precision = "float32"
     """Precision of the factors of matrix products; parameters, carry and sums are float32."""
     recurrence: Recurrence = "scan"
-    """Learn by XLA's loop over the characters, or on a TPU by one kernel a direction, which has never met a chip."""
+    """Learn by XLA's loop over the characters, by its steps unrolled, or on a TPU by one kernel a direction."""
     seed: int = 1
     """Seed of the initial parameters, the order of windows, dropout, prompts and samples."""
 
@@ -143,8 +143,8 @@ class Configuration:
         goes_back = self.on_divergence == "rollback"
         require("--on-divergence", self.on_divergence, held_out > 0 or not goes_back, "warn where nothing is held out")
         possible = self.hidden_size % 128 == 0 and self.precision != "tf32"
-        wanted = "scan where --hidden-size is no multiple of 128, and with --precision tf32"
-        require("--recurrence", self.recurrence, possible or self.recurrence == "scan", wanted)
+        wanted = "scan or unrolled where --hidden-size is no multiple of 128, and with --precision tf32"
+        require("--recurrence", self.recurrence, possible or self.recurrence != "kernel", wanted)
         require("--prompt-start", self.prompt_start, 0 <= (self.prompt_start or 0) < 2**31, "from 0 to 2147483647")
         require_temperatures("--temperatures", self.temperatures)
         require_seed(self.seed)
