@@ -118,6 +118,7 @@ def test_the_page_and_the_table_say_what_was_found():
     assert "the likeliest at 1.1 (1.2500 nats per character)" in page
     assert "texts at **0.5** are the nearest" in page
     assert r"`` a 'b' \| c <script> ``" in page
+    assert page.count("\n- entropy of characters (nats/character): Entropy of the frequencies") == 1
     widths = [line.replace(r"\|", "").count("|") for line in page.splitlines() if line.startswith("|")]
     assert set(widths[:8]) == {4}
     header, rows = sweep_table(sweep)

@@ -21,7 +21,6 @@ from charlm_jax.analysis.text_statistics import (
     frequencies,
     known_share,
     novelty,
-    novelty_curves,
     text_statistics,
     words,
 )
@@ -63,20 +62,12 @@ def test_a_match_is_the_longest_passage_that_the_training_text_has(training, tex
     assert [list(lengths) for lengths in found] == [[match(training, t[i:]) for i in range(len(t))] for t in texts]
 
 
-@check(TEXTS, TEXTS)
-@example("ab" * 30, "ab" * 30)  # longer than the curve
-def test_novelty_is_the_share_of_passages_that_the_training_text_lacks(training, text):
-    (curve,) = novelty_curves(Reference.of(training), [text])
-    assert len(curve) == 50
-    for length, share in enumerate(curve, 1):
-        here = passages(text, length)
-        expected = np.mean([passage not in training for passage in here]) if here else math.nan
-        assert share == pytest.approx(expected, nan_ok=True)
-
-
-def test_no_text_and_no_texts_have_curves_too():
-    assert np.isnan(novelty(np.zeros(0, int))).all()
-    assert novelty_curves(Reference.of(TEXT), []).shape == (0, 50)
+@check(TEXTS, TEXTS, st.integers(1, 20))
+def test_novelty_is_the_share_of_passages_that_the_training_text_lacks(training, text, n):
+    (matched,) = matching_statistics(training, [text])
+    here = passages(text, n)
+    expected = np.mean([passage not in training for passage in here]) if here else math.nan
+    assert novelty(matched, n) == pytest.approx(expected, nan_ok=True)
 
 
 @check(TEXTS)
@@ -187,15 +178,15 @@ def test_every_text_gets_every_statistic():
     found = text_statistics(Reference.of(TEXT), texts)
     assert found.keys() == STATISTICS.keys()
     for place, text in enumerate(texts):
-        matched = [match(TEXT, text[start:]) for start in range(len(text))]
-        tokens, curve = words(text), novelty_curves(Reference.of(TEXT), [text])[0]
+        matched = np.array([match(TEXT, text[start:]) for start in range(len(text))], int)
+        tokens = words(text)
         expected = {
             "known_words": known_share(tokens, frozenset(words(TEXT))),
             "known_word_types": known_share(set(tokens), frozenset(words(TEXT))),
-            "novelty_4": curve[3],
-            "novelty_8": curve[7],
-            "novelty_16": curve[15],
-            "longest_copy": max(matched, default=0),
+            "novelty_4": novelty(matched, 4),
+            "novelty_8": novelty(matched, 8),
+            "novelty_16": novelty(matched, 16),
+            "longest_copy": matched.max(initial=0),
             "distinct_4": distinct_ngrams(text, 4),
             "looped": looped(text),
             "longest_repeat": longest_repeat(text),

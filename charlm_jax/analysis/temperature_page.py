@@ -111,6 +111,8 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
             "",
             *_markdown_table(["measure", "human text", "nearest at", "there", "not told from human at"], measures),
             "",
+            *(f"- {measure.label}: {measure.definition}" for measure in MEASURES.values()),
+            "",
             *_markdown_table(["temperature", "how the first text begins"], starts),
             "",
         ]

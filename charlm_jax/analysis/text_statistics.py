@@ -17,7 +17,6 @@ from jaxtyping import Float, Integer
 from charlm_jax.analysis.baselines import LIMIT
 from charlm_jax.analysis.matches import LOOP, longest_repeat, looped, matching_statistics
 
-LONGEST_NGRAM = 50  # characters; where novelty curves end
 NOVELTIES = (4, 8, 16)  # characters of the n-grams whose novelty is a statistic of its own
 
 _NO_LETTER = re.compile(r"[\W\d_]")
@@ -105,11 +104,11 @@ def text_statistics(reference: Reference, texts: Sequence[str]) -> dict[str, Flo
 
 
 def _statistics(reference: Reference, text: str, matched: Integer[np.ndarray, " character"]) -> dict[str, float]:
-    tokens, curve = words(text), novelty(matched)
+    tokens = words(text)
     return {
         "known_words": known_share(tokens, reference.words),
         "known_word_types": known_share(set(tokens), reference.words),
-        **{f"novelty_{n}": curve[n - 1] for n in NOVELTIES},
+        **{f"novelty_{n}": novelty(matched, n) for n in NOVELTIES},
         "longest_copy": float(matched.max(initial=0)),
         "distinct_4": distinct_ngrams(text, 4),
         "looped": looped(text),
@@ -120,26 +119,18 @@ def _statistics(reference: Reference, text: str, matched: Integer[np.ndarray, " 
     }
 
 
-def novelty_curves(reference: Reference, texts: Sequence[str]) -> Float[np.ndarray, "text ngram"]:
-    """Return the `novelty` of every text, for n-grams of 1 to `LONGEST_NGRAM` characters."""
-    curves = [novelty(matched) for matched in matching_statistics(reference.text, texts)]
-    return np.reshape(curves, (len(texts), LONGEST_NGRAM))
-
-
-def novelty(matched: Integer[np.ndarray, " character"]) -> Float[np.ndarray, " ngram"]:
-    """Return the share of a text's n-grams that never occur in the training text, for n from 1 to `LONGEST_NGRAM`.
+def novelty(matched: Integer[np.ndarray, " character"], n: int) -> float:
+    """Return the share of a text's n-grams, passages of n characters, that never occur in the training text.
 
     From 0, all copied, to 1, all new (McCoy et al., 2023, for words); nan where the text is shorter than n.
 
     Args:
         matched: the text's matching statistics.
+        n: characters.
     """
-    lengths = np.arange(1, LONGEST_NGRAM + 1)
-    ngrams = len(matched) + 1 - lengths
-    known = np.sum(
-        matched[:, None] >= lengths, axis=0
-    )  # no match reaches beyond the text, so each is of a whole n-gram
-    return 1 - np.divide(known, ngrams, out=np.full(LONGEST_NGRAM, np.nan), where=ngrams > 0)
+    ngrams = len(matched) + 1 - n
+    known = int(np.sum(matched >= n))  # no match reaches beyond the text, so each is of a whole n-gram
+    return 1 - known / ngrams if ngrams > 0 else math.nan
 
 
 def words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int32, Integer
+from jaxtyping import Array, Bool, Float, Int32, Integer, PyTree
 
 from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch, Order, within_epoch
@@ -53,7 +53,7 @@ class TrainingState(NamedTuple):
 
     step: Int32[Array, ""]
     parameters: Parameters
-    optimizer_state: optax.OptState
+    optimizer_state: PyTree
     carry: Carry
     epoch: EpochSoFar
     skipped_in_a_row: Int32[Array, ""]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Never
+from typing import TYPE_CHECKING, Annotated, ClassVar, Never
 
 import tyro
 from tqdm import tqdm
@@ -29,6 +29,11 @@ from charlm_jax.errors import (
     require_count,
 )
 from charlm_jax.runs.configuration import PRESETS, Configuration
+
+if TYPE_CHECKING:
+    ProgressBar = tqdm[Never]  # which tqdm is to its stubs alone
+else:
+    ProgressBar = tqdm
 
 
 class Watcher(io.TextIOBase):
@@ -64,7 +69,7 @@ def tell(message: str) -> None:
 
 def progress_bar(
     purpose: str, total: int, unit: str, *, initial: int = 0, watched: bool = True, scaled: bool = False
-) -> "tqdm[Never]":
+) -> ProgressBar:
     """Return a bar for the person who watches; a log gets a line a minute.
 
     Args:

@@ -13,17 +13,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Never
 
 import numpy as np
 from jaxtyping import Integer
-from tqdm import tqdm
 
 from charlm_jax.data.corpus import IDS_FILE, Corpus, load_corpus, text_files
 from charlm_jax.data.text_blocks import decode_blocks, lowercase_blocks
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import DamagedError, InputError, Preempted
-from charlm_jax.runs.command_line import progress_bar, tell
+from charlm_jax.runs.command_line import ProgressBar, progress_bar, tell
 from charlm_jax.runs.files import LOCK, hold_folder, is_temporary, read_json, sync_names, write_json
 from charlm_jax.runs.stop import StopRequested
 
@@ -226,7 +224,7 @@ def encode(
 
 
 def _text_blocks(
-    files: Sequence[Path], encoding: str, bar: "tqdm[Never]", stop_requested: StopRequested
+    files: Sequence[Path], encoding: str, bar: ProgressBar, stop_requested: StopRequested
 ) -> Iterator[str]:
     """Read files that are joined by blank lines."""
 
