@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int32, Integer, Shaped
 
 DATA = "data"
 REPLICA = "replica"
@@ -81,7 +82,7 @@ def as_many_as(rows: int, mesh: Mesh) -> Mesh:
     return data_mesh(devices[:rows]) if alone else mesh
 
 
-def own_rows(batch_size: int, mesh: Mesh) -> jax.Array:
+def own_rows(batch_size: int, mesh: Mesh) -> Int32[Array, " row"]:
     """Return, inside `jax.shard_map`, the numbers of a device's own rows of a batch.
 
     Each device has equally many; where they do not divide the batch, the last numbers are `batch_size` and more.
@@ -90,7 +91,7 @@ def own_rows(batch_size: int, mesh: Mesh) -> jax.Array:
     return jax.lax.axis_index(DATA) * share + jnp.arange(share, dtype=jnp.int32)
 
 
-def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+def local_rows(batch_size: int, mesh: Mesh) -> Integer[np.ndarray, " row"]:
     """Return the numbers of the rows of a batch that this process's devices have; see `own_rows`."""
     devices = mesh.shape[DATA]
     total = devices * -(-batch_size // devices)
@@ -98,6 +99,6 @@ def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(total)[place] for place in places]))
 
 
-def split_columns(array: np.ndarray, mesh: Mesh) -> jax.Array:
+def split_columns(array: Shaped[np.ndarray, "steps own *rest"], mesh: Mesh) -> Shaped[Array, "steps batch *rest"]:
     """Make one array, split over the devices along its second axis, of the parts that the processes have of it."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(None, DATA)), array)
