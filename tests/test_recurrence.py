@@ -175,11 +175,15 @@ def test_gradients_equal_finite_differences(cell, inputs):
         assert sum(jax.tree.leaves(products)) == pytest.approx(expected, rel=1e-5)
 
 
+KERAS_GATES: dict[str, Any] = {
+    "sigmoid": "sigmoid",
+    "hard_sigmoid": lambda x: keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0),  # Keras 2's: Keras 3 calls another one that
+}
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_forward_equals_keras(cell, inputs, gate):
-    """Keras 3 spells Keras 2's hard sigmoid as a function of our own: its `hard_sigmoid` is another one."""
-    activation: Any = gate if gate == "sigmoid" else (lambda x: keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0))
-    layer = keras.layers.LSTM(HIDDEN, return_sequences=True, recurrent_activation=activation)
+    layer = keras.layers.LSTM(HIDDEN, return_sequences=True, recurrent_activation=KERAS_GATES[gate])
     with lenient_jax():
         layer.build(inputs.shape)
         layer.set_weights(keras_cell(cell))
