@@ -103,9 +103,11 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
         [
             f"# {title}",
             "",
-            f"Over all measures the texts at **{closest:g}** are the nearest to human ones (mean absolute Cliff's "
-            f"delta {distances.min():.2f}: 0 alike, 1 wholly apart); human text is the likeliest at {best:g} "
-            f"({calibration.losses[calibration.best]:.4f} nats per character). Intervals: 95 %, over prompts.{note}",
+            (
+                f"Over all measures the texts at **{closest:g}** are the nearest to human ones (mean absolute Cliff's "
+                f"delta {distances.min():.2f}: 0 alike, 1 wholly apart); human text is the likeliest at {best:g} "
+                f"({calibration.losses[calibration.best]:.4f} nats per character). Intervals: 95 %, over prompts.{note}"
+            ),
             "",
             *_markdown_table(["what the notebooks say", "", "evidence"], claims),
             "",
