@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -62,7 +63,7 @@ class Course:
     """
 
     name: str
-    configuration: dict
+    configuration: dict[str, Any]
     text: str
     seconds: Sequence[float]
     losses: Sequence[float]

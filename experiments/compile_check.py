@@ -98,7 +98,7 @@ class Built:
     seconds: float
 
 
-def topology_devices(name: str) -> list:
+def topology_devices(name: str) -> list[Any]:
     """Return the devices of a pod to compile for.
 
     Raises:
@@ -191,7 +191,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
     return [read, build("generate_piece", generating)]
 
 
-def predicted_exchanges(job: "Job", mesh: "Mesh", replicas: int = 1) -> list[dict]:
+def predicted_exchanges(job: "Job", mesh: "Mesh", replicas: int = 1) -> list[dict[str, Any]]:
     """Return what arithmetic says that chips exchange: each step gradients and loss, each dispatch the carry."""
     import jax
     import numpy as np
@@ -216,7 +216,7 @@ def rows_a_chip(job: "Job", chips: int) -> int:
     return -(-job.order.batch_size // chips)
 
 
-def contradictions(programs: Sequence[Built], predicted: Sequence[dict]) -> list[str]:
+def contradictions(programs: Sequence[Built], predicted: Sequence[dict[str, Any]]) -> list[str]:
     """Say where the programs, the training steps first, are not what was predicted."""
     import jax
 
@@ -242,7 +242,7 @@ def contradictions(programs: Sequence[Built], predicted: Sequence[dict]) -> list
     return problems
 
 
-def scaling(job: "Job", devices: Sequence, built: Built) -> list[dict]:
+def scaling(job: "Job", devices: Sequence[Any], built: Built) -> list[dict[str, Any]]:
     """Predict a step on 1 to 256 chips, which share the batch (strong scaling) or have one each (weak scaling)."""
     from charlm_jax.analysis.ablation import training_flops
     from charlm_jax.analysis.programs import CHIPS
@@ -279,7 +279,7 @@ def scaling(job: "Job", devices: Sequence, built: Built) -> list[dict]:
     return rows
 
 
-def tables(programs: Sequence[Built]) -> dict[str, list[dict]]:
+def tables(programs: Sequence[Built]) -> dict[str, list[dict[str, Any]]]:
     """Return what the compiler says of the programs, for one chip; None is what it does not say."""
     memory, costs, cycles, exchanges = [], [], [], []
     sizes = {"arguments": "argument_size", "outputs": "output_size", "donated": "alias_size"}

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -105,7 +106,7 @@ def main(flags: Sequence[str]) -> None:
     calibration = calibrate(model.network, model.parameters, ids, mesh, window=window, stride=stride)
     others = {} if training is None else baselines(training, text, len(model.vocabulary), model.vocabulary.decode)
 
-    def record(evaluation: Evaluation) -> dict:
+    def record(evaluation: Evaluation) -> dict[str, Any]:
         return {
             "loss_nats": evaluation.loss_nats,
             "bits_per_character": evaluation.bits_per_character,

@@ -70,7 +70,7 @@ class Interval(NamedTuple):
 
 def by_choices(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     """Return the outcomes with the same choices together, in the order in which they first come."""
-    groups: dict[tuple, list[Outcome]] = {}
+    groups: dict[tuple[Any, ...], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(tuple(outcome.choices.items()), []).append(outcome)
     return list(groups.values())
@@ -141,7 +141,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
         """Return a place moved aside by a share of the axis."""
         return place * (max(numbers) / min(numbers)) ** aside if scaled else place + aside * width
 
-    lines: dict[tuple, list[list[Outcome]]] = {}
+    lines: dict[tuple[Any, ...], list[list[Outcome]]] = {}
     for group in by_choices(outcomes):
         lines.setdefault(tuple(list(group[0].choices.items())[1:]), []).append(group)
     figure = Figure(figsize=(10, 6.4), layout="constrained")

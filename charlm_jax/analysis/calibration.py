@@ -96,7 +96,9 @@ def _score(
     hidden, _ = model.read(characters[:, :-1])
     targets = characters[:, -1]
 
-    def one(logits: Float[Array, " vocab"], target: Int32[Array, ""], temperature: Float[Array, ""]) -> tuple:
+    def one(
+        logits: Float[Array, " vocab"], target: Int32[Array, ""], temperature: Float[Array, ""]
+    ) -> tuple[Array, Array]:
         weighed = reweight(logits, temperature)
         confidence = jnp.max(jax.nn.softmax(weighed))
         right = (jnp.argmax(weighed) == target).astype(jnp.float32)

@@ -14,8 +14,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-_COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute")
-_COLLECTIVES += ("ragged-all-to-all", "reduce-scatter")
+_COLLECTIVES = (
+    *("all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute"),
+    *("ragged-all-to-all", "reduce-scatter"),
+)
 _TRANSFERS = ("infeed", "outfeed", "send", "recv")
 # A callback of Python's, a move to the host's memory, or an array that lies there (memory space 5).
 _HOST = re.compile(r'custom_call_target="[^"]*(callback|host)|S\(5\)', re.IGNORECASE)

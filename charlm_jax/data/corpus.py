@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from charlm_jax.errors import InputError
 
@@ -214,7 +215,7 @@ def _downloaded(name: str, source: Download) -> Path:
         cache.mkdir(parents=True, mode=0o700, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
     archive = source.url.endswith(".zip")
-    unpack: Callable | None = pooch.Unzip(members=[source.file]) if archive else None
+    unpack: Callable[..., Any] | None = pooch.Unzip(members=[source.file]) if archive else None
     try:
         found = pooch.retrieve(
             source.url,

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def keras_parameters(network: CharacterLSTM, key: Key) -> Parameters:
     return {name: makers.get(name, _cell)(layer, fold_text(key, name)) for name, layer in shapes.items()}
 
 
-def _cell(shapes: Mapping, key: Key) -> Mapping:
+def _cell(shapes: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
     inputs, hidden = shapes["ii"]["kernel"].shape
     input_kernel = _split(glorot_uniform()(fold_text(key, "input"), (inputs, 4 * hidden)))
     recurrent_kernel = _split(orthogonal()(fold_text(key, "recurrent"), (hidden, 4 * hidden)))
@@ -57,11 +58,11 @@ def _cell(shapes: Mapping, key: Key) -> Mapping:
     }
 
 
-def _dense(shapes: Mapping, key: Key) -> Mapping:
+def _dense(shapes: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
     return {"kernel": glorot_uniform()(key, shapes["kernel"].shape), "bias": jnp.zeros(shapes["bias"].shape)}
 
 
-def _embedding(shapes: Mapping, key: Key) -> Mapping:
+def _embedding(shapes: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
     return {"embedding": jax.random.uniform(key, shapes["embedding"].shape, minval=-0.05, maxval=0.05)}
 
 

@@ -12,7 +12,7 @@ times.
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Weights(NamedTuple):
     bias: Float[Array, " gates"]
 
 
-def fuse(cell: Mapping) -> Weights:
+def fuse(cell: Mapping[str, Any]) -> Weights:
     """Lay the gates of a `flax.linen.LSTMCell`'s parameters side by side."""
 
     def side_by_side(layer: str, parameter: str) -> Array:

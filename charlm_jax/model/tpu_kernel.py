@@ -70,7 +70,9 @@ def go_back(
     return _along(body, recurrent_kernel.T, (trace, by_hidden), by_carry, reverse=True, interpret=interpret)
 
 
-def _along(body: Callable, weights: Array, inputs: Any, carry: Any, *, reverse: bool, interpret: bool) -> tuple:
+def _along(
+    body: Callable[..., Any], weights: Array, inputs: Any, carry: Any, *, reverse: bool, interpret: bool
+) -> tuple[Any, Any]:
     """Return the last carry, and the outputs of all steps, where `carry, output = body(weights, input, carry)` is one.
 
     `jax.lax.scan` as a kernel; `reverse` begins with the last step.

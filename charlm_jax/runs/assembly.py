@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class Job:
         """Updates in the whole run."""
         return self.configuration.epochs * self.steps_per_epoch
 
-    def describe_corpus(self) -> dict:
+    def describe_corpus(self) -> dict[str, Any]:
         """Return what provenance.json says of the text."""
         return {
             "name": self.corpus.name,
@@ -83,7 +84,7 @@ class Job:
             "sha256": self.corpus.sha256,
         }
 
-    def describe_source(self) -> dict | None:
+    def describe_source(self) -> dict[str, Any] | None:
         """Return what provenance.json says of the trained model that the run starts from; None if there is none."""
         if self.source is None:
             return None

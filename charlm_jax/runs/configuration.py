@@ -6,7 +6,7 @@ Nothing here touches JAX, so that command lines answer at once.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from charlm_jax.choices import (
     Continuation,
@@ -150,7 +150,7 @@ class Configuration:
         require_seed(self.seed)
 
     @classmethod
-    def from_json(cls, record: dict) -> "Configuration":
+    def from_json(cls, record: dict[str, Any]) -> "Configuration":
         """Rebuild a configuration from its JSON object.
 
         Raises:
@@ -161,7 +161,7 @@ class Configuration:
             raise InputError(f"its fields are not those of this version: {', '.join(sorted(odd))}")
         return cls(**{**record, "temperatures": tuple(record["temperatures"])})
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Return the configuration as a JSON object."""
         return {**dataclasses.asdict(self), "temperatures": list(self.temperatures)}
 

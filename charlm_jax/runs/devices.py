@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pooch
@@ -112,7 +113,7 @@ def describe_devices(mesh: Mesh) -> str:
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{processes}"
 
 
-def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict:
+def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict[str, Any]:
     """Return what decides the bits of a result beside the configuration: code, versions, devices, precision.
 
     `replicas` models are trained together.

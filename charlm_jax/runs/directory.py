@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError
@@ -80,7 +80,7 @@ class RunDirectory:
                 "use the version that wrote it, or start again in another --run-dir"
             ) from error
 
-    def provenance(self) -> dict:
+    def provenance(self) -> dict[str, Any]:
         """Return what was recorded of where the run comes from."""
         record = read_json(self.path / "provenance.json")
         corpus = record.get("corpus")
@@ -125,7 +125,7 @@ class RunDirectory:
                         "what it is to stand for"
                     )
 
-    def write_provenance(self, record: dict) -> None:
+    def write_provenance(self, record: dict[str, Any]) -> None:
         """Replace provenance.json."""
         write_json(self.path / "provenance.json", record)
 
@@ -170,7 +170,7 @@ def find_runs(path: Path) -> list[RunDirectory]:
 
 
 @contextmanager
-def hold_run(path: Path, configuration: Configuration, provenance: dict) -> Iterator[RunDirectory]:
+def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any]) -> Iterator[RunDirectory]:
     """Create a run's directory, or open the one that is there if it holds the same run; hold it for this process alone.
 
     A larger number of epochs extends a run whose learning rate is constant from the start; patience and what to do on
@@ -213,7 +213,7 @@ def _is_foreign(path: Path) -> bool:
     return path.name not in ("provenance.json", LOCK) and not path.name.startswith(left)
 
 
-def _check_same(run: RunDirectory, configuration: Configuration, provenance: dict) -> None:
+def _check_same(run: RunDirectory, configuration: Configuration, provenance: dict[str, Any]) -> None:
     there, recorded, here = run.configuration(), run.provenance()["corpus"], provenance["corpus"]
     compared = configuration
     if recorded.get("sha256") == here["sha256"]:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -101,7 +102,7 @@ def open_encoded(folder: Path, *, encoding: str | None, lowercase: bool) -> Enco
     return _corpus(folder, record)
 
 
-def _corpus(folder: Path, record: dict) -> EncodedCorpus:
+def _corpus(folder: Path, record: dict[str, Any]) -> EncodedCorpus:
     path = folder / IDS_FILE
     try:
         if record["format"] != _FORMAT:
@@ -183,7 +184,7 @@ def encode(
         raise InputError(f"{str(text)!r} is no file, and cannot be read more than once; write it to one first")
     if text.is_dir() and folder.resolve().is_relative_to(text.resolve()):
         raise InputError(f"--output {str(folder)!r} lies in the text {str(text)!r} itself; name a folder outside")
-    facts = [[str(file.relative_to(text)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    facts = [(str(file.relative_to(text)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     request = {
         "format": _FORMAT,
         "name": str(text.resolve()),
@@ -244,7 +245,7 @@ def _text_blocks(
         yield from decode_blocks(file_blocks(file), encoding, str(file))
 
 
-def _survey(blocks: Iterator[str], source: str) -> dict:
+def _survey(blocks: Iterator[str], source: str) -> dict[str, Any]:
     """Return what corpus.json says of a text."""
     characters, length, digest = set[str](), 0, hashlib.sha256()
     for block in blocks:
@@ -302,7 +303,7 @@ def _records(folder: Path) -> list[Path]:
     return [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
 
 
-def _is_finished(folder: Path, request: dict) -> bool:
+def _is_finished(folder: Path, request: dict[str, Any]) -> bool:
     """Say whether a folder holds what is asked for, complete.
 
     Raises:

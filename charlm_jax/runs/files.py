@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charlm_jax.errors import InputError
 from charlm_jax.runs.command_line import tell
@@ -101,7 +101,7 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Return a file's JSON object.
 
     Raises:
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict:
     return record
 
 
-def write_json(path: Path, record: dict) -> None:
+def write_json(path: Path, record: dict[str, Any]) -> None:
     """Replace a file by a JSON object."""
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
     )
 
 
-def _provenance(record: dict) -> dict[str, object]:
+def _provenance(record: dict[str, Any]) -> dict[str, object]:
     corpus, source = record["corpus"], record.get("init_from")
     facts = {
         "commit": record.get("commit"),
@@ -129,7 +129,7 @@ def _texts(run: RunDirectory, characters: int, notes: list[str]) -> list[Text]:
     return kept
 
 
-def _text(source: str, record: dict, sampler: Sampler) -> Text:
+def _text(source: str, record: dict[str, Any], sampler: Sampler) -> Text:
     said: Sampler | None = record.get("sampler")
     return Text(
         source=source,

@@ -241,7 +241,7 @@ def _job(
     return "done", ""
 
 
-def _stop(jobs: Sequence, launcher: str) -> None:
+def _stop(jobs: Sequence[Any], launcher: str) -> None:
     if launcher == "slurm":
         raise Preempted(
             "stopped waiting; Slurm's jobs go on, and the same command shows the results when they are done"

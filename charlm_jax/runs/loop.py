@@ -292,7 +292,7 @@ def _astray(losses: list[float], path: Path) -> str:
     )
 
 
-def _warn_of_other_bits(there: dict, here: dict) -> None:
+def _warn_of_other_bits(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Say what decides the bits of a result and was different when the run was started."""
     flat = [{**record, **record["versions"]} for record in (there, here)]
     decisive = (*here["versions"], "commit", "device_kind", "device_count", "processes", "replicas", "cpu_cores")

@@ -13,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ def _part() -> None:
         tell(f"another process of this job did not come to its end: {str(error).splitlines()[0]}")
 
 
-def _place(distributed: str | None) -> dict | None:
+def _place(distributed: str | None) -> dict[str, Any] | None:
     """Return what `jax.distributed.initialize` is to be told; None for a process that is alone."""
     if distributed is None:
         return _slurm_gpus() if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 else None
@@ -153,7 +153,7 @@ def _place(distributed: str | None) -> dict | None:
     return {"coordinator_address": address, "process_id": number, "num_processes": count, **own}
 
 
-def _slurm_gpus() -> dict:
+def _slurm_gpus() -> dict[str, Any]:
     """Return which of the GPUs that Slurm gave are this process's, where JAX would take the one of its number."""
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"

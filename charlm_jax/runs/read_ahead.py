@@ -2,6 +2,7 @@
 
 import mmap
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -64,7 +65,7 @@ def read_ahead(
 
 def _let_go(ids: Integer[np.ndarray, " character"]) -> None:
     """Unmap the pages that reading has mapped, if there are any: they would count as this process's memory."""
-    owner = ids
+    owner: Any = ids
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, mmap.mmap):

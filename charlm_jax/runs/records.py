@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from charlm_jax.errors import InputError
 from charlm_jax.runs.files import sync_names, write_atomically
@@ -18,7 +19,7 @@ _FIELDS = {
 }
 
 
-def append_record(path: Path, record: dict) -> None:
+def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as one line, in one write that is on the disk when this returns."""
     line, is_new = json.dumps(record, allow_nan=False) + "\n", not path.exists()
     with path.open("ab") as file:
@@ -29,7 +30,7 @@ def append_record(path: Path, record: dict) -> None:
         sync_names(path.parent)
 
 
-def read_records(path: Path) -> list[dict]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """Return a file's records; a last line that was not written to its end is left out.
 
     Raises:
@@ -53,7 +54,7 @@ def keep_records(path: Path, step: int) -> None:
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def _record(line: bytes) -> dict | None:
+def _record(line: bytes) -> dict[str, Any] | None:
     """Return a line's record, if it has what readers rely on, each number finite."""
     try:
         record = json.loads(line)
