@@ -31,7 +31,7 @@ import tyro
 from tqdm import tqdm
 
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, require_picture, tell
+from charlm_jax.runs.command_line import exit_codes, folded, require_picture, tell
 
 _PEERS = Path(__file__).with_name("peers")
 _WINDOW, _BATCH_SIZE, _PRODUCT_SIDE = 60, 128, 512  # as in peers/worker.py
@@ -187,7 +187,7 @@ class Timing:
 
 def _first_steps(
     contenders: Sequence[Contender], hidden_size: int, stack: contextlib.ExitStack
-) -> tuple[list[Worker], list[Timing], dict]:
+) -> tuple[list[Worker], list[Timing], dict[str, int]]:
     """Start the processes, one after another, each timed until its first training step is done."""
     workers, timings, peaks = [], [], {}
     for contender in contenders:
@@ -347,7 +347,7 @@ def _processor() -> str:
 
 def main(flags: Sequence[str]) -> None:
     """Time, and print."""
-    arguments = tyro.cli(Arguments, prog="scripts/run benchmark", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run benchmark", description=folded(__doc__), args=flags)
     here = [contender for contender in CONTENDERS if importlib.util.find_spec(contender.package)]
     absent = [contender for contender in CONTENDERS if contender not in here]
     for contender in absent:

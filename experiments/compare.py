@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import exit_codes, print_table, require_picture, tell
+from charlm_jax.runs.command_line import exit_codes, folded, print_table, require_picture, tell
 
 # What decides the generated texts and not the loss.
 _OF_TEXTS = {"temperatures", "sample_every", "sample_length", "sampler", "prompt_start", "continuation"}
@@ -109,7 +109,7 @@ def read_course(path: Path) -> Course:
 
 def main(flags: Sequence[str]) -> None:
     """Read, print and draw."""
-    arguments = tyro.cli(Arguments, prog="scripts/run compare", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run compare", description=folded(__doc__), args=flags)
 
     from charlm_jax.runs.files import write_table
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import tyro
 
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, named_preset, print_table, tell
+from charlm_jax.runs.command_line import exit_codes, folded, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def main(flags: Sequence[str]) -> None:
     """Compile, compare and print."""
     preset, base, flags = named_preset(flags, "quick")
     program = f"scripts/run compile_check {preset}"
-    arguments = tyro.cli(Arguments, prog=program, description=__doc__, args=flags, default=Arguments(base))
+    arguments = tyro.cli(Arguments, prog=program, description=folded(__doc__), args=flags, default=Arguments(base))
     os.environ.update(_ENVIRONMENT)
 
     from charlm_jax.mesh import DATA, data_mesh, replica_mesh

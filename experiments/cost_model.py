@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, named_preset, print_table, progress_bar, require_picture, tell
+from charlm_jax.runs.command_line import (
+    exit_codes,
+    folded,
+    named_preset,
+    print_table,
+    progress_bar,
+    require_picture,
+    tell,
+)
 from charlm_jax.runs.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -66,7 +74,7 @@ def main(flags: Sequence[str]) -> None:
     """Measure, fit, print and draw."""
     preset, base, flags = named_preset(flags, "quick")
     program = f"scripts/run cost_model {preset}"
-    arguments = tyro.cli(Arguments, prog=program, description=__doc__, args=flags, default=Arguments(base))
+    arguments = tyro.cli(Arguments, prog=program, description=folded(__doc__), args=flags, default=Arguments(base))
 
     from charlm_jax.analysis.cost_model import TERMS, CostModel, left_out, plot_costs
     from charlm_jax.runs.assembly import prepare

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, folded, tell
 from charlm_jax.runs.stop import stop_requests
 
 
@@ -37,7 +37,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Encode."""
-    arguments = tyro.cli(Arguments, prog="scripts/run encode", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run encode", description=folded(__doc__), args=flags)
 
     from charlm_jax.runs.encoding import encode, open_encoded
 

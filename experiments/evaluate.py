@@ -24,7 +24,7 @@ import tyro
 
 from charlm_jax.choices import MOST_EVALUATED, Checkpoint
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, require_picture, tell
+from charlm_jax.runs.command_line import exit_codes, folded, require_picture, tell
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Evaluate, print and draw."""
-    arguments = tyro.cli(Arguments, prog="scripts/run evaluate", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run evaluate", description=folded(__doc__), args=flags)
 
     import jax.numpy as jnp
 

@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, folded, tell
 
 _CHARACTERS = 100_000  # of texts on a page: about 1 MB
 _PICTURE_BYTES = 600_000  # on a page, where they take a third more
@@ -46,7 +46,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Gather, lay out and write."""
-    arguments = tyro.cli(Arguments, prog="scripts/run report", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run report", description=folded(__doc__), args=flags)
 
     from charlm_jax.analysis.report import make_report
     from charlm_jax.runs.directory import find_runs, open_run

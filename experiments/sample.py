@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from charlm_jax.choices import Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, folded, tell
 
 # Characters generated at a time: so few that they flow on a terminal, so many that a long text shows its progress.
 _LIVE_PIECE, _PIECE = 25, 2000
@@ -68,7 +68,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Generate, and print."""
-    arguments = tyro.cli(Arguments, prog="scripts/run sample", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run sample", description=folded(__doc__), args=flags)
 
     import jax
     import numpy as np

@@ -23,7 +23,7 @@ import tyro
 
 from charlm_jax.choices import MOST_EVALUATED, Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, folded, tell
 
 if TYPE_CHECKING:  # what --help can do without
     import numpy as np
@@ -75,7 +75,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Measure each run, print and draw."""
-    arguments = tyro.cli(Arguments, prog="scripts/run temperature", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run temperature", description=folded(__doc__), args=flags)
     from charlm_jax.runs.directory import find_runs
 
     runs = [run for path in arguments.runs for run in find_runs(path)]

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.command_line import exit_codes, folded
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Check, and print."""
-    arguments = tyro.cli(Arguments, prog="scripts/run verify", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run verify", description=folded(__doc__), args=flags)
 
     from charlm_jax.data.corpus import IDS_FILE
     from charlm_jax.runs.directory import open_run

@@ -3,13 +3,16 @@
 import dataclasses
 import io
 import os
+import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Never
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Never
 
 import tyro
 from tqdm import tqdm
@@ -118,16 +121,41 @@ class TrainingArguments:
     run_dir: Path = Path("runs", "PRESET-TIME")
     """Directory of the run: a new one by default, or one to go on with."""
     devices: int | None = None
-    """Devices to split each batch over; if not given all (on a CPU one a core), in a single process as many as get
-    eight windows each."""
+    """Devices to split each batch over; all if not given, in a single process as many as get eight windows each."""
     distributed: str | None = None
     """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
     text: TextPlace = "auto"
-    """Where the text is while it is learned: resident on each device, or streamed from where it lies, with the same
-    result; auto streams it if it takes more than a quarter of a device's memory."""
+    """Learn text on each device (resident) or from its place (streamed), as auto does above a quarter of memory."""
 
     def __post_init__(self) -> None:
         require_count("--devices", self.devices)
+
+
+class _AsItIs(str):
+    """A text whose lines tyro leaves alone; it would join those of a paragraph, and fold none."""
+
+    def split(self, *_: Any, **__: Any) -> list[str]:
+        return [str(self)]
+
+
+def folded(description: str | None) -> str:
+    """Return the text of a command's help, folded to the terminal's width.
+
+    Args:
+        description: paragraphs. Of an indented one each line stays by itself, and goes on where its last column begins.
+    """
+    width = max(20, shutil.get_terminal_size().columns)
+
+    def fold(line: str) -> str:
+        begin = re.match(r" *(\S+ {2,})?", line)
+        indent = " " * (begin.end() if begin else 0)
+        return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    def fold_paragraph(paragraph: str) -> str:
+        lines = paragraph.splitlines() if paragraph.startswith(" ") else [" ".join(paragraph.split())]
+        return "\n".join(map(fold, lines))
+
+    return _AsItIs("\n\n".join(map(fold_paragraph, (description or "").strip().split("\n\n"))))
 
 
 def parse_training(experiment: str, description: str | None, flags: Sequence[str], *, preset: str) -> TrainingArguments:
@@ -145,7 +173,7 @@ def parse_training(experiment: str, description: str | None, flags: Sequence[str
     preset, base, flags = named_preset(flags, preset)
     defaults = TrainingArguments(base)
     program = f"scripts/run {experiment} {preset}"
-    arguments = tyro.cli(TrainingArguments, prog=program, description=description, args=flags, default=defaults)
+    arguments = tyro.cli(TrainingArguments, prog=program, description=folded(description), args=flags, default=defaults)
     if arguments.run_dir == defaults.run_dir:
         # The process's number, for commands that are started in the same second.
         run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")

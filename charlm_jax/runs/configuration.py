@@ -29,8 +29,7 @@ class Configuration:
     """Every choice that decides a run's results. A field's flag is its name with hyphens."""
 
     corpus: str = "python-docs"
-    """Text to learn: python-docs, nietzsche, tinyshakespeare, text8, enwik8, a text file, a folder of them, or one
-    that the command encode has made."""
+    """Text to learn: python-docs, nietzsche, tinyshakespeare, text8, enwik8, a file, a folder, an encoded corpus."""
     encoding: str | None = None
     """Encoding of the corpus's bytes; the corpus's own if not given, which is UTF-8 but for enwik8."""
     lowercase: bool = False

@@ -19,7 +19,7 @@ import tyro
 
 from charlm_jax.choices import Launcher
 from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
-from charlm_jax.runs.command_line import absolute_places, mendable, named_preset, print_table, tell
+from charlm_jax.runs.command_line import absolute_places, folded, mendable, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration, flag
 from charlm_jax.runs.stop import StopRequested
 
@@ -99,7 +99,7 @@ def parse_grid(
     preset, base, flags = named_preset(flags, preset)
     defaults = GridArguments(base, vary)
     program = f"scripts/run {experiment} {preset}"
-    arguments = tyro.cli(GridArguments, prog=program, description=description, args=flags, default=defaults)
+    arguments = tyro.cli(GridArguments, prog=program, description=folded(description), args=flags, default=defaults)
     if arguments.grid_dir == defaults.grid_dir:
         # The process's number, for commands that are started in the same second.
         grid_dir = defaults.grid_dir.with_name(f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
