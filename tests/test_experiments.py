@@ -87,6 +87,18 @@ def test_help_reads_like_documentation_and_loads_no_jax(experiment, tmp_path):
     assert max(map(len, output.splitlines()[1:])) <= 80
 
 
+def test_all_experiments_are_listed():
+    def listing(*words):
+        return subprocess.run([ROOT / "scripts" / "run", *words], capture_output=True, text=True)
+
+    asked, nothing, wrong = listing("--help"), listing(), listing("nosuch")
+    assert (asked.returncode, asked.stderr, nothing.stdout, wrong.stdout) == (0, "", "", "")
+    assert re.findall(r"^  (\w+) +[A-Z]", asked.stdout, re.M) == EXPERIMENTS
+    assert max(map(len, asked.stdout.splitlines())) <= 80
+    assert (nothing.returncode, nothing.stderr) == (2, asked.stdout)
+    assert (wrong.returncode, wrong.stderr) == (2, f"error: there is no experiment 'nosuch'\n{asked.stdout}")
+
+
 def test_every_flag_of_the_design_is_there():
     code, output, _ = run("text_generation", "--help")
     assert code == 0
