@@ -183,6 +183,13 @@ def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(traine
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+    for words in (["sample", "--help"], ["verify", path]):  # so little that it is written at the very end
+        with command(*words, environment={"PYTHONUNBUFFERED": ""}) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == ""
+        assert process.returncode == 141
     (tmp_path / "corpus.txt").write_text("天地玄黄宇宙洪荒" * 30)
     flags = ["--corpus", tmp_path / "corpus.txt", *TINY, "--epochs", 1, "--run-dir", tmp_path / "run"]
     code, output, errors = run("text_generation", *flags, environment={"PYTHONIOENCODING": "ascii"})
