@@ -1,7 +1,7 @@
 # Sourced by the commands beside it: `use_environment LOCK` makes .venv hold what LOCK pins, once, and sets `python`.
 # An interrupted set-up leaves no record of its end and is made again from nothing.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 python=$venv/bin/python
 record=$venv/installed
@@ -60,6 +60,10 @@ use_environment() {
     if is_installed "$lock"; then return; fi
     if [ -e "$venv" ] && [ ! -e "$root/.venv.lock" ]; then
         echo "error: $venv was not made by these scripts; move it away and run again" >&2
+        exit 2
+    fi
+    if [ ! -w "$root" ]; then
+        echo "error: $root cannot be written, where .venv is set up, once; run this first as somebody who can" >&2
         exit 2
     fi
     (

@@ -14,7 +14,7 @@ fi
 name=$1 zone=$2
 shift 2
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -n "$(git status --porcelain --untracked-files=no)" ]; then
     echo "error: tracked files differ from the last commit, which is what goes to the hosts; commit or stash them" >&2
     exit 2

@@ -89,7 +89,8 @@ def test_help_reads_like_documentation_and_loads_no_jax(experiment, tmp_path):
 
 def test_all_experiments_are_listed():
     def listing(*words):
-        return subprocess.run([ROOT / "scripts" / "run", *words], capture_output=True, text=True)
+        environment = {**os.environ, "CDPATH": "/tmp:."}  # where cd may go elsewhere, and then says so
+        return subprocess.run(["scripts/run", *words], capture_output=True, text=True, cwd=ROOT, env=environment)
 
     asked, nothing, wrong = listing("--help"), listing(), listing("nosuch")
     assert (asked.returncode, asked.stderr, nothing.stdout, wrong.stdout) == (0, "", "", "")
