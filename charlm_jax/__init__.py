@@ -1,3 +1,92 @@
-"""Character-level LSTM language models in JAX: train one, sample from it at any temperature, ablate."""
+"""Character-level LSTM language models in JAX: train one, sample from it at any temperature, ablate.
+
+What is here is what a script or a notebook needs; it is loaded when it is first used, so that importing the package
+loads no JAX. Everything else is in the rooms, which the README maps.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from charlm_jax.analysis.reader import Reading
+    from charlm_jax.data.corpus import Corpus, load_corpus
+    from charlm_jax.data.vocabulary import Vocabulary
+    from charlm_jax.data.windows import ParallelStreams, ShuffledWindows, split_held_out
+    from charlm_jax.errors import DamagedError, DivergedError, InputError
+    from charlm_jax.generation.generate import generate, stream_keys
+    from charlm_jax.generation.surprise import Surprise, surprise
+    from charlm_jax.learning.evaluation import Evaluation, evaluate, evaluate_stream
+    from charlm_jax.learning.optimizer import make_optimizer
+    from charlm_jax.learning.training import TrainingState, initial_state, make_train_steps
+    from charlm_jax.mesh import data_mesh, replica_mesh, replicate
+    from charlm_jax.model.initializers import initial_parameters, parameter_count
+    from charlm_jax.model.network import CharacterLSTM
+    from charlm_jax.runs.configuration import PRESETS, Configuration
+    from charlm_jax.runs.loaded import LoadedRun, Metrics, load_run, train_run
 
 __version__ = "0.1.0"
+__all__ = [
+    "PRESETS",
+    "CharacterLSTM",
+    "Configuration",
+    "Corpus",
+    "DamagedError",
+    "DivergedError",
+    "Evaluation",
+    "InputError",
+    "LoadedRun",
+    "Metrics",
+    "ParallelStreams",
+    "Reading",
+    "ShuffledWindows",
+    "Surprise",
+    "TrainingState",
+    "Vocabulary",
+    "data_mesh",
+    "evaluate",
+    "evaluate_stream",
+    "generate",
+    "initial_parameters",
+    "initial_state",
+    "load_corpus",
+    "load_run",
+    "make_optimizer",
+    "make_train_steps",
+    "parameter_count",
+    "replica_mesh",
+    "replicate",
+    "split_held_out",
+    "stream_keys",
+    "surprise",
+    "train_run",
+]
+_PLACES = {
+    "analysis.reader": ("Reading",),
+    "data.corpus": ("Corpus", "load_corpus"),
+    "data.vocabulary": ("Vocabulary",),
+    "data.windows": ("ParallelStreams", "ShuffledWindows", "split_held_out"),
+    "errors": ("DamagedError", "DivergedError", "InputError"),
+    "generation.generate": ("generate", "stream_keys"),
+    "generation.surprise": ("Surprise", "surprise"),
+    "learning.evaluation": ("Evaluation", "evaluate", "evaluate_stream"),
+    "learning.optimizer": ("make_optimizer",),
+    "learning.training": ("TrainingState", "initial_state", "make_train_steps"),
+    "mesh": ("data_mesh", "replica_mesh", "replicate"),
+    "model.initializers": ("initial_parameters", "parameter_count"),
+    "model.network": ("CharacterLSTM",),
+    "runs.configuration": ("PRESETS", "Configuration"),
+    "runs.loaded": ("LoadedRun", "Metrics", "load_run", "train_run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for (PEP 562)."""
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{place}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what there is, loaded or not."""
+    return [*globals(), *__all__]

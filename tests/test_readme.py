@@ -1,4 +1,4 @@
-"""The README says what is there, and its example runs."""
+"""The README says what is there, and its examples run."""
 
 import re
 import tomllib
@@ -14,9 +14,14 @@ def blocks(language):
     return [block for name, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S) if name == language]
 
 
-def test_the_example_runs(capsys):
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
+def test_the_examples_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of_a_run, of_functions = (compile(example, "README.md", "exec") for example in blocks("python"))
+    names = {}
+    exec(of_a_run, names)
+    assert names["run"].metrics.epoch.tolist() == [1, 2]
+    assert len(capsys.readouterr().out) > 200
+    exec(of_functions, {})
     first, second = capsys.readouterr().out.rstrip("\n").split("\n---\n")
     assert len(first) == len(second) == 100
     assert first != second

@@ -73,7 +73,7 @@ def tell(message: str) -> None:
 def progress_bar(
     purpose: str, total: int, unit: str, *, initial: int = 0, watched: bool = True, scaled: bool = False
 ) -> ProgressBar:
-    """Return a bar for the person who watches; a log gets a line a minute.
+    """Return a bar for the person who watches a terminal or a notebook; a log gets a line a minute.
 
     Args:
         purpose: what is done.
@@ -84,14 +84,15 @@ def progress_bar(
         scaled: whether to count in thousands and millions.
     """
     on_terminal = sys.stderr.isatty()
+    live = on_terminal or type(sys.stderr).__module__ == "ipykernel.iostream"  # a notebook's, which is no terminal
     return tqdm(
         desc=purpose,
         total=total,
         initial=initial,
         unit=unit,
         unit_scale=scaled,
-        mininterval=0.1 if on_terminal else 60,
-        delay=0 if on_terminal else 60,
+        mininterval=0.1 if live else 60,
+        delay=0 if live else 60,
         leave=not on_terminal,
         dynamic_ncols=True,
         disable=not watched,
