@@ -1,0 +1,134 @@
+"""A run's records as TensorBoard's event files, which are made of the records and never read again."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from charlm_jax.errors import InputError
+from charlm_jax.runs.directory import RunDirectory
+from charlm_jax.runs.records import read_records
+
+_SCALARS = "training_loss", "held_out_loss", "bits_per_character", "characters_per_second", "skipped_steps"
+_OURS = "charlm_jax"  # the ending of the event files that are made, and removed, here
+
+
+class Point(NamedTuple):
+    """What TensorBoard shows of a run at one step.
+
+    Attributes:
+        step: updates since the start of the run.
+        tag: its name.
+        value: a number, for a curve; a text, in Markdown; or choices by their names, for the table of hyper-parameters.
+    """
+
+    step: int
+    tag: str
+    value: float | str | dict[str, bool | int | float | str]
+
+
+def choices_that_differ(runs: Sequence[RunDirectory]) -> list[str]:
+    """Return the fields of their configurations in which runs differ."""
+    first, *others = [run.configuration().to_json() for run in runs]
+    return [name for name in first if any(other[name] != first[name] for other in others)]
+
+
+def points_of(run: RunDirectory, compared: Sequence[str]) -> list[Point]:
+    """Return what TensorBoard shows of a run so far, in the order in which it was recorded.
+
+    The held-out loss is there as it was measured, and as the lowest so far, which is that of the best model: the table
+    of hyper-parameters takes the last value of each.
+
+    Args:
+        run: its directory.
+        compared: the fields of its configuration that the table of hyper-parameters has.
+
+    Raises:
+        InputError: the configuration or the records cannot be read.
+    """
+    chosen, measured, written = run.configuration().to_json(), read_records(run.metrics), read_records(run.samples)
+    table = {name: value if isinstance(value := chosen[name], int | float) else str(value) for name in compared}
+    points, lowest = [], math.inf
+    texts: dict[tuple[int, float], list[str]] = {}
+    for sample in written:
+        both = f"Prompt:\n\n{_verbatim(sample['prompt'])}\n\nText:\n\n{_verbatim(sample['text'])}"
+        texts.setdefault((sample["step"], sample["temperature"]), []).append(both)
+    for (step, temperature), parts in texts.items():
+        points.append(Point(step, f"temperature {temperature:g}", "\n\n---\n\n".join(parts)))
+    for record in measured:
+        points += [Point(record["step"], name, record[name]) for name in _SCALARS if record.get(name) is not None]
+        if record["event"] == "evaluation":
+            lowest = min(lowest, record["held_out_loss"])
+            points.append(Point(record["step"], "lowest_held_out_loss", lowest))
+    points.sort(key=lambda point: point.step)  # an epoch's texts are written first
+    heads = [Point(0, "configuration", _verbatim(json.dumps(chosen, indent=2)))] + [Point(0, "", table)] * bool(table)
+    return heads + points
+
+
+def _verbatim(text: str) -> str:
+    """Return Markdown that shows a text as it is."""
+    return "\n".join(f"    {line}" for line in text.encode("utf-8", "replace").decode().split("\n"))
+
+
+class EventFile:
+    """A run's event file, in its directory, so that TensorBoard calls the run by its name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin the file, in the place of older ones.
+
+        Raises:
+            InputError: tensorboardX is not installed.
+        """
+        try:
+            import tensorboardX  # noqa: F401 (for the sentence; it takes a second)
+        except ImportError as error:
+            raise InputError(
+                f"TensorBoard's event files need tensorboardX ({error}); install it with "
+                ".venv/bin/python -m pip install '.[tracking]'"
+            ) from error
+        self._folder = folder
+        self._begin()
+
+    def show(self, points: Sequence[Point]) -> None:
+        """Add the points that are new; where older ones are gone, as resuming drops records, begin again."""
+        if points[: len(self._shown)] != self._shown:
+            self.close()
+            self._begin()
+        for point in points[len(self._shown) :]:
+            self._write(step=point.step, summary=_summary(point))
+        self._file.flush()
+        self._shown = list(points)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _begin(self) -> None:
+        from tensorboardX import RecordWriter
+
+        older = sorted(self._folder.glob(f"events.out.tfevents.*.{_OURS}"))
+        for path in older:
+            if path == older[-1] and not path.is_symlink():
+                path.write_bytes(b"")  # not removed: a TensorBoard that is reading it would wait for it for ever
+            else:
+                path.unlink()
+        self._shown: list[Point] = []
+        self._file = RecordWriter(str(self._folder.resolve() / f"events.out.tfevents.{time.time():.6f}.{_OURS}"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=0, session_log={"status": "START"})  # whoever is reading forgets what the older one said
+
+    def _write(self, **content: Any) -> None:
+        from tensorboardX.proto import event_pb2
+
+        event = event_pb2.Event(wall_time=time.time(), **content)  # pyright: ignore[reportAttributeAccessIssue]
+        self._file.write(event.SerializeToString())
+
+
+def _summary(point: Point) -> Any:
+    from tensorboardX.summary import hparams, scalar, text
+
+    if isinstance(point.value, dict):
+        return hparams(point.value, {})[1]  # that a session starts; TensorBoard finds out what all have in common
+    return text(point.tag, point.value) if isinstance(point.value, str) else scalar(point.tag, point.value)
