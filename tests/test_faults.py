@@ -27,7 +27,9 @@ from charlm_jax.runs.checkpoints import newest_state, read_state, state_files
 from charlm_jax.runs.command_line import parse_training
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, open_run
+from charlm_jax.runs.loaded import load_run
 from charlm_jax.runs.records import read_records
+from charlm_jax.runs.tracking import points_of
 from charlm_jax.runs.train import train
 from charlm_jax.runs.trained import load_model, model_shapes
 from charlm_jax.runs.verification import verify
@@ -489,7 +491,8 @@ def test_hostile_files_of_a_run(unbroken, tmp_path, sized, report):
             run = open_run(path)
             read_records(run.metrics)
             read_records(run.samples)
-            load_model(run)
+            points_of(run, list(run.configuration().to_json()))
+            load_run(path)
         except InputError as error:
             refusals.append(str(error))
         finally:

@@ -101,15 +101,6 @@ def test_generating_is_what_the_command_prints(run, capsys):
     assert len(run.generate(length=7)) == 7
 
 
-def test_evaluating_is_what_the_command_prints(run, tmp_path, capsys):
-    text = "what is good? the will to truth.\n"
-    (tmp_path / "text.txt").write_text(text)
-    expected = json.loads(printed(capsys, "evaluate", run.path, "--text", tmp_path / "text.txt"))
-    found = run.evaluate(text)
-    assert found.characters == expected["characters"] == len(text) - TINY.window
-    assert found.loss_nats == pytest.approx(expected["loss_nats"], rel=1e-6)  # float32 sums over other devices
-
-
 def test_surprise_is_the_loss_of_each_character(run, capsys, tmp_path):
     text = "what is good? the will to truth.\n"
     (tmp_path / "text.txt").write_text(text)
@@ -141,11 +132,10 @@ def test_mistakes_raise_the_errors_that_the_package_names(run, configuration, tm
         "not a run directory": lambda: load_run(tmp_path / "none"),
         "there is no corpus": lambda: train_run(Configuration(corpus="no-such-text"), tmp_path / "run"),
         "holds another run": lambda: train_run(replace(configuration, hidden_size=9), run.path),
-        "not among the": lambda: run.generate("É"),
+        "the prompt has 'É'": lambda: run.generate("É"),
         "temperature -1.0": lambda: run.generate("a", temperature=-1.0),
         "length 0": lambda: run.generate("a", length=0),
-        "need 11": lambda: run.evaluate("the will"),
-        "stride 0": lambda: run.evaluate("the will to power", stride=0),
+        "the text has 'É'": lambda: run.surprise("É"),
         "--hidden-size 0": lambda: Configuration(hidden_size=0),
     }
     for words, mistake in mistakes.items():

@@ -32,6 +32,8 @@ def test_half_a_line_is_dropped_and_so_are_later_steps(tmp_path):
         '{"event": "epoch", "epoch": 1, "step": 1, "training_loss": 1e999, "seconds": null}',
         '{"event": "epoch", "epoch": 1, "step": 1, "training_loss": 1' + "0" * 400 + ', "seconds": null}',
         '{"event": "epoch", "epoch": 1, "step": 1, "training_loss": 1' + "0" * 5000 + ', "seconds": null}',
+        '{"event": "epoch", "epoch": 1, "step": -1, "training_loss": 1.0, "seconds": null}',
+        f'{{"event": "epoch", "epoch": {2**63}, "step": 1, "training_loss": 1.0, "seconds": null}}',
         '{"event": "evaluation", "epoch": 1, "step": 1}',
         '{"event": "feast", "epoch": 1, "step": 1}',
         '{"epoch": 1, "step": 1, "temperature": 0.5, "prompt": "a", "text": null}',

@@ -8,6 +8,7 @@ checkpoints/      resumable states
 best/             the state with the lowest held-out loss
 figures/          pictures
 report.html       one page of all this
+events.out.*      what TensorBoard reads, made of the records
 lock              who is writing
 """
 

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from charlm_jax.analysis.reader import Reading
 from charlm_jax.choices import Checkpoint
-from charlm_jax.errors import InputError, require_count, require_seed, require_temperatures
+from charlm_jax.errors import require_count, require_seed, require_temperatures
 from charlm_jax.generation.generate import generate, stream_keys
 from charlm_jax.generation.surprise import surprise
-from charlm_jax.learning.evaluation import BATCH_SIZE, Evaluation, evaluate
 from charlm_jax.runs.assembly import prepare
 from charlm_jax.runs.command_line import absolute_places
 from charlm_jax.runs.configuration import Configuration
@@ -31,7 +29,7 @@ class Metrics(NamedTuple):
     Attributes:
         epoch: its number, from 1.
         step: updates since the start of the run.
-        training_loss: nats per character, the mean over the windows while the model learned from them.
+        training_loss: nats per character, the mean over the windows while the model learned.
         held_out_loss: nats per character of the held-out text after the epoch; nan where none is held out.
         seconds: of training; nan for an epoch that a stop divided.
     """
@@ -56,7 +54,7 @@ class LoadedRun(TrainedModel):
     metrics: Metrics
 
     def generate(self, prompt: str = "", *, temperature: float = 0.5, length: int = 400, seed: int = 0) -> str:
-        """Return what follows a prompt, as `scripts/run sample` writes it, by the run's sampler.
+        """Return what follows a prompt, as `scripts/run sample` writes it.
 
         Args:
             prompt: any text; "" starts from nothing.
@@ -84,17 +82,16 @@ class LoadedRun(TrainedModel):
         return self.vocabulary.decode(ids)
 
     def surprise(self, text: str, *, prompt: str = "", top: int = 1) -> Reading:
-        """Return how surprised the model is by each character of a text, and which it held for likelier.
+        """Return the nats that each character of a text costs, and which characters were the likeliest in its place.
 
-        Args:
-            text: any text, read as the run's sampler would have written it.
-            prompt: what it continues.
-            top: how many of the likeliest characters to name at each place.
+        The mean of the nats is the text's loss; it is read as the run's sampler would have written it after the prompt,
+        and `top` characters are named at each place.
 
         Raises:
             InputError: the model does not know a character.
         """
-        found = surprise(
+        require_count("top", top)
+        nats, likeliest, probabilities = surprise(
             self.network,
             self.parameters,
             [self.vocabulary.encode(prompt, "prompt")],
@@ -103,34 +100,11 @@ class LoadedRun(TrainedModel):
             window=self.configuration.window,
             top=top,
         )
-        return Reading(found.nats[0], self.vocabulary.decode(found.likeliest.ravel()), found.probabilities[0])
-
-    def evaluate(self, text: str, *, stride: int = 1) -> Evaluation:
-        """Return the loss on a text, as `scripts/run evaluate` scores it: of the character after each window.
-
-        Args:
-            text: longer than the run's window.
-            stride: characters from one window's start to the next one's; 1 scores all but the first window.
-
-        Raises:
-            InputError: the model does not know a character, or the text is too short.
-        """
-        require_count("stride", stride)
-        window = self.configuration.window
-        if len(text) <= window:
-            raise InputError(
-                f"the text has {len(text)} characters, but a window and its target need {window + 1}; give a longer one"
-            )
-        ids, mesh = jnp.array(self.vocabulary.encode(text)), open_mesh(None, rows=BATCH_SIZE)
-        return evaluate(self.network, self.parameters, ids, mesh, window=window, stride=stride)
+        return Reading(nats[0], self.vocabulary.decode(likeliest.ravel()), probabilities[0])
 
 
 def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """Return a run's model and what the run measured.
-
-    Args:
-        path: of its directory.
-        checkpoint: the `best` model by held-out loss, which is the newest where nothing is held out, or the `newest`.
+    """Return a run's model, `best` by held-out loss or `newest`, and what the run measured.
 
     Raises:
         InputError: there is no such run, it has no model yet, or a file of it cannot be read.
@@ -141,22 +115,18 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
 
 
 def train_run(configuration: Configuration, path: str | Path, *, devices: int | None = None) -> LoadedRun:
-    """Train in a run directory, with a progress bar an epoch, and return the run and its best model.
+    """Train in a run directory, with a progress bar an epoch, and return the run with its best model.
 
-    Where a run with this configuration is in the directory already, it goes on, or is returned at once if it has come
-    to its end: the same call again resumes what an interrupt stopped.
-
-    Args:
-        configuration: every choice.
-        path: of the run's directory; it is made if it is not there.
-        devices: how many to split batches over; None is all that get a few windows each.
+    If the directory holds this run already, it goes on, or is returned at once if it is finished: the same call again
+    resumes what an interrupt stopped. Batches are split over `devices`, or all that get a few windows each.
 
     Raises:
         InputError: the text, the directory or a number cannot be used, or the directory holds another run.
         DivergedError: training went astray; the last good state is saved.
     """
-    path = Path(path)
-    for _ in train(prepare(absolute_places(configuration), devices, path), path):
+    require_count("devices", devices)
+    job = prepare(absolute_places(configuration), devices, Path(path))
+    for _ in train(job, Path(path)):
         pass
     return load_run(path)
 
@@ -165,14 +135,9 @@ def _metrics(run: RunDirectory) -> Metrics:
     records = read_records(run.metrics)
     held_out = {record["epoch"]: record["held_out_loss"] for record in records if record.get("event") == "evaluation"}
     epochs = [record for record in records if record.get("event") == "epoch"]
-
-    def column(name: str) -> np.ndarray:
-        return np.array([record[name] for record in epochs], float)  # where None is nan
-
-    return Metrics(
-        epoch=np.array([record["epoch"] for record in epochs], int),
-        step=np.array([record["step"] for record in epochs], int),
-        training_loss=column("training_loss"),
-        held_out_loss=np.array([held_out.get(record["epoch"]) for record in epochs], float),
-        seconds=column("seconds"),
+    epoch, step, training_loss, seconds = (
+        np.array([record[name] for record in epochs], kind)  # where None is nan
+        for name, kind in (("epoch", int), ("step", int), ("training_loss", float), ("seconds", float))
     )
+    held_out_loss = np.array([held_out.get(number) for number in epoch], float)
+    return Metrics(epoch, step, training_loss, held_out_loss, seconds)

@@ -55,7 +55,7 @@ def keep_records(path: Path, step: int) -> None:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return a line's record, if it has what readers rely on, each number finite."""
+    """Return a line's record, if it has what readers rely on, each number finite, each count one of 64 bits."""
     try:
         record = json.loads(line)
         event = record.get("event")
@@ -63,7 +63,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
         values = {name: record.get(name) for name in fields}
         numbers = [value for value in values.values() if isinstance(value, _NUMBER)]
         sound = all(isinstance(values[name], types) for name, types in fields.items())
-        return record if sound and all(map(math.isfinite, numbers)) else None
+        sound = sound and all(map(math.isfinite, numbers))
+        return record if sound and all(0 <= values[name] < 2**63 for name in ("epoch", "step")) else None
     # No JSON, nested too deeply, no object, no such event, a number beyond any.
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OverflowError):
         return None

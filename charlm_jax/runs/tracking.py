@@ -38,33 +38,32 @@ def choices_that_differ(runs: Sequence[RunDirectory]) -> list[str]:
 def points_of(run: RunDirectory, compared: Sequence[str]) -> list[Point]:
     """Return what TensorBoard shows of a run so far, in the order in which it was recorded.
 
-    The held-out loss is there as it was measured, and as the lowest so far, which is that of the best model: the table
-    of hyper-parameters takes the last value of each.
-
-    Args:
-        run: its directory.
-        compared: the fields of its configuration that the table of hyper-parameters has.
+    Of held-out losses that is each, and the lowest so far, the best model's: the table of hyper-parameters, with the
+    choices `compared`, takes the last value of both.
 
     Raises:
         InputError: the configuration or the records cannot be read.
     """
-    chosen, measured, written = run.configuration().to_json(), read_records(run.metrics), read_records(run.samples)
-    table = {name: value if isinstance(value := chosen[name], int | float) else str(value) for name in compared}
-    points, lowest = [], math.inf
-    texts: dict[tuple[int, float], list[str]] = {}
-    for sample in written:
-        both = f"Prompt:\n\n{_verbatim(sample['prompt'])}\n\nText:\n\n{_verbatim(sample['text'])}"
-        texts.setdefault((sample["step"], sample["temperature"]), []).append(both)
-    for (step, temperature), parts in texts.items():
-        points.append(Point(step, f"temperature {temperature:g}", "\n\n---\n\n".join(parts)))
-    for record in measured:
-        points += [Point(record["step"], name, record[name]) for name in _SCALARS if record.get(name) is not None]
-        if record["event"] == "evaluation":
+    chosen, points, lowest = run.configuration().to_json(), [], math.inf
+    texts: dict[tuple[int, str], list[str]] = {}
+    for sample in read_records(run.samples):
+        shown = f"Prompt:\n\n{_verbatim(sample['prompt'])}\n\nText:\n\n{_verbatim(sample['text'])}"
+        texts.setdefault((sample["step"], f"temperature {sample['temperature']:g}"), []).append(shown)
+    points += [Point(step, tag, "\n\n---\n\n".join(parts)) for (step, tag), parts in texts.items()]
+    for record in read_records(run.metrics):
+        points += [Point(record["step"], name, record[name]) for name in _SCALARS if _is_number(record.get(name))]
+        if record.get("event") == "evaluation":
             lowest = min(lowest, record["held_out_loss"])
             points.append(Point(record["step"], "lowest_held_out_loss", lowest))
     points.sort(key=lambda point: point.step)  # an epoch's texts are written first
+    table = {name: value if isinstance(value := chosen[name], int | float) else str(value) for name in compared}
     heads = [Point(0, "configuration", _verbatim(json.dumps(chosen, indent=2)))] + [Point(0, "", table)] * bool(table)
     return heads + points
+
+
+def _is_number(value: object) -> bool:
+    """Say whether a field that no reader of records relies on is a number that an event holds."""
+    return isinstance(value, int | float) and abs(value) < 2**63
 
 
 def _verbatim(text: str) -> str:
