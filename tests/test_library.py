@@ -15,7 +15,9 @@ import pytest
 
 import charlm_jax
 from charlm_jax import PRESETS, Configuration, DivergedError, InputError, LoadedRun, load_run, train_run
+from charlm_jax.runs import loop
 from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.history import record_epoch
 from charlm_jax.runs.records import read_records
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +126,25 @@ def test_the_same_call_goes_on_and_a_loaded_run_is_the_trained_one(configuration
         assert other.configuration == run.configuration
         assert other.generate("a", length=20) == run.generate("a", length=20)
     assert load_run(run.path, "newest").step == run.metrics.step[-1]
+
+
+def test_an_interrupt_in_a_notebook_loses_nothing(configuration, run, tmp_path, monkeypatch):
+    """Ctrl-C amid the second epoch, whose traceback the notebook keeps; then the same cell again."""
+    with monkeypatch.context() as patch:
+
+        def interrupted(directory, done, **options):
+            if done.epoch == 2:
+                raise KeyboardInterrupt
+            record_epoch(directory, done, **options)
+
+        patch.setattr(loop, "record_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            train_run(configuration, tmp_path / "run")
+    assert load_run(tmp_path / "run").metrics.epoch.tolist() == [1]
+    again = train_run(configuration, tmp_path / "run")
+    assert kept.value is not None
+    for name in ("epoch", "step", "training_loss", "held_out_loss"):
+        np.testing.assert_array_equal(getattr(again.metrics, name), getattr(run.metrics, name))
 
 
 def test_mistakes_raise_the_errors_that_the_package_names(run, configuration, tmp_path, monkeypatch):
