@@ -8,7 +8,8 @@ trained together in one program. The same command again goes on with a grid that
 
 Prints a row a combination, with means and 95 % intervals over the replicas (Student's t): the lowest held-out loss, its
 gap to the same model's loss on as much training text, parameters, floating-point operations per character of training,
-and characters read per second by all replicas. The same goes to results.csv, and a picture to results.svg and .png.
+how many models were trained together, and how many characters each of them read per second. The same goes to
+results.csv, and a picture, with the speed of all models together, to results.svg and .png.
 Then `scripts/run report GRID` makes a page of it, and `scripts/run temperature GRID/*` measures the texts of each run.
 """
 
