@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from worker import BATCH_SIZE, PRODUCT_SIDE, VOCABULARY, WINDOW
 
 from charlm_jax.choices import Sampler
@@ -21,7 +21,7 @@ from charlm_jax.learning.training import (
     initial_state,
     make_train_steps,
 )
-from charlm_jax.mesh import DATA, data_mesh, replica_mesh, replicate, split_rows
+from charlm_jax.mesh import DATA, REPLICA, data_mesh, replica_mesh, replicate, split_rows
 from charlm_jax.model.initializers import Parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import read_state, save_state, state_files
@@ -69,6 +69,8 @@ class Contender:
         keys = jax.random.split(self.key, models)
         first = initial_state(self.network, self.parameters, rule, order, self.mesh, learning_rate=0.01)
         states = jax.tree.map(lambda leaf: jnp.stack([leaf] * models), first)
+        # Where the steps leave them, so that the second call is the same program.
+        states, keys = jax.device_put((states, keys), NamedSharding(mesh, PartitionSpec(REPLICA)))
         return train_steps, replicate(jnp.array(ids), mesh), keys, [states]
 
     def train_together(self, count: int, models: int) -> None:
