@@ -9,32 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from worker import BATCH_SIZE, PRODUCT_SIDE, VOCABULARY, WINDOW
 
-from charlm_jax.choices import Sampler
+from charlm_jax.analysis.benchmark import BATCH_SIZE, VOCABULARY, WINDOW
+from charlm_jax.choices import Precision, Sampler
 from charlm_jax.data.windows import ShuffledWindows
 from charlm_jax.generation.generate import SamplingState, generate_piece, read_prompts
 from charlm_jax.learning.optimizer import make_optimizer
-from charlm_jax.learning.training import (
-    TrainingState,
-    TrainSteps,
-    initial_state,
-    make_train_steps,
-)
+from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.mesh import DATA, REPLICA, data_mesh, replica_mesh, replicate, split_rows
 from charlm_jax.model.initializers import Parameters, initial_parameters
 from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.products import multiply
 from charlm_jax.runs.checkpoints import read_state, save_state, state_files
-from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
+from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, open_mesh
 
 
 class Contender:
     """The package as its experiments use it: all devices, any number of steps in a dispatch."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, precision: Precision, way: str, platform: str) -> None:
         self.mesh = open_mesh(None, BATCH_SIZE)
+        if platform == "cuda" and jax.default_backend() != "gpu":
+            raise RuntimeError("JAX sees no CUDA device")
         keep_compiled_programs()
-        self.network = CharacterLSTM(VOCABULARY, hidden_size)
+        self.network = CharacterLSTM(VOCABULARY, hidden_size, precision=precision)
         self.parameters = replicate(initial_parameters(self.network, "keras", jax.random.key(0)), self.mesh)
         self.key = replicate(jax.random.key(1), self.mesh)
 
@@ -42,6 +40,11 @@ class Contender:
     def devices(self) -> int:
         """How many work at once."""
         return self.mesh.size
+
+    @property
+    def kind(self) -> str:
+        """How many, and of what kind."""
+        return describe_devices(self.mesh)
 
     @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
     def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
@@ -109,18 +112,23 @@ class Contender:
         """Generate characters, the state carried on."""
         self._generate("stateful", count, streams)
 
-    @functools.cached_property
-    def _products(self) -> Any:
-        factor = jnp.full((PRODUCT_SIDE, PRODUCT_SIDE), 1 / PRODUCT_SIDE)
+    @functools.cache  # noqa: B019
+    def _products(self, rows: int, inner: int, columns: int) -> tuple[Any, jax.Array]:
+        # What stands between products is rounded too, as far as it can be: no share is too high, no floor too low.
+        kind = jnp.bfloat16 if self.network.precision == "bfloat16" else jnp.float32
+        factor, start = jnp.full((inner, columns), 1 / columns, kind), jnp.ones((self.mesh.size * rows, inner), kind)
+
+        def product(_: jax.Array, left: jax.Array) -> jax.Array:
+            return multiply(left, factor, self.network.precision).reshape(rows, -1, inner).sum(1)
 
         def own(start: jax.Array, count: jax.Array) -> jax.Array:
-            return jax.lax.fori_loop(0, count, lambda _, product: product @ factor, start)
+            return jax.lax.fori_loop(0, count, product, start)
 
-        rows = PartitionSpec(DATA)
-        return jax.jit(
-            jax.shard_map(own, mesh=self.mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False)
-        )
+        each = PartitionSpec(DATA)
+        loop = jax.shard_map(own, mesh=self.mesh, in_specs=(each, PartitionSpec()), out_specs=each, check_vma=False)
+        return jax.jit(loop), start
 
-    def multiply(self, count: int) -> None:
-        """Multiply large square matrices, `count` products one after another on every core at once."""
-        self._products(jnp.ones((self.mesh.size * PRODUCT_SIDE, PRODUCT_SIDE)), count).block_until_ready()
+    def multiply(self, count: int, rows: int, inner: int, columns: int) -> None:
+        """Multiply matrices on every device at once, `count` times, each time the sums of the columns before."""
+        loop, start = self._products(rows, inner, columns)
+        loop(start, count).block_until_ready()

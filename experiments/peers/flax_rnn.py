@@ -1,4 +1,7 @@
-"""Flax: `nn.RNN` over `nn.OptimizedLSTMCell`, with optax, under `jax.jit`."""
+"""Flax, with optax, under `jax.jit`: `nn.RNN` over `nn.OptimizedLSTMCell`, or cuDNN's LSTM by `jax.experimental.rnn`.
+
+The precision of what is float32 is JAX's default, which `JAX_DEFAULT_MATMUL_PRECISION` sets.
+"""
 
 from typing import Any
 
@@ -7,23 +10,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from worker import BATCH_SIZE, VOCABULARY, WINDOW
+from jax.experimental import rnn
+
+from charlm_jax.analysis.benchmark import BATCH_SIZE, VOCABULARY, WINDOW
+
+
+class _CuDNN(nn.Module):
+    hidden_size: int
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        sizes = inputs.shape[-1], self.hidden_size, 1  # one layer
+        weights = self.param("weights", rnn.init_lstm_weight, *sizes, False)  # in one direction
+        zeros = jnp.zeros((1, len(inputs), self.hidden_size))
+        lengths = jnp.full(len(inputs), inputs.shape[1], jnp.int32)
+        outputs: Any = rnn.lstm(inputs, zeros, zeros, weights, lengths, *sizes, 0.0, False)
+        return outputs[0]
 
 
 class _Network(nn.Module):
     hidden_size: int
+    precision: str
+    way: str
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
-        states: Any = nn.RNN(nn.OptimizedLSTMCell(self.hidden_size))(jax.nn.one_hot(ids, VOCABULARY))
-        return nn.Dense(VOCABULARY)(states[:, -1])
+        kind = jnp.bfloat16 if self.precision == "bfloat16" else None  # of products and activations, not of parameters
+        layer = (
+            _CuDNN(self.hidden_size)
+            if self.way == "cudnn"
+            else nn.RNN(nn.OptimizedLSTMCell(self.hidden_size, dtype=kind))
+        )
+        states: Any = layer(jax.nn.one_hot(ids, VOCABULARY))
+        return nn.Dense(VOCABULARY, dtype=kind)(states[:, -1]).astype(jnp.float32)
 
 
 class Contender:
     """A jitted training step, and a jitted scan that re-reads the window for every character."""
 
-    def __init__(self, hidden_size: int) -> None:
-        random, network = np.random.default_rng(0), _Network(hidden_size)
+    def __init__(self, hidden_size: int, precision: str, way: str, *_: str) -> None:
+        random, self.network = np.random.default_rng(0), _Network(hidden_size, precision, way)
+        network = self.network
         self.ids = jnp.array(random.integers(0, VOCABULARY, (BATCH_SIZE, WINDOW)), jnp.int32)
         self.targets = jnp.array(random.integers(0, VOCABULARY, BATCH_SIZE), jnp.int32)
         rule = optax.rmsprop(0.01, decay=0.9, eps=1e-7)

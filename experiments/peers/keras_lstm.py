@@ -5,7 +5,8 @@ from typing import Any, cast
 
 import keras
 import numpy as np
-from worker import BATCH_SIZE, VOCABULARY, WINDOW
+
+from charlm_jax.analysis.benchmark import BATCH_SIZE, VOCABULARY, WINDOW
 
 _RANDOM = np.random.default_rng(0)
 
@@ -13,7 +14,7 @@ _RANDOM = np.random.default_rng(0)
 class Contender:
     """`LSTM` and `Dense`, trained batch by batch and sampled by `predict`."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, *_: str) -> None:
         self.hidden_size = hidden_size
         ids = _RANDOM.integers(0, VOCABULARY, (BATCH_SIZE, WINDOW))
         self.inputs = np.eye(VOCABULARY, dtype=np.float32)[ids]

@@ -1,11 +1,12 @@
 """One contender in a process of its own: takes orders on standard input, answers with seconds on standard output.
 
-    python worker.py CONTENDER
+    python worker.py CONTENDER PRECISION WAY PLATFORM
 
-An order is a JSON object with `task`, `hidden_size`, `count` and whatever else the task takes; the answer holds the
-`seconds` of that many units, the `peak_bytes` of the process so far, and the `devices` that the work is split over. A
-contender's module has a class `Contender` whose methods are the tasks; what a task compiles or builds is kept, so that
-the second time is the one to measure.
+CONTENDER is a module with a class `Contender`, made of a hidden size and the other words: WAY is one of those that it
+has of its own, or empty, and PLATFORM is cpu or cuda. An order is a JSON object with `task`, a method of the class,
+`hidden_size`, `count` and whatever else the task takes; the answer holds the `seconds` of that many units, the
+`peak_bytes` of memory so far, and the `devices` that the work is split over with their `kind`; or the `error` for which
+it could not be done. What a task compiles or builds is kept, so that the second time is the one to measure.
 """
 
 import functools
@@ -16,25 +17,34 @@ import resource
 import sys
 import time
 
-WINDOW, BATCH_SIZE, VOCABULARY = 60, 128, 57  # the published notebooks' job
-PRODUCT_SIDE = 512  # of the square matrices whose product is the yardstick
 
-
-def main() -> None:
+def main(module: str, precision: str, way: str, platform: str) -> None:
     """Serve orders until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    make = functools.cache(importlib.import_module(sys.argv[1]).Contender)
+    contender_class = importlib.import_module(module).Contender
+    make = functools.cache(lambda hidden_size: contender_class(hidden_size, precision, way, platform))
     for line in sys.stdin:
         order = json.loads(line)
-        contender, task = make(order.pop("hidden_size")), order.pop("task")
         started = time.perf_counter()
-        getattr(contender, task)(**order)
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        answer = {"seconds": seconds, "peak_bytes": peak, "devices": getattr(contender, "devices", 1)}
+        try:
+            contender, task = make(order.pop("hidden_size")), order.pop("task")
+            getattr(contender, task)(**order)
+            answer = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(platform)}
+            answer |= {"devices": getattr(contender, "devices", 1), "kind": getattr(contender, "kind", platform)}
+        except Exception as error:  # of any library, which may well be able to do the next
+            answer = {"error": str(error).partition("\n")[0] or type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def peak_bytes(platform: str) -> int:
+    """Return the most memory taken so far: of a GPU by the library that works on it, of a CPU's by the process."""
+    if platform == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if jax := sys.modules.get("jax"):
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return sys.modules["torch"].cuda.max_memory_allocated()
+
+
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,0 +1,200 @@
+"""What a benchmark measured: numbers derived from its timings, their tables and their figure.
+
+Its contenders import this module too, and are timed from their start on: it loads nothing large.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from charlm_jax.choices import Precision
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WINDOW, BATCH_SIZE, VOCABULARY, EPOCH_STEPS = 60, 128, 57, 1565  # the published notebooks' job
+OURS, REREADER = "charlm_jax", "Flax"
+
+
+class Title(StrEnum):
+    """What is timed and what the tables know of; the first four of every contender."""
+
+    TRAINING = "training step"
+    WINDOWED = "windowed character"
+    STATEFUL = "stateful character"
+    FIRST_STEP = "time to the first step"
+    PRODUCT = "matrix product"
+    DEPENDENT = "dependent product"
+    CHECKPOINT = "state saved and verified"
+
+
+_COMPARED = Title.TRAINING, Title.WINDOWED, Title.STATEFUL, Title.FIRST_STEP
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a unit of work, such as a step or a character, over the rounds.
+
+    Attributes:
+        title: what was timed.
+        contender: who did it.
+        precision: of its matrix products.
+        hidden_size: of the network.
+        median: of the rounds.
+        least: of the rounds.
+        most: of the rounds.
+        peak_bytes: of memory by then: a GPU's, or on a CPU the process's.
+    """
+
+    title: str
+    contender: str
+    precision: Precision
+    hidden_size: int
+    median: float
+    least: float
+    most: float
+    peak_bytes: int
+
+    @property
+    def label(self) -> str:
+        """Who did it, and in which precision."""
+        return f"{self.contender}, {self.precision}"
+
+    @property
+    def speed(self) -> str:
+        """In characters, where they are what counts."""
+        characters = BATCH_SIZE * WINDOW if self.title.startswith(Title.TRAINING) else int("character" in self.title)
+        return f"{characters / self.median:14,.0f} characters a second" if characters else ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that was measured.
+
+    Attributes:
+        timings: in the order of the tables, the first at the hidden size that everything was timed at.
+        devices: that this project works on.
+        product_side: of the square matrices whose product is the yardstick.
+    """
+
+    timings: Sequence[Timing]
+    devices: int
+    product_side: int
+
+    @property
+    def hidden_size(self) -> int:
+        """The one at which everything was timed."""
+        return self.timings[0].hidden_size
+
+    @property
+    def precisions(self) -> list[Precision]:
+        """Those in which this project was timed."""
+        return list(dict.fromkeys(timing.precision for timing in self.timings if timing.contender == OURS))
+
+    def medians(self, precision: Precision, hidden_size: int, contender: str = OURS) -> dict[str, float]:
+        """Return a contender's seconds by title; nan of what it was not timed at."""
+        chosen = contender, precision, hidden_size
+        medians = {t.title: t.median for t in self.timings if (t.contender, t.precision, t.hidden_size) == chosen}
+        return defaultdict(lambda: math.nan, medians)
+
+    def roofline(self, precision: Precision) -> dict[str, float]:
+        """Return the rate of large matrix products, and by title the shares of it that this project reaches.
+
+        They are of training, and of the number of windowed streams that does best.
+        """
+        ours = self.medians(precision, self.hidden_size)
+        rate = self.devices * 2 * self.product_side**3 / ours[Title.PRODUCT]
+        row = 2 * self.hidden_size * 4 * self.hidden_size / rate  # seconds that one row's product takes at best
+        many = [title for title in ours if title.startswith(Title.WINDOWED) and title.endswith("streams")]
+        best = min(many, key=ours.__getitem__, default=Title.WINDOWED)
+        return {
+            "floating_point_operations_per_second": rate,
+            Title.TRAINING: 3 * BATCH_SIZE * WINDOW * row / ours[Title.TRAINING],
+            best: WINDOW * row / ours[best],
+        }
+
+
+def describe(benchmark: Benchmark) -> Iterator[str]:
+    """Yield the lines of the tables."""
+    compared: dict[tuple[str, int], list[Timing]] = {}
+    for timing in benchmark.timings:
+        if timing.title in _COMPARED:
+            compared.setdefault((timing.title, timing.hidden_size), []).append(timing)
+    for (title, size), rows in compared.items():
+        yield f"{title}, hidden size {size}"
+        for row in rows:
+            ratio = row.median / benchmark.medians(row.precision, size)[title]
+            more = {
+                Title.TRAINING: f"{EPOCH_STEPS * row.median:8.3g} s an epoch",
+                Title.FIRST_STEP: f"{row.peak_bytes / 2**20:8.0f} MiB",
+            }.get(Title(title), "")
+            spread = "" if row.least == row.most else f"({in_words(row.least)} to {in_words(row.most)})"
+            ours = "" if row.contender == OURS else f"{ratio:8.1f} x ours"
+            yield f"  {row.label:<30} {in_words(row.median):>8}  {spread:<22}{more}{ours}".rstrip()
+    for precision in benchmark.precisions:
+        yield from _describe_own(benchmark, precision)
+
+
+def _describe_own(benchmark: Benchmark, precision: Precision) -> Iterator[str]:
+    """Yield what only this project is asked for, in one precision."""
+    size, side = benchmark.hidden_size, benchmark.product_side
+    ours = benchmark.medians(precision, size)
+    rate, *shares = benchmark.roofline(precision).items()
+    yield f"roofline, {precision}: matrix products of {side} x {side} run at {rate[1] / 1e9:.0f} GFLOP/s"
+    for title, share in shares:
+        yield f"  {title:<38} {share:4.0%}"
+    floor, training = 2 * WINDOW * ours[Title.DEPENDENT], ours[Title.TRAINING]
+    yield (
+        f"latency floor, {precision}: the {2 * WINDOW} products of a training step that wait for one another take "
+        f"{in_words(floor)} by themselves, {floor / training:.0%} of it"
+    )
+    ratio = benchmark.medians(precision, size, REREADER)[Title.WINDOWED] / ours[Title.WINDOWED]
+    yield f"the ring, {precision}: {ratio:.1f} times as fast as a window re-read for each character ({REREADER})"
+    yield f"scaling of {OURS}, {precision}, hidden size {size}"
+    for timing in benchmark.timings:
+        if (timing.contender, timing.precision) == (OURS, precision) and timing.title not in (
+            *_COMPARED,
+            Title.PRODUCT,
+        ):
+            yield f"  {timing.title:<38} {in_words(timing.median):>8}{timing.speed}"
+    share = ours[Title.CHECKPOINT] / (EPOCH_STEPS * training)
+    yield f"a state saved and verified after each epoch of {EPOCH_STEPS:,} steps costs {share:.2%} of training"
+
+
+def in_words(seconds: float) -> str:
+    """Return seconds in three digits and a unit."""
+    for unit, size in (("s", 1), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def plot_benchmark(benchmark: Benchmark) -> "Figure":
+    """Draw the contenders' medians and ranges, a panel a task, on logarithmic scales."""
+    from matplotlib.figure import Figure
+
+    first, titles = benchmark.hidden_size, _COMPARED[:3]
+    panels = [[t for t in benchmark.timings if (t.title, t.hidden_size) == (title, first)] for title in titles]
+    most = max(map(len, panels))
+    figure = Figure(figsize=(12, 1.2 + 0.36 * most), layout="constrained")
+    figure.suptitle(f"Hidden size {first}: median and range", fontsize=11)
+    for axes, title, shown in zip(figure.subplots(1, 3), titles, panels, strict=True):
+        for place, timing in enumerate(shown):
+            colour = "tab:blue" if timing.contender == OURS else "0.4"
+            words = in_words(timing.median)
+            axes.plot([timing.least, timing.most], [place, place], color=colour, lw=2, solid_capstyle="butt")
+            axes.plot(timing.median, place, "o", color=colour, ms=7)
+            axes.annotate(words, (timing.most, place), (8, 0), textcoords="offset points", va="center")
+        axes.set_xscale("log")
+        axes.set_xlim(min(timing.least for timing in shown) / 2, max(timing.most for timing in shown) * 12)
+        axes.set_yticks(range(len(shown)), [timing.label for timing in shown])
+        axes.set_ylim(most - 0.4, -0.6)  # as far apart in every panel, the first on top
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("seconds (logarithmic)")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
