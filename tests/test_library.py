@@ -59,10 +59,10 @@ def test_every_name_is_offered_once_documented_and_known_to_type_checkers():
         offered = getattr(charlm_jax, name)
         assert offered is getattr(importlib.import_module(module), name)
         assert name == "PRESETS" or offered.__doc__
-    with pytest.raises(AttributeError, match="no attribute 'generat'"):
-        charlm_jax.generat  # noqa: B018
-    with pytest.raises(ImportError, match="generat"):
-        exec("from charlm_jax import generat")
+    with pytest.raises(AttributeError, match="no attribute 'wrote'"):
+        charlm_jax.wrote  # noqa: B018
+    with pytest.raises(ImportError, match="wrote"):
+        exec("from charlm_jax import wrote")
 
 
 def test_the_wheel_says_that_it_is_typed(tmp_path):

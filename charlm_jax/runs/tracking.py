@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,13 +81,11 @@ class EventFile:
         Raises:
             InputError: tensorboardX is not installed.
         """
-        try:
-            import tensorboardX  # noqa: F401 (for the sentence; it takes a second)
-        except ImportError as error:
+        if find_spec("tensorboardX") is None:
             raise InputError(
-                f"TensorBoard's event files need tensorboardX ({error}); install it with "
+                "TensorBoard's event files need tensorboardX; install it with "
                 ".venv/bin/python -m pip install '.[tracking]'"
-            ) from error
+            )
         self._folder = folder
         self._begin()
 
