@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from charlm_jax.choices import GateActivation
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.generation.generate import generate, pad_left
 from charlm_jax.generation.serving import PLATFORMS, export_sampler
@@ -24,7 +25,9 @@ from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.trained import load_model
 
-pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install '.[interop]'")
+h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install '.[interop]'")
+
+from charlm_jax.runs.keras_files import write_keras  # noqa: E402 (it needs h5py)
 
 ROOT = Path(__file__).parent.parent
 CHARACTERS = "\n abcdzé✓"
@@ -47,7 +50,9 @@ def call(experiment, *flags):
     return 0
 
 
-def network_and_parameters(gate_activation="sigmoid", layers=1, embedding_size=None, sampler="windowed"):
+def network_and_parameters(
+    gate_activation: GateActivation = "sigmoid", layers=1, embedding_size=None, sampler="windowed"
+):
     """A model whose likeliest text has some variety."""
     network = CharacterLSTM(len(CHARACTERS), 16, layers, gate_activation, embedding_size=embedding_size)
     parameters = initial_parameters(network, "keras", jax.random.key(4))
@@ -234,6 +239,21 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
     assert (model.configuration.lowercase, model.configuration.window) == (True, 60)
     assert call(*command[:2], tmp_path / "other", *flags, "--window", 7) == 0
     assert load_model(open_run(tmp_path / "other")).configuration.window == 7
+
+
+def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):
+    """Those of late versions of tf.keras 2 are laid out like those of Keras 3, whose hard sigmoid is another."""
+    _, parameters = network_and_parameters()
+    path = tmp_path / "model.weights.h5"
+    path.write_bytes(write_keras(".weights.h5", to_keras(parameters), "sigmoid", None))
+    Path(f"{path}.json").write_text(json.dumps({"vocabulary": CHARACTERS, "window": WINDOW}))
+    with h5py.File(path, "r+") as file:
+        del file["vars"].attrs["name"]
+    command = ["convert", path, tmp_path / "run", "--gate-activation"]
+    assert call(*command, "hard_sigmoid") == 2
+    assert "convert the whole model" in capsys.readouterr().err
+    assert call(*command, "sigmoid") == 0
+    assert_same(tmp_path / "run", parameters)
 
 
 @pytest.mark.parametrize(

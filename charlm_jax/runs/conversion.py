@@ -119,9 +119,12 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
             f"the model of {str(source)!r} knows {characters} characters, not the {len(vocabulary)} of its vocabulary; "
             "give the text that it learned from, read in the same way: --corpus TEXT, --lowercase, --encoding"
         )
-    if is_keras_3 and said["gate_activation"] == "hard_sigmoid":
-        if gate is None:
-            tell("its gates' hard_sigmoid is taken for Keras 3's; of a late tf.keras 2, convert the whole model")
+    if said["gate_activation"] == "hard_sigmoid" and is_keras_3 is not False:
+        if is_keras_3 is None:
+            raise InputError(
+                f"{str(source)!r} does not say whether its hard_sigmoid is Keras 2's or Keras 3's, which differ; "
+                "convert the whole model, from .keras or .h5"
+            )
         parameters = scale_gates(parameters, 1 / KERAS_3_SLOPE)
     if "window" not in said:
         tell("nothing says how many characters it reads; texts and evaluations look back on 60 (--window)")

@@ -38,6 +38,8 @@ def write_keras(ending: str, layers: Layers, gate_activation: GateActivation, wi
     """
     is_keras_3, described = ending != ".h5", _describe(layers, gate_activation)
     with h5py.File(weights := io.BytesIO(), "w") as file:
+        if is_keras_3:
+            file.create_group("vars").attrs["name"] = "charlm_jax"
         group = file.create_group("layers" if is_keras_3 else "model_weights")
         for (kind, configuration), arrays in zip(described, layers, strict=True):
             layer = group.create_group(configuration["name"])
@@ -92,12 +94,12 @@ def _model(described: list[tuple[str, dict]], layers: Layers, window: int | None
     return named("Sequential", {"name": "charlm_jax", "layers": below}, "")
 
 
-def read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool]:
+def read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:
     """Return what a file holds: which of Keras's it is, it says itself.
 
     Returns:
-        The model's numbers; the activation of its gates and how many characters it reads, None where it does not say;
-        and whether its hard sigmoid is Keras 3's.
+        The model's numbers, the activation of its gates, how many characters it reads, and whether its hard sigmoid is
+        Keras 3's; None where it does not say.
 
     Raises:
         InputError: the file is none of them, is broken, or its model is not one that a `CharacterLSTM` can be.
@@ -114,7 +116,7 @@ def read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | Non
             layers, _, _ = _read_hdf5(weights)
             version, model = json.loads(metadata)["keras_version"], json.loads(configuration)
         gate_activation, window = (None, None) if model is None else _read_model(model)
-        return layers, gate_activation, window, str(version).startswith("3")
+        return layers, gate_activation, window, str(version).startswith("3") if version else None
     except InputError:
         raise
     except Exception as error:  # HDF5, zip archives and JSON that are broken each fail in their own ways
@@ -126,7 +128,9 @@ def _read_hdf5(content: bytes) -> tuple[Layers, str, dict | None]:
     with h5py.File(io.BytesIO(content)) as file:
         model = None
         if "layers" in file:
-            version, layers = "3", _layers_by_class(_inside(file, "layers"))
+            # Late versions of tf.keras 2 and early ones of Keras 3 wrote the same.
+            version = "3" if "vars" in file and "name" in _inside(file, "vars").attrs else ""
+            layers = _layers_by_class(_inside(file, "layers"))
         elif "_layer_checkpoint_dependencies" in file:  # tf.keras 2.12 and 2.13
             version, layers = "2", _layers_by_class(_inside(file, "_layer_checkpoint_dependencies"))
         else:
