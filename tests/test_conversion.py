@@ -3,9 +3,12 @@
 import hashlib
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,7 @@ from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.interop import to_keras, to_torch
 from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.runs import conversion
 from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.trained import load_model
@@ -309,6 +313,17 @@ def test_nothing_is_overwritten_and_other_endings_are_refused(made, tmp_path, ca
         assert error.count("\n") == 1
     assert there.read_text() == (tmp_path / "model.h5.json").read_text() == "mine"
     assert not (tmp_path / "run").exists()
+
+
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_file_that_hdf5_dies_of_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.h5").write_text("")
+    monkeypatch.setattr(conversion, "_keras_files", lambda: SimpleNamespace(read_keras=die))
+    assert call("convert", tmp_path / "model.h5", tmp_path / "run") == 2
+    assert "the HDF5 library dies of it" in capsys.readouterr().err
 
 
 def test_without_h5py_there_is_a_way(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,9 @@ used. It is written with the file, and looked for where one is read.
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -91,7 +94,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         InputError: the file or its record is broken, says too little, or they and the flags do not agree.
     """
     content = source.read_bytes()
-    read = _read_torch if source.suffix == ".safetensors" else _keras_files().read_keras
+    read = _read_torch if source.suffix == ".safetensors" else _read_keras
     try:
         layers, gate, window, is_keras_3 = read(content)
         parameters = from_keras(layers)
@@ -147,8 +150,18 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         save_state(run.checkpoints, Model(jnp.int32(0), parameters), run.identity())
 
 
+def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:
+    """Return what a file of Keras's holds; read by a process of its own, as HDF5 may die of a broken file."""
+    read = _keras_files().read_keras
+    with ProcessPoolExecutor(1, get_context("spawn")) as reader:
+        try:
+            return reader.submit(read, content).result()
+        except BrokenProcessPool as error:
+            raise InputError("it cannot be read, as the HDF5 library dies of it") from error
+
+
 def _read_torch(content: bytes) -> tuple[Layers, None, None, bool]:
-    """Return what a safetensors file holds, as `read_keras` returns it."""
+    """Return what a safetensors file holds, as `read_keras` does."""
     try:
         return from_torch(load(content)), None, None, False
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -4,7 +4,8 @@
 .weights.h5    Keras 3: the weights alone
 .h5            Keras 2 and tf.keras 2: a model or, where it is read, its weights alone
 
-No file is trusted: none makes this process run code, follow a link, or take more memory than the file has bytes.
+No file is trusted: none has code run, a link followed, or more read than the file has bytes. But HDF5's library is
+known to crash where one is broken on purpose, so that strangers' files belong into a process of their own.
 """
 
 import io
