@@ -50,12 +50,12 @@ def state_files(folder: Path) -> dict[int, Path]:
     return {step: names[str(step)] for step in steps}
 
 
-def save_state(folder: Path, state: TrainingState, identity: str) -> None:
+def save_state(folder: Path, state: TrainingState | Model, identity: str) -> None:
     """Write a state, on the disk when this returns; one of the same step is replaced.
 
     Args:
         folder: made if it is not there.
-        state: whole on this process's devices.
+        state: whole on this process's devices; of a model alone no training goes on.
         identity: of the run; see `RunDirectory.identity`.
 
     Raises:

@@ -225,6 +225,8 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
             differences.append(f"the text's {name} {recorded.get(name)} there, {here[name]} here")
     if (source := provenance["init_from"]) is not None and source != run.provenance().get("init_from"):
         differences.append(f"the model to start from has changed: {source['run']} is at step {source['step']} now")
+    if run.provenance().get("converted_from") is not None:
+        differences.append(f"a model from another library, to start from elsewhere: --init-from {run.path}")
     _refuse(run, differences)
 
 

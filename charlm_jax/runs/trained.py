@@ -98,9 +98,14 @@ def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Inte
     """Return the text that a run learned from, and what it held out, which may be nothing.
 
     Raises:
-        InputError: its corpus cannot be read, or is no longer what it was.
+        InputError: its corpus is not known, cannot be read, or is no longer what it was.
     """
     chosen, recorded = run.configuration(), run.provenance()["corpus"]
+    if recorded["sha256"] is None:
+        raise InputError(
+            f"the text that the model of {str(run.path)!r} learned from is not known, as it is from another library; "
+            "name a text with --text FILE"
+        )
     corpus = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     if corpus.sha256 != recorded["sha256"]:
         raise InputError(

@@ -113,22 +113,21 @@ class Contender:
         self._generate("stateful", count, streams)
 
     @functools.cache  # noqa: B019
-    def _products(self, rows: int, inner: int, columns: int) -> tuple[Any, jax.Array]:
-        # What stands between products is rounded too, as far as it can be: no share is too high, no floor too low.
-        kind = jnp.bfloat16 if self.network.precision == "bfloat16" else jnp.float32
-        factor, start = jnp.full((inner, columns), 1 / columns, kind), jnp.ones((self.mesh.size * rows, inner), kind)
+    def _products(self, rows: int, inner: int, columns: int) -> tuple[Any, jax.Array, jax.Array]:
+        def own(start: jax.Array, factor: jax.Array, count: jax.Array) -> jax.Array:
+            def product(_: jax.Array, left: jax.Array) -> jax.Array:
+                return multiply(left, factor, self.network.precision).reshape(rows, -1, inner).sum(1)
 
-        def product(_: jax.Array, left: jax.Array) -> jax.Array:
-            return multiply(left, factor, self.network.precision).reshape(rows, -1, inner).sum(1)
-
-        def own(start: jax.Array, count: jax.Array) -> jax.Array:
             return jax.lax.fori_loop(0, count, product, start)
 
-        each = PartitionSpec(DATA)
-        loop = jax.shard_map(own, mesh=self.mesh, in_specs=(each, PartitionSpec()), out_specs=each, check_vma=False)
-        return jax.jit(loop), start
+        each, whole = PartitionSpec(DATA), PartitionSpec()
+        loop = jax.shard_map(own, mesh=self.mesh, in_specs=(each, whole, whole), out_specs=each, check_vma=False)
+        # What stands between products is rounded too, as far as it can be: no share is too high, no floor too low.
+        kind = jnp.bfloat16 if self.network.precision == "bfloat16" else jnp.float32
+        start, factor = jnp.ones((self.mesh.size * rows, inner), kind), jnp.full((inner, columns), 1 / columns, kind)
+        return jax.jit(loop), split_rows(start, self.mesh), replicate(factor, self.mesh)
 
     def multiply(self, count: int, rows: int, inner: int, columns: int) -> None:
         """Multiply matrices on every device at once, `count` times, each time the sums of the columns before."""
-        loop, start = self._products(rows, inner, columns)
-        loop(start, count).block_until_ready()
+        loop, start, factor = self._products(rows, inner, columns)
+        loop(start, factor, count).block_until_ready()

@@ -1,0 +1,55 @@
+"""A sampler as one program that needs neither this package nor the model's files."""
+
+import jax
+import jax.numpy as jnp
+from jax import export
+from jaxtyping import Array, Float, Int32, UInt32
+
+from charlm_jax.choices import Sampler
+from charlm_jax.generation.generate import generate_piece, read_prompts
+from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import CharacterLSTM
+
+PLATFORMS = "cpu", "cuda", "tpu"
+
+
+def export_sampler(
+    network: CharacterLSTM, parameters: Parameters, *, sampler: Sampler, window: int, length: int
+) -> export.Exported:
+    """Return `sample(prompts, lengths, temperatures, seeds) -> ids`, for CPUs, GPUs and TPUs.
+
+    It writes what `generate` writes with the keys `jax.random.key(seed)`. The parameters are part of the program, and
+    the numbers of texts and of the prompts' places are free, the latter up to a window where generation is windowed.
+
+        prompts       int32, texts x places: ids, aligned to the right; what stands left of a prompt is padding
+        lengths       int32, texts: characters in each prompt, from 0
+        temperatures  float32, texts: at least 0
+        seeds         uint32, texts: a text depends on its own alone, and not on the texts beside it
+        ids           int32, texts x `length`: the characters that follow
+
+    Args:
+        network: the model.
+        parameters: its parameters.
+        sampler: windowed or stateful.
+        window: characters that windowed generation predicts from.
+        length: characters to generate after each prompt.
+    """
+
+    def sample(
+        prompt: Int32[Array, " time"],
+        prompt_length: Int32[Array, ""],
+        temperature: Float[Array, ""],
+        seed: UInt32[Array, ""],
+    ) -> Int32[Array, " length"]:
+        prompts, lengths, temperatures, keys = (
+            one[None] for one in (prompt, prompt_length, temperature, jax.random.key(seed))
+        )
+        state = read_prompts(network, parameters, prompts, lengths, sampler=sampler, window=window)
+        return generate_piece(network, parameters, state, temperatures, keys, length=length)[1][0]
+
+    # One text a call of `sample`: what it calls looks at the number of texts, which is not known here.
+    bound = [f"time <= {window}"] if sampler == "windowed" else []
+    texts, time = export.symbolic_shape("texts, time", constraints=bound)
+    shapes = ((texts, time), jnp.int32), ((texts,), jnp.int32), ((texts,), jnp.float32), ((texts,), jnp.uint32)
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    return export.export(jax.jit(jax.vmap(sample)), platforms=PLATFORMS)(*arguments)

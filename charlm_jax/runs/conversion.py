@@ -1,0 +1,208 @@
+"""A run's model as a file of another library, and a run of such a file.
+
+Beside every file stands a record of what it does not say, named NAME.json: the characters, and how the model is to be
+used. It is written with the file, and looked for where one is read.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import jax.numpy as jnp
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from charlm_jax.choices import GateActivation, Sampler
+from charlm_jax.data.vocabulary import Vocabulary
+from charlm_jax.errors import InputError, require
+from charlm_jax.generation.serving import export_sampler
+from charlm_jax.model.interop import KERAS_3_SLOPE, Layers, from_keras, from_torch, scale_gates, to_keras, to_torch
+from charlm_jax.runs.checkpoints import Model, save_state
+from charlm_jax.runs.command_line import tell
+from charlm_jax.runs.configuration import Configuration
+from charlm_jax.runs.devices import describe_process, open_mesh
+from charlm_jax.runs.directory import hold_run
+from charlm_jax.runs.files import read_json, write_atomically, write_json
+from charlm_jax.runs.trained import TrainedModel
+
+# What a record says, and which values it may have.
+_SAID = {
+    "vocabulary": str,
+    "gate_activation": get_args(GateActivation),
+    "layers": int,
+    "hidden_size": int,
+    "embedding_size": int,
+    "window": int,
+    "sampler": get_args(Sampler),
+    "lowercase": bool,
+}
+_HARD = "its gates' hard_sigmoid is clip(0.2 x + 0.5, 0, 1)"
+
+
+def write_model(model: TrainedModel, path: Path, ending: str, length: int) -> None:
+    """Write a model as a file, and its record.
+
+    Args:
+        model: of a run.
+        path: of the file.
+        ending: of its name; one of `MODEL_FILES`.
+        length: characters that a text has which .jax, a program, generates.
+
+    Raises:
+        InputError: a library that this takes is not installed.
+    """
+    chosen, parameters = model.configuration, model.parameters
+    hard = chosen.gate_activation == "hard_sigmoid"
+    record = {"vocabulary": model.vocabulary.characters, **{name: getattr(chosen, name) for name in [*_SAID][1:]}}
+    if ending == ".jax":
+        record["length"] = length
+        options = {"sampler": chosen.sampler, "window": chosen.window, "length": length}
+        program = export_sampler(model.network, parameters, **options)
+        try:
+            content = bytes(program.serialize())
+        except ImportError as error:
+            raise InputError(
+                "a .jax file needs flatbuffers; install it with .venv/bin/python -m pip install '.[interop]'"
+            ) from error
+    elif ending == ".safetensors":
+        content = save(to_torch(to_keras(parameters)))
+        if hard:
+            tell(f"{_HARD}, which PyTorch's nn.LSTM has not; scripts/sample_numpy.py, which reads the record, has it")
+    else:
+        if hard and ending == ".h5":
+            tell(f"{_HARD}, Keras 2's; Keras 3 has another, and is to read a file that ends in .keras")
+        elif hard:
+            parameters = scale_gates(parameters, KERAS_3_SLOPE)
+        fixed = chosen.window if chosen.sampler == "windowed" else None
+        content = _keras_files().write_keras(ending, to_keras(parameters), chosen.gate_activation, fixed)
+    write_json(_beside(path), record)
+    write_atomically(path, content)
+
+
+def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
+    """Make a run of a file: its model, as step 0 of a training that is not known, and that cannot go on.
+
+    Args:
+        source: the file.
+        target: directory of the run.
+        flags: what the user says of what the record may say, by the names there.
+
+    Raises:
+        InputError: the file or its record is broken, says too little, or they and the flags do not agree.
+    """
+    content = source.read_bytes()
+    read = _read_torch if source.suffix == ".safetensors" else _read_keras
+    try:
+        layers, gate, window, is_keras_3 = read(content)
+        parameters = from_keras(layers)
+    except InputError as error:
+        raise InputError(f"{str(source)!r} is no model that can be converted: {error}; save it anew") from error
+    hidden, characters = layers[-1][0].shape
+    embedding = layers[0][0].shape[1] if len(layers[0]) == 1 else 0
+    sizes = {"layers": len(layers) - 1 - bool(embedding), "hidden_size": hidden, "embedding_size": embedding}
+    said = _agreed(
+        {
+            "the flags": flags,
+            repr(str(_beside(source))): _read_record(_beside(source)),
+            repr(str(source)): {"gate_activation": gate, "window": window, **sizes},
+        }
+    )
+    for name, way in (
+        ("gate_activation", "--gate-activation sigmoid or hard_sigmoid"),
+        ("vocabulary", "--corpus TEXT"),
+    ):
+        if name not in said:
+            raise InputError(f"{str(source)!r} does not say the {name.replace('_', ' ')} of its model; give {way}")
+    vocabulary = Vocabulary(said["vocabulary"])
+    if len(vocabulary) != characters:
+        raise InputError(
+            f"the model of {str(source)!r} knows {characters} characters, not the {len(vocabulary)} of its vocabulary; "
+            "give the text that it learned from, read in the same way: --corpus TEXT, --lowercase, --encoding"
+        )
+    if said["gate_activation"] == "hard_sigmoid" and is_keras_3 is not False:
+        if is_keras_3 is None:
+            raise InputError(
+                f"{str(source)!r} does not say whether its hard_sigmoid is Keras 2's or Keras 3's, which differ; "
+                "convert the whole model, from .keras or .h5"
+            )
+        parameters = scale_gates(parameters, 1 / KERAS_3_SLOPE)
+    if "window" not in said:
+        tell("nothing says how many characters it reads; texts and evaluations look back on 60 (--window)")
+    chosen = Configuration(
+        corpus="",
+        lowercase=said.get("lowercase", False),
+        held_out_fraction=0.0,
+        window=said.get("window", 60),
+        **{**sizes, "embedding_size": embedding or None},
+        gate_activation=said["gate_activation"],
+        sampler=said.get("sampler", "windowed"),
+    )
+    provenance = {
+        **describe_process(chosen.precision, open_mesh(1, 1), 1),
+        "corpus": {"name": None, "characters": None, "vocabulary": vocabulary.characters, "sha256": None},
+        "init_from": None,
+        "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
+    }
+    with hold_run(target, chosen, provenance) as run:
+        save_state(run.checkpoints, Model(jnp.int32(0), parameters), run.identity())
+
+
+def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:
+    """Return what a file of Keras's holds; read by a process of its own, as HDF5 may die of a broken file."""
+    read = _keras_files().read_keras
+    with ProcessPoolExecutor(1, get_context("spawn")) as reader:
+        try:
+            return reader.submit(read, content).result()
+        except BrokenProcessPool as error:
+            raise InputError("it cannot be read, as the HDF5 library dies of it") from error
+
+
+def _read_torch(content: bytes) -> tuple[Layers, None, None, bool]:
+    """Return what a safetensors file holds, as `read_keras` does."""
+    try:
+        return from_torch(load(content)), None, None, False
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path) if path.exists() else {}
+    for name, wanted in _SAID.items():
+        value, one_of = record.get(name), isinstance(wanted, tuple)
+        sound = value is None or (value in wanted if one_of else type(value) is wanted)
+        words = f"one of {', '.join(wanted)}" if one_of else f"of type {wanted.__name__}"
+        require(f"{name} in {str(path)!r},", value, sound, words)
+    return {name: record.get(name) for name in _SAID}
+
+
+def _agreed(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return all that is said, by several, if they do not contradict one another."""
+    facts, sources = {}, {}
+    for source, values in said.items():
+        for name, value in values.items():
+            if value is not None and value != facts.setdefault(name, value):
+                raise InputError(
+                    f"the {name.replace('_', ' ')} is {facts[name]!r} by {sources[name]}, and {value!r} by {source}; "
+                    "leave out, or mend, what is wrong"
+                )
+            sources.setdefault(name, source)
+    return facts
+
+
+def _keras_files() -> ModuleType:
+    try:
+        from charlm_jax.runs import keras_files
+    except ImportError as error:
+        raise InputError(
+            f"Keras's files need h5py ({error}); install it with .venv/bin/python -m pip install '.[interop]'"
+        ) from error
+    return keras_files

@@ -1,0 +1,92 @@
+"""Convert a run's model for Keras, PyTorch, NumPy or a server, or a model of Keras or PyTorch into a run.
+
+    scripts/run convert RUN FILE [--checkpoint newest] [--length N]
+    scripts/run convert FILE RUN [--corpus TEXT] [--gate-activation sigmoid] [--window N]
+
+What FILE is, its ending says:
+
+    .keras         a model of Keras 3: from one-hot characters, or ids if there is an embedding, to probabilities
+    .weights.h5    the weights of that model
+    .h5            the same model for Keras 2 and tf.keras 2
+    .safetensors   an nn.LSTM, lstm, and an nn.Linear, head, of PyTorch, to logits; scripts/sample_numpy.py reads it too
+    .jax           the sampler as one program for CPUs, GPUs and TPUs (jax.export): prompts, lengths, temperatures and
+                   seeds to ids; it is written only
+
+Beside it stands FILE.json: the characters, the gates' activation, the sizes, the window, and how texts are sampled.
+The way back looks for it there; for what neither it nor FILE says there are the flags. The run that comes of it is at
+step 0, has no optimizer and no losses, and is one for `sample`, `evaluate --text` and `text_generation --init-from`.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from charlm_jax.choices import MODEL_FILES, Checkpoint, GateActivation
+from charlm_jax.errors import require, require_count
+from charlm_jax.runs.command_line import exit_codes, tell
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags."""
+
+    source: tyro.conf.Positional[Path]
+    """Directory of a run, or a file."""
+    target: tyro.conf.Positional[Path]
+    """File to write, or directory of the run to make; a new one."""
+    checkpoint: Checkpoint = "best"
+    """Of a run, which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
+    length: int = 400
+    """Characters that a .jax file generates after each prompt."""
+    corpus: str | None = None
+    """Of a file, the text whose distinct characters, sorted, the model knows: a file, a folder or a corpus's name."""
+    encoding: str | None = None
+    """Encoding of that text's bytes; UTF-8, or a named corpus's own, if not given."""
+    lowercase: bool = False
+    """Whether that text is lower-cased."""
+    gate_activation: GateActivation | None = None
+    """Of a file, what activates the gates; weights do not say."""
+    window: int | None = None
+    """Of a file, how many characters the model reads; 60 if nothing says."""
+
+    def __post_init__(self) -> None:
+        require_count("--length", self.length)
+        require_count("--window", self.window)
+        for place in (self.target, self.target.with_name(f"{self.target.name}.json")):
+            require("TARGET", place, not place.exists(), "new, as nothing is overwritten")
+        file, readable = self.target if self.source.is_dir() else self.source, MODEL_FILES
+        if not self.source.is_dir():
+            require("SOURCE", self.source, self.source.is_file(), "the directory of a run, or a file")
+            readable = MODEL_FILES[:-1]
+        require("a file", file, file.name.endswith(readable), f"one that ends in {', '.join(readable)}")
+
+
+def main(flags: Sequence[str]) -> None:
+    """Convert, to the one side or the other."""
+    arguments = tyro.cli(Arguments, prog="scripts/run convert", description=__doc__, args=flags)
+
+    from charlm_jax.runs.conversion import make_run, write_model
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.encoding import encoded, open_corpus
+    from charlm_jax.runs.trained import load_model
+
+    source, target = arguments.source, arguments.target
+    if source.is_dir():
+        ending = next(ending for ending in MODEL_FILES if target.name.endswith(ending))
+        write_model(load_model(open_run(source), arguments.checkpoint), target, ending, arguments.length)
+    else:
+        said = {"gate_activation": arguments.gate_activation, "window": arguments.window}
+        if arguments.corpus is not None:
+            reading = {"encoding": arguments.encoding, "lowercase": arguments.lowercase}
+            said |= {"lowercase": arguments.lowercase}
+            said["vocabulary"] = encoded(open_corpus(arguments.corpus, **reading)).vocabulary.characters
+        make_run(source, target, said)
+    tell(f"written: {target}")
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(sys.argv[1:])

@@ -1,0 +1,343 @@
+"""Models from runs into files and back, by the command, and what samples from the files without this package."""
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from charlm_jax.choices import GateActivation
+from charlm_jax.data.vocabulary import Vocabulary
+from charlm_jax.generation.generate import generate, pad_left
+from charlm_jax.generation.serving import PLATFORMS, export_sampler
+from charlm_jax.mesh import data_mesh
+from charlm_jax.model.initializers import initial_parameters
+from charlm_jax.model.interop import to_keras, to_torch
+from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.runs import conversion
+from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.trained import load_model
+
+h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install '.[interop]'")
+
+from charlm_jax.runs.keras_files import write_keras  # noqa: E402 (it needs h5py)
+
+ROOT = Path(__file__).parent.parent
+CHARACTERS = "\n abcdzé✓"
+TEXT = "abécéz abab\n✓ da" * 3
+WINDOW = 10
+LAYOUTS = {
+    "notebook": {},
+    "hard": {"gate_activation": "hard_sigmoid", "layers": 2, "embedding_size": 3},
+    "stateful": {"sampler": "stateful", "layers": 2},
+}
+
+
+def call(experiment, *flags):
+    """Run an experiment in this process; return its exit code."""
+    try:
+        with exit_codes():
+            importlib.import_module(f"experiments.{experiment}").main(list(map(str, flags)))
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def network_and_parameters(
+    gate_activation: GateActivation = "sigmoid", layers=1, embedding_size=None, sampler="windowed"
+):
+    """A model whose likeliest text has some variety."""
+    network = CharacterLSTM(len(CHARACTERS), 16, layers, gate_activation, embedding_size=embedding_size)
+    parameters = initial_parameters(network, "keras", jax.random.key(4))
+    return network, jax.tree.map(
+        lambda leaf: 8 * leaf + jax.random.normal(jax.random.key(leaf.size + 4), leaf.shape), parameters
+    )
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def made(request, tmp_path_factory):
+    """A run, made of a pair of files that was written by hand; and what it holds."""
+    layout = LAYOUTS[request.param]
+    network, parameters = network_and_parameters(**layout)
+    folder = tmp_path_factory.mktemp(request.param)
+    save_file(to_torch(to_keras(parameters)), folder / "source.safetensors")
+    said = {"vocabulary": CHARACTERS, "gate_activation": "sigmoid", "window": WINDOW, "sampler": "windowed", **layout}
+    (folder / "source.safetensors.json").write_text(json.dumps(said))
+    assert call("convert", folder / "source.safetensors", folder / "run") == 0
+    return folder / "run", network, parameters, said
+
+
+def assert_same(run, parameters, **tolerance):
+    for here, there in zip(
+        jax.tree.leaves(load_model(open_run(run)).parameters), jax.tree.leaves(parameters), strict=True
+    ):
+        np.testing.assert_allclose(here, there, **{"rtol": 0, "atol": 0, **tolerance})
+
+
+def sampled(capsys, run, *flags):
+    capsys.readouterr()
+    assert call("sample", run, "--prompt", "abé", "--length", 40, *flags) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_of_a_file_is_what_the_file_and_its_record_say(made):
+    path, network, parameters, said = made
+    model = load_model(open_run(path))
+    assert (model.network, model.step, model.vocabulary) == (network, 0, Vocabulary(CHARACTERS))
+    assert (model.configuration.window, model.configuration.sampler) == (WINDOW, said["sampler"])
+    assert_same(path, parameters)
+    source = path.with_name("source.safetensors")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert open_run(path).provenance()["converted_from"] == {"file": str(source), "sha256": digest}
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5", ".h5", ".safetensors"])
+def test_there_and_back_again(made, ending, tmp_path, capsys):
+    """The same numbers, bit for bit where no gate is scaled, and the same texts under the same key."""
+    path, network, parameters, said = made
+    file = tmp_path / f"model{ending}"
+    assert call("convert", path, file) == 0
+    beside = json.loads(Path(f"{file}.json").read_text())
+    assert {name: beside[name] for name in said} == said
+    assert (beside["hidden_size"], beside["layers"], beside["lowercase"]) == (16, network.layers, False)
+    assert call("convert", file, tmp_path / "back") == 0
+    scaled = network.gate_activation == "hard_sigmoid" and ending in (".keras", ".weights.h5")
+    assert_same(tmp_path / "back", parameters, rtol=2e-7 if scaled else 0)
+    for flags in (["--greedy"], ["--temperature", 0.7, "--count", 2]):
+        assert sampled(capsys, tmp_path / "back", *flags) == sampled(capsys, path, *flags)
+
+
+def test_numpy_alone_writes_the_same_text(made, tmp_path, capsys):
+    path = made[0]
+    assert call("convert", path, tmp_path / "model.safetensors") == 0
+    command = [sys.executable, "-I", str(ROOT / "scripts" / "sample_numpy.py"), str(tmp_path / "model.safetensors")]
+
+    def written(*words):
+        return subprocess.run([*command, *words], capture_output=True, text=True, check=True, encoding="utf-8").stdout
+
+    greedy = written("abé", "0", "40")
+    assert greedy == sampled(capsys, path, "--greedy")
+    assert len(set(greedy[3:])) > 3, "a text of one character would show little"
+    assert written("abé", "1", "40", "1") == written("abé", "1", "40", "1") != written("abé", "1", "40", "2")
+    assert len(written("", "1", "40")) == 41
+
+
+def test_numpy_draws_at_the_temperature(tmp_path):
+    """Of 4,000 characters that depend on nothing before them, each one's share; 5 standard deviations are allowed."""
+    parameters = jax.tree.map(jnp.zeros_like, network_and_parameters()[1])
+    parameters["head"]["bias"] = jnp.linspace(0, 2, len(CHARACTERS))
+    save_file(to_torch(to_keras(parameters)), tmp_path / "model.safetensors")
+    said = {
+        "vocabulary": CHARACTERS,
+        "gate_activation": "sigmoid",
+        "sampler": "stateful",
+        "hidden_size": 16,
+        "layers": 1,
+    }
+    (tmp_path / "model.safetensors.json").write_text(json.dumps(said))
+    words = [
+        sys.executable,
+        str(ROOT / "scripts" / "sample_numpy.py"),
+        str(tmp_path / "model.safetensors"),
+        "",
+        "0.5",
+        "4000",
+    ]
+    text = subprocess.run(words, capture_output=True, text=True, check=True, encoding="utf-8").stdout[:-1]
+    shares = np.array([text.count(character) for character in CHARACTERS]) / 4000
+    expected = np.asarray(jax.nn.softmax(parameters["head"]["bias"] / 0.5))
+    assert (np.abs(shares - expected) < 5 * np.sqrt(expected * (1 - expected) / 4000)).all()
+
+
+def test_the_exported_sampler_writes_what_the_sampler_writes(made, tmp_path):
+    """Any number of texts after prompts of any lengths; each text's key is its seed's."""
+    pytest.importorskip(
+        "flatbuffers", reason="flatbuffers is not installed: .venv/bin/python -m pip install flatbuffers"
+    )
+    path, network, parameters, said = made
+    assert call("convert", path, tmp_path / "model.jax", "--length", 50) == 0
+    assert json.loads((tmp_path / "model.jax.json").read_text())["length"] == 50
+    program = jax.export.deserialize(bytearray((tmp_path / "model.jax").read_bytes()))
+    assert program.platforms == PLATFORMS
+    prompts = [np.array([4, 5, 6]), np.array([], int), np.array([1, 2, 3, 4, 5, 6, 7])]
+    assert_writes_the_same(program.call, network, parameters, said["sampler"], prompts)
+    assert_writes_the_same(program.call, network, parameters, said["sampler"], prompts[:1])
+
+
+def assert_writes_the_same(sample, network, parameters, sampler, prompts):
+    temperatures, seeds = (
+        np.array([0.0, 0.7, 1.2], np.float32)[: len(prompts)],
+        np.arange(len(prompts), dtype=np.uint32),
+    )
+    keys = jax.vmap(jax.random.key)(seeds)
+    options = {"sampler": sampler, "window": WINDOW, "length": 50}
+    expected = generate(network, parameters, prompts, temperatures.tolist(), keys, data_mesh(), **options)
+    np.testing.assert_array_equal(sample(*pad_left(prompts), temperatures, seeds), expected)
+
+
+@pytest.mark.parametrize("sampler", ["windowed", "stateful"])
+def test_a_sampler_is_exported_for_any_number_of_texts(sampler):
+    """As above, where it need not be written."""
+    network, parameters = network_and_parameters(layers=2)
+    program = export_sampler(network, parameters, sampler=sampler, window=WINDOW, length=50)
+    prompts = [np.array([4, 5, 6]), np.array([], int), np.arange(9)]
+    for count in (1, 3):
+        assert_writes_the_same(program.call, network, parameters, sampler, prompts[:count])
+
+
+@pytest.mark.parametrize("made", ["hard"], indirect=True)
+def test_a_converted_run_is_evaluated_and_started_from_but_not_gone_on_with(made, tmp_path, capsys):
+    path, network, *_ = made
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 20)
+    assert call("evaluate", path, "--text", text, "--characters", 100) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["characters"] == 90
+    assert "without baselines: the text that the model of" in captured.err
+    assert call("evaluate", path) == 2
+    assert "name a text with --text FILE" in capsys.readouterr().err
+    assert call("sample", path) == 2
+    assert "give one with --prompt TEXT" in capsys.readouterr().err
+    assert call("verify", path) == 0
+    assert call("report", path) == 0
+    embedding = ["--embedding-size", 3] if network.embedding_size else []
+    model = ["--hidden-size", 16, "--layers", network.layers, "--gate-activation", network.gate_activation, *embedding]
+    flags = ["--corpus", text, *model, "--window", WINDOW, "--batch-size", 8, "--sample-length", 5, "--epochs", 1]
+    capsys.readouterr()
+    assert call("text_generation", *flags, "--run-dir", path) == 2
+    assert f"a model from another library, to start from elsewhere: --init-from {path}" in capsys.readouterr().err
+    assert call("text_generation", *flags, "--init-from", path, "--run-dir", tmp_path / "run") == 0
+    assert open_run(tmp_path / "run").vocabulary().characters == CHARACTERS
+
+
+def test_what_no_file_says_the_flags_do(tmp_path, capsys):
+    """Characters are those of a text, sorted, lower-cased if told; gates and window have flags of their own."""
+    _, parameters = network_and_parameters()
+    source, text = tmp_path / "source.safetensors", tmp_path / "text.txt"
+    save_file(to_torch(to_keras(parameters)), source)
+    text.write_text(TEXT.upper())
+    command = ["convert", source, tmp_path / "run"]
+    for flags, words in [
+        ([], "does not say the gate activation of its model; give --gate-activation sigmoid or hard_sigmoid"),
+        (["--gate-activation", "sigmoid"], "does not say the vocabulary of its model; give --corpus TEXT"),
+        (["--gate-activation", "sigmoid", "--corpus", ROOT / "LICENSE"], "knows 9 characters, not the "),
+    ]:
+        assert call(*command, *flags) == 2
+        assert words in capsys.readouterr().err
+    flags = ["--gate-activation", "sigmoid", "--corpus", text, "--lowercase"]
+    assert call(*command, *flags) == 0
+    assert "look back on 60 (--window)" in capsys.readouterr().err
+    model = load_model(open_run(tmp_path / "run"))
+    assert model.vocabulary.characters == CHARACTERS
+    assert (model.configuration.lowercase, model.configuration.window) == (True, 60)
+    assert call(*command[:2], tmp_path / "other", *flags, "--window", 7) == 0
+    assert load_model(open_run(tmp_path / "other")).configuration.window == 7
+
+
+def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):
+    """Those of late versions of tf.keras 2 are laid out like those of Keras 3, whose hard sigmoid is another."""
+    _, parameters = network_and_parameters()
+    path = tmp_path / "model.weights.h5"
+    path.write_bytes(write_keras(".weights.h5", to_keras(parameters), "sigmoid", None))
+    Path(f"{path}.json").write_text(json.dumps({"vocabulary": CHARACTERS, "window": WINDOW}))
+    with h5py.File(path, "r+") as file:
+        del file["vars"].attrs["name"]
+    command = ["convert", path, tmp_path / "run", "--gate-activation"]
+    assert call(*command, "hard_sigmoid") == 2
+    assert "convert the whole model" in capsys.readouterr().err
+    assert call(*command, "sigmoid") == 0
+    assert_same(tmp_path / "run", parameters)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("{", "cannot be read"),
+        ('{"vocabulary": ["a", "b"]}', "must be of type str"),
+        ('{"gate_activation": "relu"}', "must be one of sigmoid, hard_sigmoid"),
+        ('{"sampler": {}}', "must be one of windowed, stateful"),
+        ('{"window": 0}', "--window 0 cannot be used"),
+        ('{"window": "ten"}', "must be of type int"),
+        ('{"vocabulary": "ba"}', "in code-point order"),
+        ('{"layers": 2}', "the layers is 2 by"),
+        ('{"embedding_size": 5}', "the embedding size is 5 by"),
+        ('{"gate_activation": "hard_sigmoid"}', "the gate activation is 'sigmoid' by the flags, and 'hard_sigmoid' by"),
+    ],
+)
+def test_a_record_that_is_wrong_is_refused_in_a_sentence(record, words, tmp_path, capsys):
+    _, parameters = network_and_parameters()
+    source = tmp_path / "source.safetensors"
+    save_file(to_torch(to_keras(parameters)), source)
+    said = {"vocabulary": CHARACTERS, "gate_activation": "sigmoid"} if record != "{" else None
+    whole = record if said is None else json.dumps({**said, **json.loads(record)})
+    (tmp_path / "source.safetensors.json").write_text(whole)
+    assert call("convert", source, tmp_path / "run", "--gate-activation", "sigmoid") == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("made", ["notebook"], indirect=True)
+def test_nothing_is_overwritten_and_other_endings_are_refused(made, tmp_path, capsys):
+    path = made[0]
+    there = tmp_path / "model.keras"
+    there.write_text("mine")
+    (tmp_path / "model.h5.json").write_text("mine")
+    (tmp_path / "cut.safetensors").write_bytes(path.with_name("source.safetensors").read_bytes()[:-1])
+    (tmp_path / "model.jax").write_text("")
+    for source, target, words in [
+        (path, there, "must be new"),
+        (path, tmp_path / "model.h5", "must be new"),
+        (path, tmp_path / "model.pt", "must be one that ends in .keras, .weights.h5, .h5, .safetensors, .jax"),
+        (tmp_path / "model.jax", tmp_path / "run", "must be one that ends in .keras, .weights.h5, .h5, .safetensors"),
+        (tmp_path / "none.h5", tmp_path / "run", "must be the directory of a run, or a file"),
+        (there, tmp_path / "run", "is no model that can be converted: it cannot be read"),
+        (tmp_path / "cut.safetensors", tmp_path / "run", "is no model that can be converted: it cannot be read"),
+        (tmp_path, tmp_path / "out.keras", "is not a run directory"),
+    ]:
+        assert call("convert", source, target) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert there.read_text() == (tmp_path / "model.h5.json").read_text() == "mine"
+    assert not (tmp_path / "run").exists()
+
+
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_file_that_hdf5_dies_of_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.h5").write_text("")
+    monkeypatch.setattr(conversion, "_keras_files", lambda: SimpleNamespace(read_keras=die))
+    assert call("convert", tmp_path / "model.h5", tmp_path / "run") == 2
+    assert "the HDF5 library dies of it" in capsys.readouterr().err
+
+
+def test_without_h5py_there_is_a_way(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.h5").write_text("")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    monkeypatch.delitem(sys.modules, "charlm_jax.runs.keras_files", raising=False)
+    monkeypatch.delattr("charlm_jax.runs.keras_files", raising=False)
+    assert call("convert", tmp_path / "model.h5", tmp_path / "run") == 2
+    assert ".venv/bin/python -m pip install '.[interop]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ending", "words"), [(".h5", "Keras 3 has another"), (".safetensors", "nn.LSTM has not")])
+def test_a_hard_sigmoid_that_a_library_lacks_is_told_of(ending, words, made, tmp_path, capsys):
+    path, network, *_ = made
+    capsys.readouterr()
+    assert call("convert", path, tmp_path / f"model{ending}") == 0
+    assert (words in capsys.readouterr().err) == (network.gate_activation == "hard_sigmoid")
