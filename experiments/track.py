@@ -22,7 +22,7 @@ from pathlib import Path
 import tyro
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, folded, tell
 
 _SECONDS = 2.0  # from one look at the records to the next
 
@@ -43,7 +43,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Write, and follow."""
-    arguments = tyro.cli(Arguments, prog="scripts/run track", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run track", description=folded(__doc__), args=flags)
 
     from charlm_jax.runs.directory import find_runs
     from charlm_jax.runs.tracking import EventFile, choices_that_differ, points_of
