@@ -26,7 +26,7 @@ import tyro
 
 from charlm_jax.choices import MODEL_FILES, Checkpoint, GateActivation
 from charlm_jax.errors import require, require_count
-from charlm_jax.runs.command_line import exit_codes, tell
+from charlm_jax.runs.command_line import exit_codes, folded, tell
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Arguments:
 
 def main(flags: Sequence[str]) -> None:
     """Convert, to the one side or the other."""
-    arguments = tyro.cli(Arguments, prog="scripts/run convert", description=__doc__, args=flags)
+    arguments = tyro.cli(Arguments, prog="scripts/run convert", description=folded(__doc__), args=flags)
 
     from charlm_jax.runs.conversion import make_run, write_model
     from charlm_jax.runs.directory import open_run
