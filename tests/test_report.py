@@ -445,8 +445,11 @@ def test_odd_records_are_told_in_a_sentence_or_shown_as_they_are(copy):
     odd = {"event": "epoch", "step": 9, "training_loss": 1e300, "windows": 10**30}
     append_record(copy.metrics, {**odd, "epoch": 3, "seconds": 0})
     make_report("title", [gather(copy, "name", characters=10_000, picture_bytes=1000)])
-    for changes in ({"epoch": 10**300, "seconds": 1}, {"epoch": 4, "seconds": -1}):
+    for changes, words in (
+        ({"epoch": 10**300, "seconds": 1}, "line 6 is not a record of a run; remove the line"),
+        ({"epoch": 4, "seconds": -1}, "has an epoch .*; remove its line"),
+    ):
         append_record(copy.metrics, {**odd, **changes})
-        with pytest.raises(InputError, match=r"metrics.jsonl' has an epoch .*; remove its line"):
+        with pytest.raises(InputError, match=f"metrics.jsonl' {words}"):
             gather(copy, "name", characters=10_000, picture_bytes=1000)
         copy.metrics.write_text("\n".join(copy.metrics.read_text().splitlines()[:-1]) + "\n")
