@@ -81,7 +81,8 @@ def test_every_product_of_training_and_sampling_asks_an_accelerator_for_it(preci
     ]
     for program, platform in itertools.product(programs, ["cuda", "tpu"]):
         text = program.lower(lowering_platforms=(platform,)).as_text()
-        products = re.findall(r"stablehlo.dot_general .*", text)
+        # But for a GPU's sums of the rows of each of the 11 characters, which are products with ones: see `_rows`.
+        products = [one for one in re.findall(r"stablehlo.dot_general .*", text) if "(tensor<11x40xf32>" not in one]
         assert products
         assert [product for product in products if not re.search(FACTORS[precision], product)] == []
 
