@@ -1,7 +1,6 @@
 """Models from runs into files and back, by the command, and what samples from the files without this package."""
 
 import hashlib
-import importlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import call
 from safetensors.numpy import save_file
 
 from charlm_jax.choices import GateActivation
@@ -25,7 +25,6 @@ from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.interop import to_keras, to_torch
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs import conversion
-from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.trained import load_model
 
@@ -42,16 +41,6 @@ LAYOUTS = {
     "hard": {"gate_activation": "hard_sigmoid", "layers": 2, "embedding_size": 3},
     "stateful": {"sampler": "stateful", "layers": 2},
 }
-
-
-def call(experiment, *flags):
-    """Run an experiment in this process; return its exit code."""
-    try:
-        with exit_codes():
-            importlib.import_module(f"experiments.{experiment}").main(list(map(str, flags)))
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def network_and_parameters(

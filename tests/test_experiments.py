@@ -14,13 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from commands import call
 from oracles import GATES, numpy_logits
 
 from charlm_jax.analysis.baselines import baselines
 from charlm_jax.analysis.text_statistics import Reference, text_statistics
 from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.runs import loop
-from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.configuration import PRESETS
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import encode
@@ -46,16 +46,6 @@ def run(experiment, *flags, timeout=300, **options):
     process = command(experiment, *flags, **options)
     output, errors = process.communicate(timeout=timeout)
     return process.returncode, output, errors
-
-
-def call(experiment, *flags):
-    """Run an experiment in this process; return its exit code."""
-    try:
-        with exit_codes():
-            importlib.import_module(f"experiments.{experiment}").main(list(map(str, flags)))
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 @pytest.fixture(scope="module")

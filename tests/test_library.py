@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call
 
 import charlm_jax
 from charlm_jax import PRESETS, Configuration, DivergedError, InputError, LoadedRun, load_run, train_run
 from charlm_jax.runs import loop
-from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.history import record_epoch
 from charlm_jax.runs.records import read_records
 
@@ -37,8 +37,7 @@ def run(configuration, tmp_path_factory):
 def printed(capsys, experiment, *flags):
     """Return what a command prints."""
     capsys.readouterr()
-    with exit_codes():
-        importlib.import_module(f"experiments.{experiment}").main(list(map(str, flags)))
+    assert call(experiment, *flags) == 0
     return capsys.readouterr().out
 
 

@@ -72,6 +72,7 @@ def _rows_forwards(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]
 
 def _rows_backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
     table, ids = kept
+    # In float32 whatever the model's precision: it stands for sums, which are never rounded to less.
     return multiply(jax.nn.one_hot(ids, len(table), dtype=gradient.dtype).T, gradient, "float32"), None
 
 
