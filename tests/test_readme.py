@@ -1,22 +1,79 @@
-"""The README says what is there, and its examples run."""
+"""The README and the documents beside it say what is there, and their examples run."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from charlm_jax.runs.configuration import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+# The project's own scripts/run, with the Python of the tests and, where something is trained, a single epoch.
+RUN = """\
+#!/bin/sh
+name=$1; shift
+case $name in text_generation | hidden_size) set -- "$@" --epochs 1 ;; esac
+exec "{python}" "{root}/experiments/$name.py" "$@"
+"""
 
 
-def blocks(language):
-    return [block for name, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S) if name == language]
+def blocks(document, language):
+    return [block for name, block in re.findall(r"^```(\w*)\n(.*?)^```$", document, re.M | re.S) if name == language]
 
 
-def test_the_examples_run(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    of_a_run, of_functions = (compile(example, "README.md", "exec") for example in blocks("python"))
+def shell(document):
+    """The commands of a document, each with its flags, but for what they need of the network and these very tests."""
+    commands = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
+    return [command for command in commands if not re.match(r"scripts/test\b|.*\bpip install\b|.*\bjupyter\b", command)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the scripts, in which the README's commands were given, one after another."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "sample_numpy.py").symlink_to(ROOT / "scripts" / "sample_numpy.py")
+    (folder / "scripts" / "run").write_text(RUN.format(python=sys.executable, root=ROOT))
+    (folder / "scripts" / "run").chmod(0o755)
+    for document in DOCUMENTS.values():
+        for command in shell(document):
+            if "--launcher slurm" not in command:  # which the tests under Slurm run
+                give(command, folder)
+    return folder
+
+
+def give(command, folder):
+    """Give a command in a folder, with its one run for RUN."""
+    run = next(folder.glob("runs/quick-*"), "RUN")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = re.sub(r"\bRUN\b", str(run), command)
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_the_commands_do_what_is_said_of_them(folder):
+    (run,) = folder.glob("runs/quick-*")
+    for made in (
+        run / "report.html",
+        *(folder / "runs/code/figures").glob("temperature.*"),
+        folder / "model.keras.json",
+    ):
+        assert made.stat().st_size > 100
+    assert list((folder / "runs/from-keras/checkpoints").iterdir())
+    assert len(list((folder / "runs/code/figures").iterdir())) == 5
+
+
+def test_the_examples_run(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    of_a_run, of_functions, of_a_program = (
+        compile(example, str(path), "exec") for path, text in DOCUMENTS.items() for example in blocks(text, "python")
+    )
     names = {}
     exec(of_a_run, names)
     assert names["run"].metrics.epoch.tolist() == [1, 2]
@@ -25,22 +82,29 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     first, second = capsys.readouterr().out.rstrip("\n").split("\n---\n")
     assert len(first) == len(second) == 100
     assert first != second
+    exec(of_a_program, {})
+    assert len(capsys.readouterr().out) == 2 * (400 + len("\n"))
 
 
-def test_every_command_is_there():
-    commands = re.findall(r"^scripts/(\S+)(?: +([a-z_]+))?", "\n".join(blocks("bash")), re.M)
-    assert ("run", "text_generation") in commands
-    assert any(name == "test" for name, _ in commands)
-    for name, experiment in commands:
-        assert (ROOT / "scripts" / name).exists()
-        if name == "run":
-            assert (ROOT / "experiments" / f"{experiment}.py").exists()
+def test_every_command_and_every_flag_is_there():
+    """Those in the text too, of which some take hours."""
+    sources = [path.read_text() for room in ("charlm_jax", "experiments") for path in ROOT.glob(f"{room}/**/*.py")]
+    known = set(re.findall(r"\w+", "".join(sources)))
+    for path, document in DOCUMENTS.items():
+        prose = re.sub(r"^```.*?^```$", "", document, flags=re.M | re.S)
+        for command in [*shell(document), *re.findall(r"`([^`]+)`", prose)]:
+            first, *others = command.split()
+            assert not first.startswith("scripts/") or (ROOT / first).exists(), (path, command)
+            assert first != "scripts/run" or (ROOT / "experiments" / f"{others[0]}.py").exists(), (path, command)
+            if first == "scripts/run" or first.startswith("--"):
+                flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", command)}
+                assert flags <= known, (path, command)
 
 
 def test_every_preset_and_every_module_is_on_the_map():
     for preset in PRESETS:
-        assert preset == "quick" or f"`{preset}`" in README
-    house = next(block for block in blocks("") if block.startswith("charlm_jax/"))
+        assert preset == "quick" or f"`{preset}`" in DOCUMENTS[ROOT / "docs/reproduction.md"] + README
+    house = next(block for block in blocks(README, "") if block.startswith("charlm_jax/"))
     for path in [*ROOT.glob("charlm_jax/**/*.py"), *ROOT.glob("experiments/*.py")]:
         assert path.name == "__init__.py" or path.name in house, path
 
@@ -54,7 +118,18 @@ def test_every_dependency_has_its_reason():
         assert name == project["name"] or re.search(rf"\b{name}\b", table), requirement
 
 
-def test_every_picture_and_every_document_is_there():
-    places = re.findall(r"\[[^\]]+\]\((?!https?:)([^)]+)\)", README)
-    assert {"CONTRIBUTING.md", "experiments/results/loss_curves.svg"} <= set(places)
-    assert all((ROOT / place).exists() for place in places)
+def test_every_picture_every_document_and_every_chapter_is_there():
+    chapters = {
+        (path, re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-"))
+        for path, document in DOCUMENTS.items()
+        for title in re.findall(r"^## (.*)$", document, re.M)
+    }
+    reached = set()
+    for path, document in DOCUMENTS.items():
+        for place, chapter in re.findall(r"\[[^\]]+\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", document):
+            target = (path.parent / place).resolve() if place else path
+            assert target.exists(), (path, place)
+            assert not chapter or (target, chapter) in chapters, (path, chapter)
+            reached.add(target)
+    assert {*DOCUMENTS} - reached <= {ROOT / "README.md"}
+    assert ROOT / "CONTRIBUTING.md" in reached

@@ -11,6 +11,7 @@ from pathlib import Path
 import clusters
 import pytest
 from faults import result
+from test_readme import README, shell
 
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.records import read_records
@@ -146,6 +147,15 @@ def test_why_a_job_failed_stands_in_the_table(cluster, checkout):
     assert "there is no corpus, file or folder" in refused["failure"]
     assert cancelled["failure"] == "it was cancelled or killed before it left a result", "nor a log: it never began"
     assert "slurm      " in errors
+
+
+@needs_slurm
+def test_the_grid_of_the_readme(cluster, checkout):
+    (command,) = [command for command in shell(README) if "--launcher slurm" in command]
+    (checkout / "corpus.txt").rename("code.txt")
+    cluster.run("bash", "-c", f"{command} --window 10 --batch-size 4 --epochs 1")
+    results = (checkout / "runs" / "sizes" / "results.csv").read_text().splitlines()
+    assert [row["hidden_size"] for row in csv.DictReader(results[1:])] == ["32", "64", "128"]
 
 
 @needs_slurm
