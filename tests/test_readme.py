@@ -37,6 +37,7 @@ def shell(document):
 def folder(tmp_path_factory):
     """A folder with the scripts, in which the README's commands were given, one after another."""
     folder = tmp_path_factory.mktemp("readme")
+    (folder / ".venv").symlink_to(sys.prefix)
     (folder / "scripts").mkdir()
     (folder / "scripts" / "sample_numpy.py").symlink_to(ROOT / "scripts" / "sample_numpy.py")
     (folder / "scripts" / "run").write_text(RUN.format(python=sys.executable, root=ROOT))
@@ -51,7 +52,7 @@ def folder(tmp_path_factory):
 def give(command, folder):
     """Give a command in a folder, with its one run for RUN."""
     run = next(folder.glob("runs/quick-*"), "RUN")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = re.sub(r"\bRUN\b", str(run), command)
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
@@ -71,7 +72,7 @@ def test_the_commands_do_what_is_said_of_them(folder):
 
 def test_the_examples_run(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
-    of_a_run, of_functions, of_a_program = (
+    of_a_run, of_a_program, of_functions = (
         compile(example, str(path), "exec") for path, text in DOCUMENTS.items() for example in blocks(text, "python")
     )
     names = {}
@@ -95,7 +96,8 @@ def test_every_command_and_every_flag_is_there():
         for command in [*shell(document), *re.findall(r"`([^`]+)`", prose)]:
             first, *others = command.split()
             assert not first.startswith("scripts/") or (ROOT / first).exists(), (path, command)
-            assert first != "scripts/run" or (ROOT / "experiments" / f"{others[0]}.py").exists(), (path, command)
+            experiments = [word for word in others[:1] if first == "scripts/run" and word != "..."]
+            assert all((ROOT / "experiments" / f"{name}.py").exists() for name in experiments), (path, command)
             if first == "scripts/run" or first.startswith("--"):
                 flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", command)}
                 assert flags <= known, (path, command)

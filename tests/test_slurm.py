@@ -152,7 +152,8 @@ def test_why_a_job_failed_stands_in_the_table(cluster, checkout):
 @needs_slurm
 def test_the_grid_of_the_readme(cluster, checkout):
     (command,) = [command for command in shell(README) if "--launcher slurm" in command]
-    (checkout / "corpus.txt").rename("code.txt")
+    (checkout / "runs").mkdir()
+    (checkout / "corpus.txt").rename("runs/code.txt")
     cluster.run("bash", "-c", f"{command} --window 10 --batch-size 4 --epochs 1")
     results = (checkout / "runs" / "sizes" / "results.csv").read_text().splitlines()
     assert [row["hidden_size"] for row in csv.DictReader(results[1:])] == ["32", "64", "128"]
