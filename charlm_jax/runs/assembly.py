@@ -17,6 +17,7 @@ from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
+from charlm_jax.learning.objective import targets_of
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count
@@ -102,10 +103,7 @@ class Job:
         if len(self.held_out_ids) > MOST_EVALUATED:
             held_out += f", of which each epoch scores the first {MOST_EVALUATED:,}"
         layers = "1 layer" if chosen.layers == 1 else f"{chosen.layers} layers"
-        how = f"one every {chosen.stride}, the character after each learned"
-        if chosen.objective == "every-character":
-            how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
-            how += ", every character learned"
+        how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
         embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
 
         def named(*names: str) -> str:
@@ -115,7 +113,8 @@ class Job:
 
         lines = {
             "corpus": f"{self.corpus.name}, {len(self.corpus.ids):,} characters, {len(self.vocabulary)} distinct",
-            "training": f"{self.windows:,} windows of {chosen.window} characters, {how}; "
+            "training": f"{self.windows:,} windows of {chosen.window} characters, {how}, "
+            f"{chosen.objective.replace('-', ' ')} learned; "
             f"{chosen.epochs} x {self.steps_per_epoch:,} steps of {chosen.batch_size} windows",
             "held out": held_out,
             "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}"
@@ -202,7 +201,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
 def make_order(configuration: Configuration) -> Order:
     """Return the order in which an epoch goes through the training text."""
     chosen = configuration
-    if chosen.objective == "every-character" and chosen.carry == "kept":
+    if chosen.carry == "kept" and targets_of(chosen.objective, chosen.window).consecutive:
         return ParallelStreams(chosen.window, chosen.batch_size)
     return ShuffledWindows(chosen.window, chosen.stride, chosen.batch_size)
 
