@@ -28,7 +28,7 @@ from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, op
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus, require_known
 from charlm_jax.runs.processes import agreed
-from charlm_jax.runs.trained import TrainedModel, load_model, make_network
+from charlm_jax.runs.trained import LoadedRun, load_model, make_network
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Job:
     key: Key
     mesh: Mesh
     order: Order
-    source: TrainedModel | None
+    source: LoadedRun | None
 
     @property
     def windows(self) -> int:
@@ -206,7 +206,7 @@ def make_order(configuration: Configuration) -> Order:
     return ShuffledWindows(chosen.window, chosen.stride, chosen.batch_size)
 
 
-def _source(path: Path, configuration: Configuration) -> TrainedModel:
+def _source(path: Path, configuration: Configuration) -> LoadedRun:
     """Return the model of the run to start from.
 
     Raises:

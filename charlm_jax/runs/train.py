@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from charlm_jax.choices import TextPlace
 from charlm_jax.data.host_windows import HostBatches
-from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.errors import DivergedError, InputError, Preempted, require_count
 from charlm_jax.learning.training import Batches, TrainingState, TrainSteps
 from charlm_jax.mesh import fetch, local_rows, replicate, split_columns
-from charlm_jax.runs.assembly import Job, train_steps_of
-from charlm_jax.runs.command_line import tell
+from charlm_jax.runs.assembly import Job, prepare, train_steps_of
+from charlm_jax.runs.command_line import absolute_places, tell
+from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import code_digest, describe_process, device_memory
 from charlm_jax.runs.encoding import require_known
 from charlm_jax.runs.history import Epoch
@@ -24,9 +25,27 @@ from charlm_jax.runs.loop import Advance, Answer, Run, go_on
 from charlm_jax.runs.processes import everyones, meet, require_alike
 from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
+from charlm_jax.runs.trained import LoadedRun, load_run
 
 _PIECE = 64  # steps whose batches are read and sent to the devices at once, or as many as take
 _PIECE_BYTES = 1 << 23  # at most
+
+
+def train_run(configuration: Configuration, path: str | Path, *, devices: int | None = None) -> LoadedRun:
+    """Train in a run directory, with a progress bar an epoch, and return the run with its best model.
+
+    If the directory holds this run already, it goes on, or is returned at once if it is finished: the same call again
+    resumes what an interrupt stopped. Batches are split over `devices`, or all that get a few windows each.
+
+    Raises:
+        InputError: the text, the directory or a number cannot be used, or the directory holds another run.
+        DivergedError: training went astray; the last good state is saved.
+    """
+    require_count("devices", devices)
+    job = prepare(absolute_places(configuration), devices, Path(path))
+    for _ in train(job, Path(path)):
+        pass
+    return load_run(path)
 
 
 def train(
