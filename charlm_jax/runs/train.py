@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from charlm_jax.choices import TextPlace
-from charlm_jax.data.host_windows import HostBatches
 from charlm_jax.errors import DivergedError, InputError, Preempted, require_count
 from charlm_jax.learning.training import Batches, TrainingState, TrainSteps
 from charlm_jax.mesh import fetch, local_rows, replicate, split_columns
@@ -151,32 +150,28 @@ def _require_alike(jobs: Sequence[Job], mesh: Mesh, text: TextPlace = "resident"
 
 def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], TrainingState]:
     """Return what takes a run's steps, which must go on from one another, on batches that are read ahead."""
-    reading: Iterator[tuple[int, HostBatches]] = iter(())
     rows = local_rows(job.order.batch_size, job.mesh)
     batch_bytes = len(rows) * (job.order.window + 1) * job.training_ids.itemsize
     length = max(1, min(_PIECE, _PIECE_BYTES // batch_bytes))
-    first, piece = -length, None
+    ids, vocabulary = job.training_ids, job.vocabulary
+
+    def pieces(first: int) -> Iterator[tuple[int, Batches]]:
+        options = {"first": first, "end": job.steps, "piece": length}
+        for step, read in read_ahead(ids, job.order, job.key, rows, vocabulary=vocabulary, **options):
+            characters, weights = (split_columns(array, job.mesh) for array in read)
+            yield step + length, Batches(characters, weights, replicate(jnp.int32(step), job.mesh))
+
+    reading: Iterator[tuple[int, Batches]] | None = None
+    end, piece = 0, None
 
     def take(run: Advance) -> TrainingState:
-        nonlocal reading, first, piece
+        nonlocal reading, end, piece
         state, step = run.state, int(run.state.step)
-        if piece is None:
-            reading = read_ahead(
-                job.training_ids,
-                job.order,
-                job.key,
-                rows,
-                first=step,
-                end=job.steps,
-                piece=length,
-                vocabulary=job.vocabulary,
-            )
+        reading = reading or pieces(step)
         while step < run.stop:
-            if step >= first + length or piece is None:
-                first, read = next(reading)
-                characters, weights = (split_columns(array, job.mesh) for array in read)
-                piece = Batches(characters, weights, replicate(jnp.int32(first), job.mesh))
-            step = min(run.stop, first + length)
+            if piece is None or step == end:
+                end, piece = next(reading)
+            step = min(run.stop, end)
             state = train_steps(state, piece, job.key, step)
         return state
 
