@@ -165,8 +165,7 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
     tell(f"{run.path.name}: rolled back {where}")
 
     def record() -> None:
-        recorded = read_records(run.metrics)
-        if not any(record.get("event") == "rollback" and record["step"] == step for record in recorded):
+        if all(record["step"] != step for record in read_records(run.metrics, "rollback")):
             event = {"event": "rollback", "epoch": step // job.steps_per_epoch, "step": step}
             append_record(run.metrics, {**event, "to_step": int(best.step), "rate": rate})
 

@@ -68,10 +68,9 @@ class LoadedRun:
     @property
     def metrics(self) -> Metrics:
         """What all of the run's epochs measured, those after `step` among them, as its records have it now."""
-        records = read_records(RunDirectory(self.path).metrics)
-        epochs = [record for record in records if record.get("event") == "epoch"]
-        evaluations = [record for record in records if record.get("event") == "evaluation"]
-        held_out = {record["epoch"]: record["held_out_loss"] for record in evaluations}
+        run = RunDirectory(self.path)
+        epochs = read_records(run.metrics, "epoch")
+        held_out = {record["epoch"]: record["held_out_loss"] for record in read_records(run.metrics, "evaluation")}
         return Metrics(
             epoch=np.array([record["epoch"] for record in epochs], int),
             step=np.array([record["step"] for record in epochs], int),

@@ -62,7 +62,7 @@ def _findings(run: RunDirectory) -> Iterator[Finding]:
 
 
 def _missing(run: RunDirectory) -> Iterator[Finding]:
-    records = [record for record in read_records(run.metrics) if record.get("event") == "epoch"]
+    records = read_records(run.metrics, "epoch")
     steps, losses = [record["step"] for record in records], held_out_losses(run)
     if [record["epoch"] for record in records] != list(range(1, len(records) + 1)) or (
         state_files(run.best) and not losses
