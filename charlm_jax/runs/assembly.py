@@ -178,11 +178,19 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
             f"an epoch has {windows:,} windows, which a 32-bit counter does not hold; "
             f"give --stride {-(-len(training_ids) // (2**31 - 1))} or more"
         )
-    if chosen.epochs * steps >= 2**31:
+    if (all_steps := chosen.epochs * steps) >= 2**31:
         raise InputError(
-            f"--epochs {chosen.epochs} makes {chosen.epochs * steps:,} steps, which a 32-bit counter does not hold; "
+            f"--epochs {chosen.epochs} makes {all_steps:,} steps, which a 32-bit counter does not hold; "
             f"give at most {(2**31 - 1) // steps}"
         )
+    optimizer = make_optimizer(
+        chosen.optimizer,
+        schedule=chosen.schedule,
+        warmup=int(chosen.warmup * all_steps),
+        steps=all_steps,
+        weight_decay=chosen.weight_decay,
+        clip=chosen.clip,
+    )
     return Job(
         configuration=chosen,
         corpus=corpus,
@@ -190,7 +198,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
         training_ids=training_ids,
         held_out_ids=held_out_ids,
         network=make_network(chosen, vocabulary),
-        optimizer=_optimizer(chosen, chosen.epochs * steps),
+        optimizer=optimizer,
         key=jax.random.key(chosen.seed),
         mesh=mesh,
         order=order,
@@ -253,14 +261,3 @@ def state_shapes(
         return initial_state(network, flax_parameters(network, key), optimizer, order, mesh, learning_rate=1.0)
 
     return jax.eval_shape(state, jax.random.key(0))
-
-
-def _optimizer(configuration: Configuration, steps: int) -> optax.GradientTransformation:
-    return make_optimizer(
-        configuration.optimizer,
-        schedule=configuration.schedule,
-        warmup=int(configuration.warmup * steps),
-        steps=steps,
-        weight_decay=configuration.weight_decay,
-        clip=configuration.clip,
-    )
