@@ -130,7 +130,7 @@ class LoadedRun:
 
 
 def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """Return a run with its model, `best` by held-out loss or `newest`; see `load_model`.
+    """Open the run in a directory, with its model as `load_model` returns it.
 
     Raises:
         InputError: there is no such run, it has no model yet, or a file of it cannot be read.
@@ -140,12 +140,9 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
 
 
 def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """Return a run's model, on one device.
+    """Return a run with its model, `best` by held-out loss or `newest`, on one device.
 
-    Args:
-        run: the run.
-        checkpoint: `best` by held-out loss, which is the newest where nothing is held out; or the `newest`. Where it
-            is damaged, that is said, and the newest sound one taken.
+    Where nothing is held out the best is the newest; where it is damaged, that is said, and the newest sound one taken.
 
     Raises:
         InputError: the run has no checkpoint yet, or no sound one.
