@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from charlm_jax.model.initializers import initial_parameters, parameter_count
     from charlm_jax.model.network import CharacterLSTM
     from charlm_jax.runs.configuration import PRESETS, Configuration
-    from charlm_jax.runs.loaded import LoadedRun, Metrics, load_run, train_run
+    from charlm_jax.runs.train import train_run
+    from charlm_jax.runs.trained import LoadedRun, Metrics, load_run
 
 __version__ = "0.1.0"
 # By what they are about, as `_PLACES` says where they are.
@@ -49,7 +50,8 @@ _PLACES = {
     "model.initializers": ["initial_parameters", "parameter_count"],
     "model.network": ["CharacterLSTM"],
     "runs.configuration": ["PRESETS", "Configuration"],
-    "runs.loaded": ["LoadedRun", "Metrics", "load_run", "train_run"],
+    "runs.train": ["train_run"],
+    "runs.trained": ["LoadedRun", "Metrics", "load_run"],
 }
 
 

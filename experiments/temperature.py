@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # what --help can do without
     import numpy as np
 
     from charlm_jax.runs.directory import RunDirectory
-    from charlm_jax.runs.trained import TrainedModel
+    from charlm_jax.runs.trained import LoadedRun
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _places(characters: int, window: int, length: int, count: int) -> tuple["np.
 
 
 def _measures(
-    model: "TrainedModel", training: "np.ndarray", prompts: list["np.ndarray"], ids: "np.ndarray", sampler: Sampler
+    model: "LoadedRun", training: "np.ndarray", prompts: list["np.ndarray"], ids: "np.ndarray", sampler: Sampler
 ) -> dict[str, "np.ndarray"]:
     """Return all that is measured of texts, a number each: what they are by themselves, and how likely."""
     import numpy as np

@@ -44,7 +44,7 @@ def main(flags: Sequence[str]) -> None:
     if (arguments.run / IDS_FILE).exists():
         raise InputError(f"the encoded corpus {str(arguments.run)!r} is unfinished; run the same encode command again")
     run = open_run(arguments.run)
-    findings = verify(run)
+    findings = list(verify(run))
     for finding in findings:
         place = finding.path.relative_to(run.path)
         if finding.problem is not None:

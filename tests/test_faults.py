@@ -27,11 +27,10 @@ from charlm_jax.runs.checkpoints import newest_state, read_state, state_files
 from charlm_jax.runs.command_line import parse_training
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, open_run
-from charlm_jax.runs.loaded import load_run
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.tracking import points_of
 from charlm_jax.runs.train import train
-from charlm_jax.runs.trained import load_model, model_shapes
+from charlm_jax.runs.trained import load_model, load_run, model_shapes
 from charlm_jax.runs.verification import verify
 
 TINY = [

@@ -62,6 +62,12 @@ def left_behind(path):
     return jax.tree.leaves((model.parameters, best.parameters)), metrics, read_records(run.samples)
 
 
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    """What `finish` returns of a `tiny` run that nothing interrupts."""
+    return finish(dataclasses.replace(TINY, corpus=str(corpus)), tmp_path_factory.mktemp("unbroken") / "run")
+
+
 def same(one, other):
     return all(map(np.array_equal, one[1], other[1])) and one[2:] == other[2:]
 
@@ -89,6 +95,35 @@ def terminate():
     """Send this process a SIGTERM, and wait until it has been noted."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.05)
+
+
+def die():
+    raise KeyboardInterrupt
+
+
+def mended(configuration, path, monkeypatch, dispatches, deed, end):
+    """Train until a deed ends it amid the first epoch, as `end` expects; go on, and return what `finish` does."""
+    with monkeypatch.context() as patch, end:
+        stop_after(patch, dispatches, deed)
+        finish(configuration, path)
+    assert 0 < load_model(open_run(path), "newest").step < prepare(configuration).steps_per_epoch
+    return finish(configuration, path)
+
+
+def dying(function, call, *, after=False):
+    """Have the process die at one of a function's calls, before or after what it does."""
+    calls = itertools.count(1)
+
+    def died(*arguments, **options):
+        now = next(calls) == call
+        if now and not after:
+            die()
+        result = function(*arguments, **options)
+        if now:
+            die()
+        return result
+
+    return died
 
 
 def test_what_a_run_records(tiny, tmp_path):
@@ -121,37 +156,28 @@ def test_nothing_held_out_is_nothing_evaluated(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("dispatches", [1, 2, 3])
-def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, dispatches):
-    unbroken = finish(tiny, tmp_path / "unbroken")
-    with monkeypatch.context() as patch:
-        stop_after(patch, dispatches, terminate)
-        with pytest.raises(Preempted, match=r"the same command with --run-dir .*broken goes on"):
-            finish(tiny, tmp_path / "broken")
-    step = load_model(open_run(tmp_path / "broken"), "newest").step
-    assert 0 < step < prepare(tiny).steps
-    assert same(finish(tiny, tmp_path / "broken"), unbroken)
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypatch, dispatches):
+    stopped = pytest.raises(Preempted, match=r"the same command with --run-dir .*broken goes on")
+    assert same(mended(tiny, tmp_path / "broken", monkeypatch, dispatches, terminate, stopped), unbroken)
+
+
+def test_a_run_with_kept_carries_stopped_amid_an_epoch_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
+    every = dataclasses.replace(tiny, objective="every-character", batch_size=5, dropout=0.1)
+    broken = mended(every, tmp_path / "broken", monkeypatch, 2, terminate, pytest.raises(Preempted))
+    assert same(broken, finish(every, tmp_path / "unbroken"))
+
+
+def test_a_long_epoch_is_saved_on_the_way(tiny, unbroken, tmp_path, monkeypatch):
+    """Killed amid its first epoch, it goes on from there."""
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
+    assert same(mended(tiny, tmp_path / "broken", monkeypatch, 3, die, pytest.raises(KeyboardInterrupt)), unbroken)
 
 
 @pytest.mark.parametrize(
     "place", ["before the checkpoint", "before the best", "before the records", "amid the records", "after the records"]
 )
-def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place):
+def test_a_run_that_dies_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypatch, place):
     """Die at the end of the second epoch, at each place where its checkpoint or its records may be missing."""
-    unbroken = finish(tiny, tmp_path / "unbroken")
-    calls = []
-
-    def dying(function, call, after=False):
-        def died(*arguments, **options):
-            calls.append(function)
-            if len(calls) == call and not after:
-                raise KeyboardInterrupt
-            result = function(*arguments, **options)
-            if len(calls) == call:
-                raise KeyboardInterrupt
-            return result
-
-        return died
-
     with monkeypatch.context() as patch:
         if place == "before the checkpoint":
             patch.setattr(loop, "save_state", dying(loop.save_state, 3))  # after the first epoch's two
@@ -161,22 +187,10 @@ def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place)
             patch.setattr(loop, "evaluate", dying(loop.evaluate, 2))
         else:  # six records an epoch: four texts, the evaluation, the epoch
             call = 9 if place == "amid the records" else 12
-            patch.setattr(history, "append_record", dying(history.append_record, call, True))
+            patch.setattr(history, "append_record", dying(history.append_record, call, after=True))
         with pytest.raises(KeyboardInterrupt):
             finish(tiny, tmp_path / "broken")
     assert same(finish(tiny, tmp_path / "broken"), unbroken)
-
-
-def test_a_run_with_kept_carries_stopped_amid_an_epoch_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
-    every = dataclasses.replace(tiny, objective="every-character", batch_size=5, dropout=0.1)
-    unbroken = finish(every, tmp_path / "unbroken")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2, terminate)
-        with pytest.raises(Preempted):
-            finish(every, tmp_path / "broken")
-    step = load_model(open_run(tmp_path / "broken"), "newest").step
-    assert 0 < step < prepare(every).steps_per_epoch
-    assert same(finish(every, tmp_path / "broken"), unbroken)
 
 
 def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, tmp_path, monkeypatch, capsys):
@@ -198,9 +212,9 @@ def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, 
     assert open_run(tmp_path / "run").configuration().patience == 3
 
 
-def test_a_best_model_that_no_record_supports_is_dropped(tiny, tmp_path):
+def test_a_best_model_that_no_record_supports_is_dropped(tiny, unbroken, tmp_path):
     """Whoever removes the checkpoints starts over, and what was best before is no more."""
-    unbroken = finish(tiny, tmp_path / "run")
+    finish(tiny, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert same(finish(tiny, tmp_path / "run"), unbroken)
 
@@ -266,10 +280,10 @@ def test_streams_that_the_text_does_not_fill_are_refused_with_what_would_do(tiny
         prepare(dataclasses.replace(every, batch_size=most + 1))
 
 
-def test_more_epochs_extend_a_run_to_what_it_would_have_been(tiny, tmp_path):
+def test_more_epochs_extend_a_run_to_what_it_would_have_been(tiny, unbroken, tmp_path):
     short = dataclasses.replace(tiny, epochs=1)
     finish(short, tmp_path / "extended")
-    assert same(finish(tiny, tmp_path / "extended"), finish(tiny, tmp_path / "whole"))
+    assert same(finish(tiny, tmp_path / "extended"), unbroken)
     assert open_run(tmp_path / "extended").configuration() == tiny
     assert finish(tiny, tmp_path / "extended")[0] == [], "a finished run has nothing to do"
 
@@ -479,7 +493,7 @@ def test_a_run_that_was_sent_back_and_stopped_goes_on_bit_for_bit(tiny, tmp_path
     monkeypatch.setattr(loop, "astray", lambda losses, size: len(losses) == 2)
     unbroken = finish(chosen, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train_epoch", dying_in(3, loop._train_epoch))
+        patch.setattr(loop, "_train_epoch", dying(loop._train_epoch, 3))
         with pytest.raises(KeyboardInterrupt):
             finish(chosen, tmp_path / "broken")
     assert same(finish(chosen, tmp_path / "broken"), unbroken)
@@ -554,17 +568,6 @@ def test_a_run_at_its_end_waits_for_those_beside_it(three, tmp_path):
     assert all(same(one, other) for one, other in zip(again, unbroken, strict=True))
 
 
-def dying_in(call, function):
-    calls = itertools.count(1)
-
-    def died(*arguments, **options):
-        if next(calls) == call:
-            raise KeyboardInterrupt
-        return function(*arguments, **options)
-
-    return died
-
-
 def test_what_astray_is():
     """Half a nat above the lowest loss, or above all characters equally likely: the published run A, a rate of 1e30."""
     assert not history.astray([], 57)
@@ -577,23 +580,6 @@ def test_what_astray_is():
 def test_a_rate_beyond_all_reason_is_called_so(tiny, tmp_path, capsys):
     finish(dataclasses.replace(tiny, learning_rate=1e30, epochs=1), tmp_path / "run")
     assert "training has gone astray" in capsys.readouterr().err
-
-
-def test_a_long_epoch_is_saved_on_the_way(tiny, tmp_path, monkeypatch):
-    """Killed amid its first epoch, it goes on from there."""
-    monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
-    unbroken = finish(tiny, tmp_path / "unbroken")
-
-    def die():
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3, die)
-        with pytest.raises(KeyboardInterrupt):
-            finish(tiny, tmp_path / "broken")
-    step = load_model(open_run(tmp_path / "broken"), "newest").step
-    assert 0 < step < prepare(tiny).steps_per_epoch
-    assert same(finish(tiny, tmp_path / "broken"), unbroken)
 
 
 def test_which_states_are_kept():

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -5,8 +7,9 @@ import numpy as np
 import pytest
 from oracles import lenient_jax, numpy_logits
 
+from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch
-from charlm_jax.learning.objective import cross_entropy, last_losses, losses_along, window_losses
+from charlm_jax.learning.objective import cross_entropy, last_losses, losses_along, targets_of, window_losses
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM
 
@@ -44,7 +47,7 @@ def test_a_carry_goes_on_where_the_text_before_ended():
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), numpy_losses(CHARACTERS), rtol=2e-6)
 
 
-@pytest.mark.parametrize("objective", ["last-character", "every-character"])
+@pytest.mark.parametrize("objective", get_args(Objective))
 def test_padding_changes_neither_loss_nor_gradient(objective):
     """The padded rows add exact zeros: what is left is the order of a sum of five."""
     whole = Batch(CHARACTERS, jnp.ones(5))
@@ -61,7 +64,7 @@ def test_padding_changes_neither_loss_nor_gradient(objective):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["last-character", "every-character"])
+@pytest.mark.parametrize("objective", get_args(Objective))
 def test_improbable_targets_cost_and_teach_what_keras_makes_of_them(objective):
     """Keras clips softmax probabilities to 1e-7: the loss stops there, and has no gradient beyond.
 
@@ -77,11 +80,11 @@ def test_improbable_targets_cost_and_teach_what_keras_makes_of_them(objective):
 
     def theirs(parameters):
         logits = network.apply({"params": parameters}, characters[:, :-1])[0]
-        targets = characters[:, 1:]
-        if objective == "last-character":
-            logits, targets = logits[:, -1], targets[:, -1]
+        learned = jax.nn.softmax(logits[:, -targets_of(objective, 6).learned :])
         with lenient_jax():
-            return keras.ops.mean(keras.ops.sparse_categorical_crossentropy(targets, jax.nn.softmax(logits)))
+            return keras.ops.mean(
+                keras.ops.sparse_categorical_crossentropy(characters[:, -learned.shape[1] :], learned)
+            )
 
     expected, gradient = jax.value_and_grad(theirs)(parameters)
     found, own_gradient = jax.value_and_grad(ours)(parameters, 1e-7)

@@ -18,7 +18,7 @@ from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows
 from charlm_jax.keys import fold_text
 from charlm_jax.learning.evaluation import evaluate, loss_by_position
-from charlm_jax.learning.objective import last_losses
+from charlm_jax.learning.objective import last_losses, losses_along
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import (
     MOST_SKIPPED,
@@ -415,8 +415,8 @@ def test_dropout_is_drawn_anew_at_every_step(small_text):
 
     def loss(step, key_step):
         characters = ORDER.batch(ids, epoch_key, jnp.int32(step)).characters
-        step_key = jax.random.fold_in(fold_text(KEY, "dropout"), key_step)
-        return float(last_losses(model, parameters, characters, Dropout(step_key, jnp.arange(16))).mean())
+        dropout = Dropout(jax.random.fold_in(fold_text(KEY, "dropout"), key_step), jnp.arange(16))
+        return float(losses_along(model, parameters, characters, dropout=dropout, count=1)[0].mean())
 
     one, two = (float(train_steps(first(), ids, KEY, stop).epoch.loss) for stop in (1, 2))
     assert one == pytest.approx(loss(0, 0), rel=1e-6)

@@ -13,6 +13,7 @@ from scipy.stats import t
 
 from charlm_jax.analysis.loss_curves import line_style
 from charlm_jax.choices import Objective
+from charlm_jax.learning.objective import targets_of
 from charlm_jax.model.network import CharacterLSTM
 
 Choice = str | int | float | bool | None
@@ -81,11 +82,11 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
 
     Two for each weight of a matrix that a character passes, and twice as many again for the backward pass (Kaplan et
     al., 2020). The first layer looks its characters up, which costs none: an embedding is multiplied out once a step.
-    `last-character` passes the head once a window.
+    Only the characters that the objective learns pass the head.
     """
     gates = (2 * network.layers - 1) * 4 * network.hidden_size**2  # of each layer the recurrent kernel, and the input's
     head = network.hidden_size * network.vocabulary_size
-    return 6.0 * (gates + (head / window if objective == "last-character" else head))
+    return 6.0 * (gates + head * targets_of(objective, window).learned / window)
 
 
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:

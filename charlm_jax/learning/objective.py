@@ -1,6 +1,7 @@
 """What training minimises, in nats per character."""
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -10,6 +11,27 @@ from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import Carry, CharacterLSTM, Dropout
+
+
+class Targets(NamedTuple):
+    """Which characters an objective learns of a window.
+
+    Attributes:
+        learned: so many of those that it predicts, the last ones.
+        consecutive: whether windows may follow one another with the state kept; else each starts from the zero state.
+    """
+
+    learned: int
+    consecutive: bool
+
+
+def targets_of(objective: Objective, window: int) -> Targets:
+    """Return what an objective is: which characters it learns of a window of `window` characters."""
+    match objective:
+        case "last-character":
+            return Targets(1, consecutive=False)
+        case "every-character":
+            return Targets(window, consecutive=True)
 
 
 def cross_entropy(logits: Float[Array, "*batch vocab"], targets: Int32[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -27,7 +49,9 @@ def losses_along(
     characters: Int32[Array, "batch length"],
     carry: Carry = (),
     dropout: Dropout | None = None,
-) -> tuple[Float[Array, "batch length-1"], Carry]:
+    *,
+    count: int | None = None,
+) -> tuple[Float[Array, "batch target"], Carry]:
     """Return the nats that every character but the first costs, given those before it, and the carry after them.
 
     Args:
@@ -36,28 +60,19 @@ def losses_along(
         characters: ids; the last of each row is a target only.
         carry: of the text before; an empty one is the zero state.
         dropout: switches dropout on.
+        count: so many of them, the last ones; None is all.
     """
-    logits, carry = network.bind({"params": parameters})(characters[:, :-1], carry, dropout)
-    return cross_entropy(logits, characters[:, 1:]), carry
+    model = network.bind({"params": parameters})
+    hidden, carry = model.read(characters[:, :-1], carry, dropout)
+    first = 0 if count is None else hidden.shape[1] - count
+    return cross_entropy(model.predict(hidden[:, first:]), characters[:, 1 + first :]), carry
 
 
 def last_losses(
-    network: CharacterLSTM,
-    parameters: Parameters,
-    characters: Int32[Array, "batch length"],
-    dropout: Dropout | None = None,
+    network: CharacterLSTM, parameters: Parameters, characters: Int32[Array, "batch length"]
 ) -> Float[Array, " batch"]:
-    """Return the nats that the last character costs, given those before it, read from the zero state.
-
-    Args:
-        network: the model.
-        parameters: its parameters.
-        characters: ids of windows, each with the character after it.
-        dropout: switches dropout on.
-    """
-    model = network.bind({"params": parameters})
-    hidden, _ = model.read(characters[:, :-1], dropout=dropout)
-    return cross_entropy(model.predict(hidden[:, -1]), characters[:, -1])
+    """Return the nats that the last character costs, given those before it, read from the zero state."""
+    return losses_along(network, parameters, characters, count=1)[0][:, 0]
 
 
 def window_losses(
@@ -69,16 +84,15 @@ def window_losses(
     dropout: Dropout | None = None,
     least_probability: float = 0.0,
 ) -> tuple[Float[Array, " batch"], Carry]:
-    """Return what an objective makes of each window of a batch, in nats per character, and the carry after it.
+    """Return what each window of a batch costs, in nats per character, and the carry after it.
 
-    `last-character` scores the character after the window, read from the zero state. `every-character` is the mean over
-    all of the window's targets. Padding has some loss too, which its weight of 0 is there to remove.
+    That is the mean over the characters that the objective learns of a window; see `targets_of`. Padding has some loss
+    too, which its weight of 0 is there to remove.
 
     A target less likely than `least_probability` costs what one as likely would, and has no gradient: what Keras makes
     of softmax probabilities, which it clips to 1e-7. One such target can throw the notebooks' optimizer off for good.
     """
     most = -math.log(least_probability) if least_probability else math.inf
-    if objective == "last-character":
-        return jnp.minimum(last_losses(network, parameters, batch.characters, dropout), most), carry
-    losses, carry = losses_along(network, parameters, batch.characters, carry, dropout)
+    learned = targets_of(objective, batch.inputs.shape[1]).learned
+    losses, carry = losses_along(network, parameters, batch.characters, carry, dropout, count=learned)
     return jnp.mean(jnp.minimum(losses, most), axis=1), carry

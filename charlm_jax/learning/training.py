@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32, Integer, PyTree
 from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch, Order, within_epoch
 from charlm_jax.keys import Key, ReplicaKeys, fold_text
-from charlm_jax.learning.objective import window_losses
+from charlm_jax.learning.objective import targets_of, window_losses
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
 from charlm_jax.model.network import Carry, CharacterLSTM, Dropout
@@ -150,10 +150,10 @@ def make_train_steps(
         length: of the text whose `Batches` are given, in characters; None where the text itself is.
 
     Raises:
-        ValueError: `last-character`, which reads every window from the zero state, with consecutive segments.
+        ValueError: consecutive segments, for an objective that reads every window from the zero state.
     """
-    if order.consecutive and objective == "last-character":
-        raise ValueError("last-character reads every window from the zero state; give it ShuffledWindows")
+    if order.consecutive and not targets_of(objective, order.window).consecutive:
+        raise ValueError(f"{objective} reads every window from the zero state; give it ShuffledWindows")
     learner = _Learner(network, optimizer, order, objective, mesh, least_probability, length)
     everywhere, by_rows = PartitionSpec(), PartitionSpec(None, DATA)
     places: Any = by_rows, by_rows, everywhere
@@ -231,7 +231,7 @@ class _Learner:
             losses, carry = window_losses(
                 self.network, parameters, batch, self.objective, start, dropout, self.least_probability
             )
-            return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry
+            return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry if order.consecutive else ()
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)
         # Each device has its own rows of the carry, but the loss all see: a carry that is not finite makes it so too.
@@ -248,7 +248,7 @@ class _Learner:
             step=state.step + 1,
             parameters=optax.apply_updates(state.parameters, updates),
             optimizer_state=optimizer_state,
-            carry=carry if order.consecutive else (),
+            carry=carry,
             epoch=EpochSoFar(so_far.loss + (loss - so_far.loss) * share, so_far.windows + trained, so_far.skipped),
             skipped_in_a_row=jnp.int32(0),
             learning_rate=state.learning_rate,

@@ -17,6 +17,7 @@ from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
+from charlm_jax.learning.objective import targets_of
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count
@@ -27,7 +28,7 @@ from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, op
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus, require_known
 from charlm_jax.runs.processes import agreed
-from charlm_jax.runs.trained import TrainedModel, load_model, make_network
+from charlm_jax.runs.trained import LoadedRun, load_model, make_network
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Job:
     key: Key
     mesh: Mesh
     order: Order
-    source: TrainedModel | None
+    source: LoadedRun | None
 
     @property
     def windows(self) -> int:
@@ -102,10 +103,7 @@ class Job:
         if len(self.held_out_ids) > MOST_EVALUATED:
             held_out += f", of which each epoch scores the first {MOST_EVALUATED:,}"
         layers = "1 layer" if chosen.layers == 1 else f"{chosen.layers} layers"
-        how = f"one every {chosen.stride}, the character after each learned"
-        if chosen.objective == "every-character":
-            how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
-            how += ", every character learned"
+        how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
         embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
 
         def named(*names: str) -> str:
@@ -115,7 +113,8 @@ class Job:
 
         lines = {
             "corpus": f"{self.corpus.name}, {len(self.corpus.ids):,} characters, {len(self.vocabulary)} distinct",
-            "training": f"{self.windows:,} windows of {chosen.window} characters, {how}; "
+            "training": f"{self.windows:,} windows of {chosen.window} characters, {how}, "
+            f"{chosen.objective.replace('-', ' ')} learned; "
             f"{chosen.epochs} x {self.steps_per_epoch:,} steps of {chosen.batch_size} windows",
             "held out": held_out,
             "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}"
@@ -179,11 +178,19 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
             f"an epoch has {windows:,} windows, which a 32-bit counter does not hold; "
             f"give --stride {-(-len(training_ids) // (2**31 - 1))} or more"
         )
-    if chosen.epochs * steps >= 2**31:
+    if (all_steps := chosen.epochs * steps) >= 2**31:
         raise InputError(
-            f"--epochs {chosen.epochs} makes {chosen.epochs * steps:,} steps, which a 32-bit counter does not hold; "
+            f"--epochs {chosen.epochs} makes {all_steps:,} steps, which a 32-bit counter does not hold; "
             f"give at most {(2**31 - 1) // steps}"
         )
+    optimizer = make_optimizer(
+        chosen.optimizer,
+        schedule=chosen.schedule,
+        warmup=int(chosen.warmup * all_steps),
+        steps=all_steps,
+        weight_decay=chosen.weight_decay,
+        clip=chosen.clip,
+    )
     return Job(
         configuration=chosen,
         corpus=corpus,
@@ -191,7 +198,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
         training_ids=training_ids,
         held_out_ids=held_out_ids,
         network=make_network(chosen, vocabulary),
-        optimizer=_optimizer(chosen, chosen.epochs * steps),
+        optimizer=optimizer,
         key=jax.random.key(chosen.seed),
         mesh=mesh,
         order=order,
@@ -202,12 +209,12 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
 def make_order(configuration: Configuration) -> Order:
     """Return the order in which an epoch goes through the training text."""
     chosen = configuration
-    if chosen.objective == "every-character" and chosen.carry == "kept":
+    if chosen.carry == "kept" and targets_of(chosen.objective, chosen.window).consecutive:
         return ParallelStreams(chosen.window, chosen.batch_size)
     return ShuffledWindows(chosen.window, chosen.stride, chosen.batch_size)
 
 
-def _source(path: Path, configuration: Configuration) -> TrainedModel:
+def _source(path: Path, configuration: Configuration) -> LoadedRun:
     """Return the model of the run to start from.
 
     Raises:
@@ -254,14 +261,3 @@ def state_shapes(
         return initial_state(network, flax_parameters(network, key), optimizer, order, mesh, learning_rate=1.0)
 
     return jax.eval_shape(state, jax.random.key(0))
-
-
-def _optimizer(configuration: Configuration, steps: int) -> optax.GradientTransformation:
-    return make_optimizer(
-        configuration.optimizer,
-        schedule=configuration.schedule,
-        warmup=int(configuration.warmup * steps),
-        steps=steps,
-        weight_decay=configuration.weight_decay,
-        clip=configuration.clip,
-    )

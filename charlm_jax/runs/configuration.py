@@ -109,22 +109,11 @@ class Configuration:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            words = get_args(field.type) if get_origin(field.type) is Literal else None
-            value = getattr(self, field.name)
-            require(flag(field.name), value, words is None or value in words, f"one of {', '.join(words or ())}")
-        for name in (
-            "window",
-            "stride",
-            "batch_size",
-            "hidden_size",
-            "layers",
-            "epochs",
-            "sample_every",
-            "sample_length",
-        ):
-            require_count(flag(name), getattr(self, name))
-        for name in ("embedding_size", "patience"):
-            require_count(flag(name), getattr(self, name))
+            value, words = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal:
+                require(flag(field.name), value, value in words, f"one of {', '.join(words)}")
+            elif field.type in (int, int | None) and field.name not in ("prompt_start", "seed"):
+                require_count(flag(field.name), value)
         held_out = self.held_out_fraction
         require("--held-out-fraction", held_out, held_out == 0 or 1e-6 <= held_out < 1, "0, or from 1e-6 to below 1")
         for name in ("learning_rate", "clip"):

@@ -28,7 +28,7 @@ from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process, open_mesh
 from charlm_jax.runs.directory import hold_run
 from charlm_jax.runs.files import read_json, write_atomically, write_json
-from charlm_jax.runs.trained import TrainedModel
+from charlm_jax.runs.trained import LoadedRun
 
 # What a record says, and which values it may have.
 _SAID = {
@@ -44,7 +44,7 @@ _SAID = {
 _HARD = "its gates' hard_sigmoid is clip(0.2 x + 0.5, 0, 1)"
 
 
-def write_model(model: TrainedModel, path: Path, ending: str, length: int) -> None:
+def write_model(model: LoadedRun, path: Path, ending: str, length: int) -> None:
     """Write a model as a file, and its record.
 
     Args:

@@ -43,13 +43,10 @@ def _is_our_own(folder: Path) -> bool:
     """Make a folder, and say whether it is ours alone: whoever can write to it decides what we run."""
     try:
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        if os.name == "posix":
-            there = folder.stat()
-            if there.st_uid != os.getuid() or there.st_mode & 0o077:
-                return False
+        there = folder.stat()
     except OSError:
         return False
-    return os.access(folder, os.W_OK)
+    return there.st_uid == os.getuid() and not there.st_mode & 0o077 and os.access(folder, os.W_OK)
 
 
 def _processor() -> str:

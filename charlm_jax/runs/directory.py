@@ -1,15 +1,6 @@
 """A run directory: what was chosen, where it ran, what was measured, what was generated.
 
-config.json       the configuration
-provenance.json   command, commit, versions, devices, corpus, vocabulary
-metrics.jsonl     one object a line: epochs and evaluations
-samples.jsonl     one object a line: generated texts
-checkpoints/      resumable states
-best/             the state with the lowest held-out loss
-figures/          pictures
-report.html       one page of all this
-events.out.*      what TensorBoard reads, made of the records
-lock              who is writing
+`docs/operation.md` says what is in one.
 """
 
 import dataclasses
@@ -109,13 +100,6 @@ class RunDirectory:
         facts = [chosen, corpus["sha256"], corpus["vocabulary"]]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory for this process alone; see `hold_folder`."""
-        self.refuse_links()
-        with hold_folder("--run-dir", self.path, self.checkpoints, self.best):
-            yield
-
     def refuse_links(self) -> None:
         """Raise an InputError where a part of the run is no file or folder of its own, but leads elsewhere."""
         for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
@@ -187,9 +171,10 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
             if path.exists() and not _is_run(path) and any(map(_is_foreign, path.iterdir())):
                 raise InputError(f"--run-dir {str(path)!r} holds files but no run; name an empty or a new directory")
             path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(run.locked())
+            run.refuse_links()
+            held.enter_context(hold_folder("--run-dir", path, run.checkpoints, run.best))
             if _is_run(path):
-                _check_same(open_run(path), configuration, provenance)
+                _check_same(run, configuration, provenance)
                 there = run.configuration()
                 further = dataclasses.replace(there, **{name: getattr(configuration, name) for name in _FREE})
                 if further != there:
@@ -215,17 +200,17 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _check_same(run: RunDirectory, configuration: Configuration, provenance: dict[str, Any]) -> None:
-    there, recorded, here = run.configuration(), run.provenance()["corpus"], provenance["corpus"]
-    compared = configuration
-    if recorded.get("sha256") == here["sha256"]:
-        compared = dataclasses.replace(compared, corpus=there.corpus)  # the same text from another place
-    differences = _differences(there, compared)
+    there, recorded = run.configuration(), run.provenance()
+    text, text_here = recorded["corpus"], provenance["corpus"]
+    if text["sha256"] == text_here["sha256"]:
+        configuration = dataclasses.replace(configuration, corpus=there.corpus)  # the same text from another place
+    differences = _differences(there, configuration)
     for name in ("characters", "sha256", "vocabulary"):
-        if recorded.get(name) != here[name]:
-            differences.append(f"the text's {name} {recorded.get(name)} there, {here[name]} here")
-    if (source := provenance["init_from"]) is not None and source != run.provenance().get("init_from"):
+        if text.get(name) != text_here[name]:
+            differences.append(f"the text's {name} {text.get(name)} there, {text_here[name]} here")
+    if (source := provenance["init_from"]) is not None and source != recorded.get("init_from"):
         differences.append(f"the model to start from has changed: {source['run']} is at step {source['step']} now")
-    if run.provenance().get("converted_from") is not None:
+    if recorded.get("converted_from") is not None:
         differences.append(f"a model from another library, to start from elsewhere: --init-from {run.path}")
     _refuse(run, differences)
 

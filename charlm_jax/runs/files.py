@@ -54,8 +54,9 @@ def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # a file system without locks
             tell(f"{str(folder)!r} cannot be locked ({error.strerror}): see that nobody else writes there")
-        for each in (folder, *inside):
-            remove_leftovers(each)
+        for path in (path for each in (folder, *inside) for path in each.glob(".*")):
+            if is_temporary(path) and path.is_file() and not path.is_symlink():
+                path.unlink()
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -92,13 +93,6 @@ def sync_names(folder: Path) -> None:
 def is_temporary(path: Path) -> bool:
     """Say whether a name is one that `write_atomically` gives to what is not whole yet."""
     return re.fullmatch(r"\..+\.\d+", path.name) is not None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that died in `write_atomically` left behind; nobody else may be writing there."""
-    for path in folder.glob(".*"):
-        if is_temporary(path) and path.is_file() and not path.is_symlink():
-            path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

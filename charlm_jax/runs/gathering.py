@@ -18,7 +18,7 @@ from charlm_jax.model.initializers import parameter_count
 from charlm_jax.runs.devices import keep_compiled_programs
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import read_records
-from charlm_jax.runs.trained import TrainedModel, load_model, load_text, model_shapes
+from charlm_jax.runs.trained import LoadedRun, load_model, load_text, model_shapes
 
 _LONGEST = 4000  # characters of a text, and of a prompt
 _PIECE = 1 << 22  # characters of the training text that are looked at together
@@ -150,7 +150,7 @@ def _known_words(run: RunDirectory) -> frozenset[str]:
     )
 
 
-def _read(model: TrainedModel, texts: Sequence[Text]) -> list[Text]:
+def _read(model: LoadedRun, texts: Sequence[Text]) -> list[Text]:
     """Return the texts with what a model thinks of them; those with a character that it does not know as they are."""
     keep_compiled_programs()
     known = set(model.vocabulary.characters)

@@ -40,12 +40,12 @@ class Epoch:
 
 def held_out_losses(run: RunDirectory) -> list[float]:
     """Return every epoch's held-out loss so far, in nats per character."""
-    return [record["held_out_loss"] for record in read_records(run.metrics) if record.get("event") == "evaluation"]
+    return [record["held_out_loss"] for record in read_records(run.metrics, "evaluation")]
 
 
 def training_losses(run: RunDirectory) -> list[float]:
     """Return every epoch's training loss so far, in nats per character."""
-    return [record["training_loss"] for record in read_records(run.metrics) if record.get("event") == "epoch"]
+    return [record["training_loss"] for record in read_records(run.metrics, "epoch")]
 
 
 def out_of_patience(patience: int | None, losses: list[float]) -> bool:
@@ -65,10 +65,9 @@ def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) 
         InputError: an earlier epoch's record is missing, or there twice; nothing is dropped.
     """
     ends_epoch = step > 0 and step % steps_per_epoch == 0
-    records = read_records(run.metrics)
-    recorded = any(record.get("event") == "epoch" and record["step"] == step for record in records)
-    unrecorded = ends_epoch and not recorded
-    epochs = [record["epoch"] for record in records if record.get("event") == "epoch" and record["step"] <= step]
+    records = read_records(run.metrics, "epoch")
+    unrecorded = ends_epoch and all(record["step"] != step for record in records)
+    epochs = [record["epoch"] for record in records if record["step"] <= step]
     due = list(range(1, step // steps_per_epoch + 1 - unrecorded))
     if epochs != due:
         # The lowest loss decides which model is the best: without all of them a worse one might take its place.

@@ -3,9 +3,8 @@
 A run does not know who takes its steps, nor what is trained beside it: it is a generator that asks for them.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,9 +81,6 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
     described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
     provenance = {**describe_process(chosen.precision, job.mesh, replicas), **described}
 
-    def stopping() -> bool:
-        return any(everyones(stop_requested()))
-
     with ExitStack() as held:
         run = RunDirectory(path)
         agreed(lambda: held.enter_context(hold_run(path, chosen, provenance)) and None)
@@ -98,19 +94,9 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
             _tell_where(run, int(state.step), job)
             return drop_unfinished_records(run, int(state.step), job.steps_per_epoch)
 
-        def save(state: TrainingState) -> None:
-            agreed(lambda: _save(run, job, state))
-
-        unrecorded = agreed(open_records)
-        seconds = None  # of the training of an epoch whose records are missing; unknown if it was before a stop
-        begun = False
+        if agreed(open_records):
+            yield _finish_epoch(run, job, state, held_out_ids, None)
         while True:
-            if begun and stopping():
-                raise Preempted(_stopped(int(state.step), job, path))
-            if unrecorded:
-                done = _finish_epoch(run, job, state, held_out_ids, seconds)
-                unrecorded = False
-                yield done
             starts_epoch = int(state.step) % job.steps_per_epoch == 0
             losses, measured = agreed(lambda: (training_losses(run), held_out_losses(run)))
             gone_astray = starts_epoch and astray(losses, len(job.vocabulary))
@@ -126,13 +112,8 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
                 return
             if gone_astray and chosen.on_divergence == "rollback":
                 state = _roll_back(run, job, state)
-            state, taken, unfinished = yield from _train_epoch(state, job, path, save, stopping, watched=watched)
-            # A whole epoch's seconds, or nothing: a part of them would be mistaken for the whole.
-            seconds, begun = taken if starts_epoch else None, True
-            save(state)
-            if unfinished is not None:
-                raise unfinished
-            unrecorded = True
+            state, seconds = yield from _train_epoch(run, job, state, stop_requested, watched=watched)
+            yield _finish_epoch(run, job, state, held_out_ids, seconds)
 
 
 def _restore(run: RunDirectory, folder: Path, job: Job) -> TrainingState | None:
@@ -152,8 +133,11 @@ def _restore(run: RunDirectory, folder: Path, job: Job) -> TrainingState | None:
 
 
 def _save(run: RunDirectory, job: Job, state: TrainingState) -> None:
-    save_state(run.checkpoints, state, run.identity())
-    remove_states(run.checkpoints, outdated(state_files(run.checkpoints), job.steps_per_epoch))
+    def write() -> None:
+        save_state(run.checkpoints, state, run.identity())
+        remove_states(run.checkpoints, outdated(state_files(run.checkpoints), job.steps_per_epoch))
+
+    agreed(write)
 
 
 def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
@@ -181,8 +165,7 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
     tell(f"{run.path.name}: rolled back {where}")
 
     def record() -> None:
-        recorded = read_records(run.metrics)
-        if not any(record.get("event") == "rollback" and record["step"] == step for record in recorded):
+        if all(record["step"] != step for record in read_records(run.metrics, "rollback")):
             event = {"event": "rollback", "epoch": step // job.steps_per_epoch, "step": step}
             append_record(run.metrics, {**event, "to_step": int(best.step), "rate": rate})
 
@@ -194,7 +177,8 @@ def _finish_epoch(
     run: RunDirectory, job: Job, state: TrainingState, held_out_ids: jax.Array, seconds: float | None
 ) -> Epoch:
     """Evaluate and sample the model at an epoch's end, keep it if it is the best so far, and write the records."""
-    chosen, epoch, step = job.configuration, int(state.step) // job.steps_per_epoch, int(state.step)
+    chosen, step = job.configuration, int(state.step)
+    epoch = step // job.steps_per_epoch
     if not int(state.epoch.windows):
         raise DivergedError(_diverged(step, epoch, run.path))
     if int(state.epoch.skipped):
@@ -205,6 +189,9 @@ def _finish_epoch(
         held_out = evaluate(job.network, state.parameters, held_out_ids, job.mesh, window=window, stride=stride)
         if not math.isfinite(held_out.loss_nats):
             raise DivergedError(_diverged(step, epoch, run.path))
+    before = agreed(lambda: held_out_losses(run))
+    losses = [] if held_out is None else [*before, held_out.loss_nats]
+    last = epoch == chosen.epochs or out_of_patience(chosen.patience, losses)
     done = Epoch(
         epoch=epoch,
         step=step,
@@ -213,13 +200,8 @@ def _finish_epoch(
         skipped=int(state.epoch.skipped),
         held_out=held_out,
         seconds=seconds,
-        samples=(),
+        samples=sample_texts(job, state.parameters, epoch) if last or epoch % chosen.sample_every == 0 else (),
     )
-    before = agreed(lambda: held_out_losses(run))
-    losses = [] if held_out is None else [*before, held_out.loss_nats]
-    last = epoch == chosen.epochs or out_of_patience(chosen.patience, losses)
-    if last or epoch % chosen.sample_every == 0:
-        done = dataclasses.replace(done, samples=sample_texts(job, state.parameters, epoch))
 
     def write() -> None:
         if losses and losses[-1] < min(before, default=math.inf):
@@ -233,18 +215,12 @@ def _finish_epoch(
 
 
 def _train_epoch(
-    state: TrainingState,
-    job: Job,
-    path: Path,
-    save: Callable[[TrainingState], None],
-    stop_requested: StopRequested,
-    *,
-    watched: bool,
-) -> Generator[Advance, Any, tuple[TrainingState, float, DivergedError | Preempted | None]]:
-    """Train to the end of an epoch, with a progress bar if watched.
+    run: RunDirectory, job: Job, state: TrainingState, stop_requested: StopRequested, *, watched: bool
+) -> Generator[Advance, Any, tuple[TrainingState, float | None]]:
+    """Train to the end of an epoch, with a progress bar if watched, and save the state, there or where it stops.
 
     Returns:
-        The state; the seconds of training; and why the end was not reached, if it was not.
+        The state, and the seconds of training if it was at the epoch's beginning: a part would pass for the whole.
     """
     step, steps, unsaved, total = int(state.step), 1, 0.0, 0.0
     epoch = step // job.steps_per_epoch + 1
@@ -256,24 +232,22 @@ def _train_epoch(
             taken = int(state.step) - step
             step, unsaved, total = step + taken, unsaved + seconds, total + seconds
             if state.diverged:
-                return state, total, DivergedError(_diverged(step, epoch, path))
+                _save(run, job, state)
+                raise DivergedError(_diverged(step, epoch, run.path))
             bar.set_postfix(loss=f"{float(state.epoch.loss):.4f}", refresh=False)
             bar.update(taken)
-            if stop_requested() and step < end:
-                return state, total, Preempted(_stopped(step, job, path))
-            if unsaved > _SAVE_SECONDS and step < end:
-                save(state)
+            stopped = any(everyones(stop_requested()))
+            if stopped or step == end or unsaved > _SAVE_SECONDS:
+                _save(run, job, state)
                 unsaved = 0.0
+            if stopped:
+                raise Preempted(
+                    f"stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, and the same command "
+                    f"with --run-dir {run.path} goes on"
+                )
             # Any number of steps runs in the same program, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / seconds)))
-    return state, total, None
-
-
-def _stopped(step: int, job: Job, path: Path) -> str:
-    return (
-        f"stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, and the same command with "
-        f"--run-dir {path} goes on"
-    )
+    return state, total if done == 0 else None
 
 
 def _diverged(step: int, epoch: int, path: Path) -> str:
@@ -294,10 +268,8 @@ def _astray(losses: list[float], path: Path) -> str:
 
 def _warn_of_other_bits(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Say what decides the bits of a result and was different when the run was started."""
-    flat = [{**record, **record["versions"]} for record in (there, here)]
+    then, now = ({**record, **record["versions"]} for record in (there, here))
     decisive = (*here["versions"], "commit", "device_kind", "device_count", "processes", "replicas", "cpu_cores")
-    flat[0].setdefault("processes", 1)  # as all were once
-    changed = [name for name in decisive if flat[0].get(name) != flat[1][name]]
+    changed = [f"{name} {then.get(name)} then and {now[name]} now" for name in decisive if then.get(name) != now[name]]
     if changed:
-        words = ", ".join(f"{name} {flat[0].get(name)} then and {flat[1][name]} now" for name in changed)
-        tell(f"not bit-exact: this run was started elsewhere ({words})")
+        tell(f"not bit-exact: this run was started elsewhere ({', '.join(changed)})")

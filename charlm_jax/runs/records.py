@@ -10,12 +10,12 @@ from charlm_jax.errors import InputError
 from charlm_jax.runs.files import sync_names, write_atomically
 
 _NUMBER, _TEXT = (int, float), (str,)
-# What the readers of a record rely on, by its event; a generated text has none.
+# What the readers of a record rely on beside its epoch and step, by its event; a generated text has none.
 _FIELDS = {
-    "epoch": {"epoch": (int,), "training_loss": _NUMBER, "seconds": (*_NUMBER, type(None))},
-    "evaluation": {"epoch": (int,), "held_out_loss": _NUMBER},
-    "rollback": {"epoch": (int,)},
-    None: {"epoch": (int,), "temperature": _NUMBER, "prompt": _TEXT, "text": _TEXT},
+    "epoch": {"training_loss": _NUMBER, "seconds": (*_NUMBER, type(None))},
+    "evaluation": {"held_out_loss": _NUMBER},
+    "rollback": {},
+    None: {"temperature": _NUMBER, "prompt": _TEXT, "text": _TEXT},
 }
 
 
@@ -30,8 +30,8 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         sync_names(path.parent)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return a file's records; a last line that was not written to its end is left out.
+def read_records(path: Path, event: str | None = None) -> list[dict[str, Any]]:
+    """Return a file's records, or those of an event alone; a last line that was not written to its end is left out.
 
     Raises:
         InputError: a line is no record; names it.
@@ -44,7 +44,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if record is None:
             raise InputError(f"{str(path)!r} line {number} is not a record of a run; remove the line")
         records.append(record)
-    return records
+    return records if event is None else [record for record in records if record.get("event") == event]
 
 
 def keep_records(path: Path, step: int) -> None:
@@ -58,13 +58,12 @@ def _record(line: bytes) -> dict[str, Any] | None:
     """Return a line's record, if it has what readers rely on, each number finite, each count one of 64 bits."""
     try:
         record = json.loads(line)
-        event = record.get("event")
-        fields = {"step": (int,), **_FIELDS[event]}
-        values = {name: record.get(name) for name in fields}
-        numbers = [value for value in values.values() if isinstance(value, _NUMBER)]
-        sound = all(isinstance(values[name], types) for name, types in fields.items())
-        sound = sound and all(map(math.isfinite, numbers))
-        return record if sound and all(0 <= values[name] < 2**63 for name in ("epoch", "step")) else None
+        counts = {"epoch": (int,), "step": (int,)}
+        for name, types in {**counts, **_FIELDS[record.get("event")]}.items():
+            value = record.get(name)
+            if not isinstance(value, types) or (isinstance(value, _NUMBER) and not math.isfinite(value)):
+                return None
+        return record if all(0 <= record[name] < 2**63 for name in counts) else None
     # No JSON, nested too deeply, no object, no such event, a number beyond any.
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OverflowError):
         return None

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from charlm_jax.choices import TextPlace
-from charlm_jax.data.host_windows import HostBatches
-from charlm_jax.errors import DivergedError, InputError, Preempted
+from charlm_jax.errors import DivergedError, InputError, Preempted, require_count
 from charlm_jax.learning.training import Batches, TrainingState, TrainSteps
 from charlm_jax.mesh import fetch, local_rows, replicate, split_columns
-from charlm_jax.runs.assembly import Job, train_steps_of
-from charlm_jax.runs.command_line import tell
+from charlm_jax.runs.assembly import Job, prepare, train_steps_of
+from charlm_jax.runs.command_line import absolute_places, tell
+from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import code_digest, describe_process, device_memory
 from charlm_jax.runs.encoding import require_known
 from charlm_jax.runs.history import Epoch
@@ -24,9 +24,27 @@ from charlm_jax.runs.loop import Advance, Answer, Run, go_on
 from charlm_jax.runs.processes import everyones, meet, require_alike
 from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
+from charlm_jax.runs.trained import LoadedRun, load_run
 
 _PIECE = 64  # steps whose batches are read and sent to the devices at once, or as many as take
 _PIECE_BYTES = 1 << 23  # at most
+
+
+def train_run(configuration: Configuration, path: str | Path, *, devices: int | None = None) -> LoadedRun:
+    """Train in a run directory, with a progress bar an epoch, and return the run with its best model.
+
+    If the directory holds this run already, it goes on, or is returned at once if it is finished: the same call again
+    resumes what an interrupt stopped. Batches are split over `devices`, or all that get a few windows each.
+
+    Raises:
+        InputError: the text, the directory or a number cannot be used, or the directory holds another run.
+        DivergedError: training went astray; the last good state is saved.
+    """
+    require_count("devices", devices)
+    job = prepare(absolute_places(configuration), devices, Path(path))
+    for _ in train(job, Path(path)):
+        pass
+    return load_run(path)
 
 
 def train(
@@ -132,32 +150,28 @@ def _require_alike(jobs: Sequence[Job], mesh: Mesh, text: TextPlace = "resident"
 
 def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], TrainingState]:
     """Return what takes a run's steps, which must go on from one another, on batches that are read ahead."""
-    reading: Iterator[tuple[int, HostBatches]] = iter(())
     rows = local_rows(job.order.batch_size, job.mesh)
     batch_bytes = len(rows) * (job.order.window + 1) * job.training_ids.itemsize
     length = max(1, min(_PIECE, _PIECE_BYTES // batch_bytes))
-    first, piece = -length, None
+    ids, vocabulary = job.training_ids, job.vocabulary
+
+    def pieces(first: int) -> Iterator[tuple[int, Batches]]:
+        options = {"first": first, "end": job.steps, "piece": length}
+        for step, read in read_ahead(ids, job.order, job.key, rows, vocabulary=vocabulary, **options):
+            characters, weights = (split_columns(array, job.mesh) for array in read)
+            yield step + length, Batches(characters, weights, replicate(jnp.int32(step), job.mesh))
+
+    reading: Iterator[tuple[int, Batches]] | None = None
+    end, piece = 0, None
 
     def take(run: Advance) -> TrainingState:
-        nonlocal reading, first, piece
+        nonlocal reading, end, piece
         state, step = run.state, int(run.state.step)
-        if piece is None:
-            reading = read_ahead(
-                job.training_ids,
-                job.order,
-                job.key,
-                rows,
-                first=step,
-                end=job.steps,
-                piece=length,
-                vocabulary=job.vocabulary,
-            )
+        reading = reading or pieces(step)
         while step < run.stop:
-            if step >= first + length or piece is None:
-                first, read = next(reading)
-                characters, weights = (split_columns(array, job.mesh) for array in read)
-                piece = Batches(characters, weights, replicate(jnp.int32(first), job.mesh))
-            step = min(run.stop, first + length)
+            if piece is None or step == end:
+                end, piece = next(reading)
+            step = min(run.stop, end)
             state = train_steps(state, piece, job.key, step)
         return state
 

@@ -1,31 +1,56 @@
-"""What a run has left behind: its model, and the text that it learned from."""
+"""What a run has left behind: its model, which writes and scores text, what it measured, the text it learned from."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Float, Int, Integer
 
+from charlm_jax.analysis.reader import Reading
 from charlm_jax.choices import Checkpoint
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import split_held_out
-from charlm_jax.errors import DamagedError, InputError
+from charlm_jax.errors import DamagedError, InputError, require_count, require_seed, require_temperatures
+from charlm_jax.generation.generate import generate, stream_keys
+from charlm_jax.generation.surprise import surprise
 from charlm_jax.model.initializers import Parameters, flax_parameters
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import Model, newest_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.directory import RunDirectory
+from charlm_jax.runs.devices import open_mesh, use_every_core
+from charlm_jax.runs.directory import RunDirectory, open_run
 from charlm_jax.runs.encoding import encoded, open_corpus
+from charlm_jax.runs.records import read_records
+
+
+class Metrics(NamedTuple):
+    """What a run measured, an entry an epoch.
+
+    Attributes:
+        epoch: its number, from 1.
+        step: updates since the start of the run.
+        training_loss: nats per character, the mean over the windows while the model learned.
+        held_out_loss: nats per character of the held-out text after the epoch; nan where none is held out.
+        seconds: of training; nan for an epoch that a stop divided.
+    """
+
+    epoch: Int[np.ndarray, " epoch"]
+    step: Int[np.ndarray, " epoch"]
+    training_loss: Float[np.ndarray, " epoch"]
+    held_out_loss: Float[np.ndarray, " epoch"]
+    seconds: Float[np.ndarray, " epoch"]
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """A model from a run.
+class LoadedRun:
+    """A run's model, and what the run measured.
 
     Attributes:
+        path: of the run's directory.
         configuration: of the run.
         network: the model.
         parameters: as of `step`.
@@ -33,20 +58,91 @@ class TrainedModel:
         step: updates that it has seen.
     """
 
+    path: Path
     configuration: Configuration
     network: CharacterLSTM
     parameters: Parameters
     vocabulary: Vocabulary
     step: int
 
+    @property
+    def metrics(self) -> Metrics:
+        """What all of the run's epochs measured, those after `step` among them, as its records have it now."""
+        run = RunDirectory(self.path)
+        epochs = read_records(run.metrics, "epoch")
+        held_out = {record["epoch"]: record["held_out_loss"] for record in read_records(run.metrics, "evaluation")}
+        return Metrics(
+            epoch=np.array([record["epoch"] for record in epochs], int),
+            step=np.array([record["step"] for record in epochs], int),
+            training_loss=np.array([record["training_loss"] for record in epochs], float),
+            held_out_loss=np.array([held_out.get(record["epoch"]) for record in epochs], float),  # where None is nan
+            seconds=np.array([record["seconds"] for record in epochs], float),
+        )
 
-def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedModel:
-    """Return a run's model, on one device.
+    def generate(self, prompt: str = "", *, temperature: float = 0.5, length: int = 400, seed: int = 0) -> str:
+        """Return what follows a prompt, as `scripts/run sample` writes it.
 
-    Args:
-        run: the run.
-        checkpoint: `best` by held-out loss, which is the newest where nothing is held out; or the `newest`. Where it
-            is damaged, that is said, and the newest sound one taken.
+        Args:
+            prompt: any text; "" starts from nothing.
+            temperature: 0 always takes the likeliest character, 1 draws from the model as it is.
+            length: characters to generate.
+            seed: of the draws; the same call returns the same text.
+
+        Raises:
+            InputError: the model does not know a character of the prompt, or a number cannot be used.
+        """
+        require_temperatures("temperature", [temperature])
+        require_count("length", length)
+        require_seed(seed)
+        (ids,) = generate(
+            self.network,
+            self.parameters,
+            [self.vocabulary.encode(prompt, "prompt")],
+            [temperature],
+            stream_keys(jax.random.key(seed), [prompt], [temperature]),
+            open_mesh(None, rows=1),
+            sampler=self.configuration.sampler,
+            window=self.configuration.window,
+            length=length,
+        )
+        return self.vocabulary.decode(ids)
+
+    def surprise(self, text: str, *, prompt: str = "", top: int = 1) -> Reading:
+        """Return the nats that each character of a text costs, and which characters were the likeliest in its place.
+
+        The mean of the nats is the text's loss; it is read as the run's sampler would have written it after the prompt,
+        and `top` characters are named at each place.
+
+        Raises:
+            InputError: the model does not know a character.
+        """
+        require_count("top", top)
+        nats, likeliest, probabilities = surprise(
+            self.network,
+            self.parameters,
+            [self.vocabulary.encode(prompt, "prompt")],
+            self.vocabulary.encode(text)[None],
+            sampler=self.configuration.sampler,
+            window=self.configuration.window,
+            top=top,
+        )
+        return Reading(nats[0], self.vocabulary.decode(likeliest.ravel()), probabilities[0])
+
+
+def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
+    """Open the run in a directory, with its model as `load_model` returns it.
+
+    Raises:
+        InputError: there is no such run, it has no model yet, or a file of it cannot be read.
+    """
+    use_every_core()  # before JAX is used, for whatever comes after
+    return load_model(open_run(Path(path)), checkpoint)
+
+
+def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
+    """Return a run with its model, `best` by held-out loss or `newest`, on one device.
+
+    Where nothing is held out the best is the newest; where it is damaged, that is said, and the newest sound one taken.
 
     Raises:
         InputError: the run has no checkpoint yet, or no sound one.
@@ -70,7 +166,7 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> TrainedMod
     model = model or newest_state(run.checkpoints, like, identity, spoiled)
     if model is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
-    return TrainedModel(configuration, network, model.parameters, vocabulary, int(model.step))
+    return LoadedRun(run.path, configuration, network, model.parameters, vocabulary, int(model.step))
 
 
 def model_shapes(run: RunDirectory) -> Model:

@@ -29,15 +29,11 @@ class Finding:
     aside: bool = False
 
 
-def verify(run: RunDirectory) -> list[Finding]:
+def verify(run: RunDirectory) -> Iterator[Finding]:
     """Check every file of a run, each array of each state by its SHA-256, and that what the records tell of is there.
 
     Of states only the newest one and the best have to be there; others are checked if they are.
     """
-    return list(_findings(run))
-
-
-def _findings(run: RunDirectory) -> Iterator[Finding]:
     files: list[tuple[Path, Callable[[], object]]] = [
         (run.path / "config.json", run.configuration),
         (run.path / "provenance.json", run.provenance),
@@ -62,7 +58,7 @@ def _findings(run: RunDirectory) -> Iterator[Finding]:
 
 
 def _missing(run: RunDirectory) -> Iterator[Finding]:
-    records = [record for record in read_records(run.metrics) if record.get("event") == "epoch"]
+    records = read_records(run.metrics, "epoch")
     steps, losses = [record["step"] for record in records], held_out_losses(run)
     if [record["epoch"] for record in records] != list(range(1, len(records) + 1)) or (
         state_files(run.best) and not losses
