@@ -154,13 +154,12 @@ def main(flags: Sequence[str]) -> None:
 
 def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
     """Draw held-out loss against seconds of training, on a logarithmic axis of time."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter
 
+    from charlm_jax.analysis.figures import mark_logarithms, new_figure
     from charlm_jax.runs.files import save_picture
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(7.0, 4.0)
     for course in courses:
         axes.plot(course.seconds, course.losses, "o-", ms=3, lw=1.5, label=course.name)
     axes.axhline(target, color="0.6", lw=0.8, zorder=0)
@@ -168,13 +167,10 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
         f"{target:.3f}", (0.01, target), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.35"
     )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    mark_logarithms(axes.xaxis, FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("seconds of training (logarithmic)")
     axes.set_ylabel("held-out loss (nats per character)")
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     save_picture(figure, path)
 
 

@@ -95,7 +95,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.generation.generate import generate, stream_keys
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
-    from charlm_jax.runs.files import save_picture, write_atomically, write_table
+    from charlm_jax.runs.files import save_pictures, write_atomically, write_table
     from charlm_jax.runs.trained import load_model, load_text
 
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
@@ -145,10 +145,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     page = sweep_page(sweep, calibration, texts[::count], title=title, note=note)
     print(page, flush=True)
     folder = arguments.output or run.figures
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = plot_sweep(sweep, calibration, title=title)
-    for suffix in ("svg", "png"):
-        save_picture(figure, folder / f"temperature.{suffix}")
+    save_pictures(plot_sweep(sweep, calibration, title=title), folder, "temperature")
     write_atomically(folder / "temperature.md", f"{page}\n![Measures against temperature](temperature.svg)\n".encode())
     header, rows = sweep_table(sweep)
     write_table(folder / "temperature.csv", header, rows, [title + note])

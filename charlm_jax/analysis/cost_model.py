@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter
 from scipy.optimize import nnls
 
 from charlm_jax.analysis.ablation import training_flops
-from charlm_jax.analysis.loss_curves import line_style
+from charlm_jax.analysis.figures import line_style, mark_logarithms, new_figure
 from charlm_jax.choices import Objective
 from charlm_jax.model.network import CharacterLSTM
 
@@ -121,14 +121,13 @@ def plot_costs(steps: Sequence[Step], measured: Sequence[float], model: CostMode
     """
     numbers = sorted({step.devices for step in steps})
     batches, sizes = sorted({step.batch_size for step in steps}), sorted({step.hidden_size for step in steps})
-    figure = Figure(figsize=(1.5 + 3.6 * len(numbers), 3.8), layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
+    size = 1.5 + 3.6 * len(numbers), 3.8
+    figure, panels = new_figure(*size, columns=len(numbers), title=title, grid="y", sharey=True, squeeze=False)
     seconds = dict(zip(steps, measured, strict=True))
-    for panel, devices in zip(panels, numbers, strict=True):
+    for panel, devices in zip(panels[0], numbers, strict=True):
         for number, batch_size in enumerate(batches):
             line = sorted(step for step in steps if (step.batch_size, step.devices) == (batch_size, devices))
-            style = {"color": line_style(number).colour, "dashes": line_style(number).dashes or (None, None), "ms": 5}
+            style = {**line_style(number).options, "ms": 5}
             at = [step.hidden_size for step in line]
             panel.plot(at, [model.predict(step) / step.characters for step in line], **style)
             panel.plot(at, [seconds[step] / step.characters for step in line], "o", color=style["color"], ms=5)
@@ -136,14 +135,10 @@ def plot_costs(steps: Sequence[Step], measured: Sequence[float], model: CostMode
         panel.set_title("1 device" if devices == 1 else f"{devices} devices", fontsize=10)
         panel.set_xlabel("hidden size")
         panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
         panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(EngFormatter("s", sep=" "))
-        panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.grid(axis="y", color="0.9", lw=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("training time per character")
-    panels[0].legend(title="windows a batch", frameon=False, fontsize=9)
+        panel.xaxis.minorticks_off()
+        panel.set_yscale("log")
+        mark_logarithms(panel.yaxis, EngFormatter("s", sep=" "))
+    panels[0, 0].set_ylabel("training time per character")
+    panels[0, 0].legend(title="windows a batch", frameon=False, fontsize=9)
     return figure

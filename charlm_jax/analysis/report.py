@@ -7,18 +7,16 @@ the one script that may run is named by its hash. Characters that steer rather t
 
 import base64
 import hashlib
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from charlm_jax.analysis.loss_curves import line_style, loss_limits, plot_losses
+from charlm_jax.analysis.figures import as_picture, line_style
+from charlm_jax.analysis.loss_curves import loss_limits, plot_losses
 from charlm_jax.analysis.reader import Text, as_json
 
 _INKS = {"light": "#3c4048", "dark": "#c3c6cc"}
@@ -182,13 +180,14 @@ def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "title": title,
             "lines": [(name, line_style(number)) for number, name in enumerate(curves)],
             "images": {
-                mode: _svg(
+                mode: as_picture(
                     plot_losses(
                         {number: curve for number, curve in enumerate(curves.values()) if curve},
                         limits=loss_limits(drawn),
                         label=f"{title} (nats per character)",
                         ink=ink,
-                    )
+                    ),
+                    "svg",
                 )
                 for mode, ink in _INKS.items()
             },
@@ -196,14 +195,6 @@ def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for title, curves in panels.items()
         if any(curves.values())
     ]
-
-
-def _svg(figure: Figure) -> bytes:
-    """Return a figure as SVG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "charlm_jax"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def _address(svg: bytes) -> str:

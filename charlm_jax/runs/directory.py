@@ -20,15 +20,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.files import LOCK, hold_folder, read_json, save_picture, write_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
+from charlm_jax.runs.files import LOCK, hold_folder, read_json, write_json
 
 _FILES = "config.json", "provenance.json", "metrics.jsonl", "samples.jsonl", LOCK
 _FOLDERS = "checkpoints", "best", "figures"
@@ -254,12 +251,3 @@ def _refuse(run: RunDirectory, differences: list[str]) -> None:
             f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
             "Use its configuration to go on with it, or name another directory"
         )
-
-
-def save_figure(run: RunDirectory, name: str, figure: "Figure") -> list[Path]:
-    """Write a picture into a run's figures, as SVG and PNG; return the files."""
-    run.figures.mkdir(exist_ok=True)
-    paths = [run.figures / f"{name}.{suffix}" for suffix in ("svg", "png")]
-    for path in paths:
-        save_picture(figure, path)
-    return paths
