@@ -89,38 +89,28 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
 
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of a grid's results, a row a combination; a last column says why some failed."""
-    names = list(outcomes[0].choices)
-    header = [
-        *names,
-        "replicas",
-        "diverged",
-        "held_out_loss",
-        "low",
-        "high",
-        "bits_per_character",
-        "gap",
-        "gap_low",
-        "gap_high",
-    ]
-    header += ["parameters", "flops_per_character", "trained_together", "characters_per_second_each"]
-    failed = any(outcome.failure for outcome in outcomes)
-    header += ["failure"] * failed
-    rows = []
+    rows: list[dict[str, str]] = []
 
     def written(number: int | float, form: str) -> str:
         return "" if math.isnan(number) else format(number, form)
 
     for group in by_choices(outcomes):
-        first, loss = group[0], Interval.of([outcome.held_out_loss for outcome in group])
-        gap = Interval.of([outcome.gap for outcome in group])
+        first = group[0]
+        loss, gap = (Interval.of([getattr(each, measure) for each in group]) for measure in ("held_out_loss", "gap"))
+        losses = {"held_out_loss": loss.mean, "low": loss.low, "high": loss.high}
+        losses |= {"bits_per_character": loss.mean / math.log(2)}
+        losses |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
         diverged = sum(math.isnan(outcome.held_out_loss) and not outcome.failure for outcome in group)
-        shown = [*(str(choice) for choice in first.choices.values()), str(len(group)), str(diverged)]
-        shown += [written(number, ".4f") for number in (*loss, loss.mean / math.log(2), *gap)]
         speed = float(np.median([outcome.characters_per_second for outcome in group]))
-        shown += [written(first.parameters, ".0f"), written(first.flops, ".0f"), str(first.together)]
-        failures = "; ".join(dict.fromkeys(outcome.failure for outcome in group if outcome.failure))
-        rows.append([*shown, written(speed, ".0f"), *[failures] * failed])
-    return header, rows
+        row = {name: str(choice) for name, choice in first.choices.items()}
+        row |= {"replicas": str(len(group)), "diverged": str(diverged)}
+        row |= {name: written(number, ".4f") for name, number in losses.items()}
+        row |= {"parameters": written(first.parameters, ".0f"), "flops_per_character": written(first.flops, ".0f")}
+        row |= {"trained_together": str(first.together), "characters_per_second_each": written(speed, ".0f")}
+        if any(outcome.failure for outcome in outcomes):
+            row["failure"] = "; ".join(dict.fromkeys(outcome.failure for outcome in group if outcome.failure))
+        rows.append(row)
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
