@@ -22,7 +22,7 @@ from tqdm import tqdm
 from charlm_jax.errors import InputError, require
 from charlm_jax.runs.command_line import exit_codes, folded, tell
 
-_CHARACTERS = 100_000  # of texts on a page: about 1 MB
+_CHARACTERS = 100_000  # of texts on a page: about 1.5 MB
 _PICTURE_BYTES = 600_000  # on a page, where they take a third more
 
 
