@@ -164,7 +164,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
 
     from charlm_jax.generation.generate import generate_piece, read_prompts
     from charlm_jax.mesh import DATA, as_many_as
-    from charlm_jax.model.initializers import flax_parameters
+    from charlm_jax.model.initializers import parameter_shapes
     from charlm_jax.runs.devices import describe_devices
 
     chosen = job.configuration
@@ -177,8 +177,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
     def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    parameters = jax.eval_shape(lambda key: flax_parameters(job.network, key), job.key)
-    parameters = jax.tree.map(lambda leaf: placed(leaf, whole), parameters)
+    parameters = jax.tree.map(lambda leaf: placed(leaf, whole), parameter_shapes(job.network))
     prompts = jax.ShapeDtypeStruct((rows, chosen.window), jnp.int32, sharding=split)
     types = jnp.int32, jnp.float32, job.key.dtype
     lengths, temperatures, keys = (jax.ShapeDtypeStruct((rows,), dtype, sharding=split) for dtype in types)
@@ -193,14 +192,13 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
 
 def predicted_exchanges(job: "Job", mesh: "Mesh", replicas: int = 1) -> list[dict[str, Any]]:
     """Return what arithmetic says that chips exchange: each step gradients and loss, each dispatch the carry."""
-    import jax
     import numpy as np
 
     from charlm_jax.mesh import DATA, REPLICA
-    from charlm_jax.model.initializers import flax_parameters, parameter_count
+    from charlm_jax.model.initializers import parameter_count, parameter_shapes
 
     chips, models = mesh.shape[DATA], replicas // mesh.shape.get(REPLICA, 1)
-    parameters = parameter_count(jax.eval_shape(lambda key: flax_parameters(job.network, key), job.key))
+    parameters = parameter_count(parameter_shapes(job.network))
     carry = 2 * job.network.layers * job.network.hidden_size * chips * rows_a_chip(job, chips)
     numbers = {"step": 1 + parameters, "dispatch": carry if job.order.consecutive else 0}
     groups = tuple(map(tuple, np.arange(mesh.size).reshape(-1, chips).tolist()))
