@@ -40,7 +40,7 @@ from tqdm import tqdm
 from charlm_jax.analysis.benchmark import BATCH_SIZE, OURS, REREADER, Benchmark, Timing, Title, describe, plot_benchmark
 from charlm_jax.choices import Precision
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, folded, require_picture, tell
+from charlm_jax.runs.command_line import folded, require_picture, run_command, tell
 
 _PEERS = Path(__file__).with_name("peers")
 _MATMUL: dict[Precision, str] = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}  # JAX's words
@@ -357,5 +357,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -10,7 +10,6 @@ not know that epoch's seconds: its times end there.
 
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,7 +19,7 @@ from typing import Any
 import tyro
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import exit_codes, folded, print_table, require_picture, tell
+from charlm_jax.runs.command_line import folded, print_table, require_picture, run_command, tell
 
 # What decides the generated texts and not the loss.
 _OF_TEXTS = {"temperatures", "sample_every", "sample_length", "sampler", "prompt_start", "continuation"}
@@ -175,5 +174,4 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

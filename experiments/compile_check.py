@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import tyro
 
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, folded, named_preset, print_table, tell
+from charlm_jax.runs.command_line import folded, named_preset, print_table, run_command, tell
 from charlm_jax.runs.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -350,5 +349,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -10,7 +10,6 @@ beside what a model fitted to all the others says; then the model: the seconds o
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ import tyro
 
 from charlm_jax.errors import InputError, require, require_count
 from charlm_jax.runs.command_line import (
-    exit_codes,
     folded,
     named_preset,
     print_table,
     progress_bar,
     require_picture,
+    run_command,
     tell,
 )
 from charlm_jax.runs.configuration import Configuration, flag
@@ -171,5 +170,4 @@ def _steps_of(job: "Job") -> Callable[[int], float]:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -14,7 +14,6 @@ many that begin this one. --figure draws it all. A text may also be an encoded o
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import tyro
 
 from charlm_jax.choices import MOST_EVALUATED, Checkpoint
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, folded, require_picture, tell
+from charlm_jax.runs.command_line import folded, require_picture, run_command, tell
 
 
 @dataclass(frozen=True)
@@ -141,5 +140,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -11,7 +11,6 @@ on it.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 
 _CHARACTERS = 100_000  # of texts on a page: about 1.5 MB
 _PICTURE_BYTES = 600_000  # on a page, where they take a third more
@@ -75,5 +74,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -10,12 +10,11 @@ All 59 epochs take about half an hour on two cores.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import TrainingArguments, exit_codes, parse_training, print_table, tell
+from charlm_jax.runs.command_line import TrainingArguments, parse_training, print_table, run_command, tell
 from charlm_jax.runs.configuration import PRESETS, Configuration
 from charlm_jax.runs.stop import StopRequested, stop_requests
 
@@ -105,5 +104,4 @@ def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

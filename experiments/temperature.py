@@ -13,7 +13,6 @@ texts (temperature_samples.jsonl) go into the run's figures/, or into --output.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import tyro
 
 from charlm_jax.choices import MOST_EVALUATED, Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 
 if TYPE_CHECKING:  # what --help can do without
     import numpy as np
@@ -204,5 +203,4 @@ def _epoch(run: "RunDirectory", step: int) -> int:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -12,7 +12,6 @@ Needs tensorboardX: .venv/bin/python -m pip install '.[tracking]'. TensorBoard i
 """
 
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from pathlib import Path
 import tyro
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 
 _SECONDS = 2.0  # from one look at the records to the next
 
@@ -69,5 +68,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)
