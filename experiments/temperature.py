@@ -59,8 +59,6 @@ class Arguments:
     """Seed of the texts."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise InputError("no run is named; give directories of runs, or one that holds them")
         require("--temperatures", "none", bool(self.temperatures), "at least one number")
         require_temperatures("--temperatures", self.temperatures)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
@@ -77,7 +75,7 @@ def main(flags: Sequence[str]) -> None:
     arguments = tyro.cli(Arguments, prog="scripts/run temperature", description=folded(__doc__), args=flags)
     from charlm_jax.runs.directory import find_runs
 
-    runs = [run for path in arguments.runs for run in find_runs(path)]
+    runs = find_runs(*arguments.runs)
     require("--output", str(arguments.output), arguments.output is None or len(runs) == 1, "left out with several runs")
     for run in runs:
         _measure(run, arguments)

@@ -147,14 +147,21 @@ def open_run(path: Path) -> RunDirectory:
     return run
 
 
-def find_runs(path: Path) -> list[RunDirectory]:
-    """Open the run that a path names, or all those directly in it, in the order of the numbers in their names.
+def find_runs(*paths: Path) -> list[RunDirectory]:
+    """Open the runs that paths name, or all those directly in one, in the order of the numbers in their names.
 
-    Links in it are not followed.
+    A run that is named twice, itself and with those around it, is one run. Links in a directory are not followed.
 
     Raises:
         InputError: there is none.
     """
+    if not paths:
+        raise InputError("no run is named; give directories of runs, or one that holds them")
+    found = {run.path.resolve(): run for path in paths for run in _runs_at(path)}
+    return list(found.values())
+
+
+def _runs_at(path: Path) -> list[RunDirectory]:
     if _is_run(path) or not path.is_dir():
         return [open_run(path)]
     found = [inside for inside in path.iterdir() if _is_run(inside) and not inside.is_symlink()]
