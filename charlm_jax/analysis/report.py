@@ -59,7 +59,7 @@ class Run:
         name: of the run.
         configuration: every choice.
         provenance: where it comes from, the SHA-256 of its text among it.
-        parameters: of its model; None if unknown.
+        parameters: of its model.
         epochs: that it has done.
         pictures: of its figures.
         texts: that it has written.
@@ -70,7 +70,7 @@ class Run:
     name: str
     configuration: Mapping[str, object]
     provenance: Mapping[str, object]
-    parameters: int | None
+    parameters: int
     epochs: Sequence[Epoch]
     pictures: Sequence[Picture]
     texts: Sequence[Text]
