@@ -142,17 +142,16 @@ def build_training(job: "Job", mesh: "Mesh", replicas: int = 1) -> Built:
     from charlm_jax.runs.devices import describe_devices
 
     tell(f"compiling the training steps for {describe_devices(mesh)}")
-    text = job.training_ids
     models, each = ((replicas,), PartitionSpec(REPLICA)) if REPLICA in mesh.axis_names else ((), PartitionSpec())
 
     def of_each_model(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*models, *leaf.shape), leaf.dtype, sharding=NamedSharding(mesh, each))
 
-    state = state_shapes(job.network, job.optimizer, job.order, mesh)
-    ids = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    keys, stops = of_each_model(job.key), of_each_model(state.step)
+    state = jax.tree.map(of_each_model, state_shapes(job.network, job.optimizer, job.order, mesh))
+    whole, text = NamedSharding(mesh, PartitionSpec()), job.training_ids
+    ids = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=whole)
     program = cast("jax.stages.Wrapped", train_steps_of(job, mesh))
-    return build("train_steps", program.lower(jax.tree.map(of_each_model, state), ids, keys, stops))
+    return build("train_steps", program.lower(state, ids, of_each_model(job.key), state.step))
 
 
 def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:

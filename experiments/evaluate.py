@@ -106,11 +106,7 @@ def main(flags: Sequence[str]) -> None:
     others = {} if training is None else baselines(training, text, len(model.vocabulary), model.vocabulary.decode)
 
     def record(evaluation: Evaluation) -> dict[str, Any]:
-        return {
-            "loss_nats": evaluation.loss_nats,
-            "bits_per_character": evaluation.bits_per_character,
-            "characters": evaluation.characters,
-        }
+        return {name: getattr(evaluation, name) for name in ("loss_nats", "bits_per_character", "characters")}
 
     best, at_one = calibration.best, calibration.at_one
     if calibration.best_at_edge:
