@@ -187,14 +187,9 @@ class Worker:
 
 @dataclass(frozen=True)
 class Order:
-    """What to time.
+    """What to time, as a row of the tables: so many training steps, or characters of each stream, at a time.
 
-    Attributes:
-        title: of the row.
-        worker: who does it.
-        task: what, in the words of `peers/worker.py`.
-        count: training steps, or characters of each stream, at a time.
-        options: what else the task takes.
+    The task and its options are in the words of `peers/worker.py`.
     """
 
     title: str

@@ -82,14 +82,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled program.
-
-    Attributes:
-        name: of the function that was compiled.
-        compiled: it.
-        program: what its text says.
-        seconds: that compiling took.
-    """
+    """A compiled function, what the text of its program says, and the seconds that compiling took."""
 
     name: str
     compiled: "Compiled"

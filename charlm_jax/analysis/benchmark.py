@@ -36,17 +36,9 @@ _COMPARED = Title.TRAINING, Title.WINDOWED, Title.STATEFUL, Title.FIRST_STEP
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a unit of work, such as a step or a character, over the rounds.
+    """Seconds that a contender took for a unit of work, such as a step or a character, over the rounds.
 
-    Attributes:
-        title: what was timed.
-        contender: who did it.
-        precision: of its matrix products.
-        hidden_size: of the network.
-        median: of the rounds.
-        least: of the rounds.
-        most: of the rounds.
-        peak_bytes: of memory by then: a GPU's, or on a CPU the process's.
+    The precision is that of its matrix products; the peak of memory is a GPU's, or on a CPU the process's, by then.
     """
 
     title: str

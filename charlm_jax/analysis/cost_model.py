@@ -66,13 +66,9 @@ class Step(NamedTuple):
 
 
 def fit_costs(steps: Sequence[Step], measured: Sequence[float]) -> Float[np.ndarray, " term"]:
-    """Return the seconds of each of `TERMS` whose squared relative errors are least (Lawson and Hanson, 1974).
+    """Return the seconds of each of `TERMS` by which steps took those measured, with the least squared relative errors.
 
-    None is below 0; of a term that the measurements did not have, or did not need, it is 0.
-
-    Args:
-        steps: that were measured.
-        measured: seconds of each.
+    None is below 0 (Lawson and Hanson, 1974); of a term that no step has, or that none needs, it is 0.
     """
     counts = np.array([step.terms for step in steps])
     scale = np.maximum(counts.max(axis=0), 1.0)  # so that terms of all sizes count alike

@@ -49,16 +49,9 @@ def line_style(number: int) -> LineStyle:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, *, title: str = "", grid: str = "", **options: Any
 ) -> tuple[Figure, Any]:
-    """Return a figure and its axes, as `Figure.subplots` returns them.
+    """Return a figure of some inches, and its axes as `Figure.subplots` returns them, with whose other options.
 
-    Args:
-        width: in inches.
-        height: in inches.
-        rows: of axes.
-        columns: of axes.
-        title: of the whole, in which nothing is mark-up.
-        grid: the axis, x or y, whose marks have lines across.
-        options: of `Figure.subplots`.
+    In the title nothing is mark-up; `grid` is the axis, x or y, whose marks have lines across.
     """
     with mpl.rc_context({**_STYLE, "axes.grid": bool(grid), "axes.grid.axis": grid or "both"}):
         figure = Figure(figsize=(width, height))

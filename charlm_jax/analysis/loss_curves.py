@@ -16,14 +16,7 @@ Curve = Mapping[int, float]  # nats per character by epoch, from 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """One epoch of a run beside the band that the published runs span.
-
-    Attributes:
-        epoch: its number.
-        loss: the run's, in nats per character.
-        lowest: of the published losses.
-        highest: of the published losses.
-    """
+    """The loss of one epoch of a run, in nats per character, and the band that those of the published runs span."""
 
     epoch: int
     loss: float

@@ -18,10 +18,7 @@ _SHOWN = 100  # characters of a text on the page
 def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
     """Draw every measure with its 95 % interval over prompts, the human text's as a band, and the loss on human text.
 
-    Args:
-        sweep: what was measured.
-        calibration: of the model on held-out text.
-        title: of the whole.
+    The loss is that of the model's calibration on held-out text.
     """
     panels = len(MEASURES) + 2
     rows = -(-panels // _COLUMNS)
