@@ -13,11 +13,10 @@ results.csv, and a picture, with the speed of all models together, to results.sv
 Then `scripts/run report GRID` makes a page of it, and `scripts/run temperature GRID/*` measures the texts of each run.
 """
 
-import sys
 from collections.abc import Sequence
 
 from charlm_jax.errors import require
-from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.command_line import run_command
 from charlm_jax.runs.grid import parse_grid, run_grid
 from charlm_jax.runs.stop import stop_requests
 
@@ -31,5 +30,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

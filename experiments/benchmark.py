@@ -40,7 +40,7 @@ from tqdm import tqdm
 from charlm_jax.analysis.benchmark import BATCH_SIZE, OURS, REREADER, Benchmark, Timing, Title, describe, plot_benchmark
 from charlm_jax.choices import Precision
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, folded, require_picture, tell
+from charlm_jax.runs.command_line import folded, require_picture, run_command, tell
 
 _PEERS = Path(__file__).with_name("peers")
 _MATMUL: dict[Precision, str] = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}  # JAX's words
@@ -157,8 +157,8 @@ class Worker:
         )
         self.devices, self.kind = 1, ""  # that it works on, known from its first answer on
 
-    def run(self, title: str, task: str, count: int, **options: int) -> tuple[float, int]:
-        """Return the seconds that `count` units of a task took, and the process's or the GPU's peak memory in bytes.
+    def run(self, order: "Order") -> tuple[float, int]:
+        """Return the seconds that an order took, and the process's or the GPU's peak memory in bytes.
 
         Raises:
             InputError: it could not be done; the message says why.
@@ -166,7 +166,7 @@ class Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # a process that has ended gives no answer either
-            self.process.stdin.write(json.dumps({"task": task, "count": count, **options}) + "\n")
+            self.process.stdin.write(json.dumps({"task": order.task, "count": order.count, **order.options}) + "\n")
             self.process.stdin.flush()
         record = json.loads(self.process.stdout.readline() or "{}")
         if "seconds" not in record:
@@ -174,32 +174,22 @@ class Worker:
             last = self.errors.read().strip().splitlines()[-1:]
             why = record.get("error") or " ".join(last) or "it was ended"
             who = f"{self.contender.name} in {self.contender.precision}"
-            raise InputError(f"{who} cannot do '{title}' here: {why}")
+            raise InputError(f"{who} cannot do '{order.title}' here: {why}")
         self.devices, self.kind = record["devices"], record["kind"]
         return record["seconds"], record["peak_bytes"]
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the process."""
         self.process.kill()
-        self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self.errors):
-            if file is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    file.close()
+        self.process.communicate()
+        self.errors.close()
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to time.
+    """What to time, as a row of the tables: so many training steps, or characters of each stream, at a time.
 
-    Attributes:
-        title: of the row.
-        worker: who does it.
-        task: what, in the words of `peers/worker.py`.
-        count: training steps, or characters of each stream, at a time.
-        options: what else the task takes.
+    The task and its options are in the words of `peers/worker.py`.
     """
 
     title: str
@@ -207,10 +197,6 @@ class Order:
     task: str
     count: int
     options: dict[str, int]
-
-    def run(self) -> tuple[float, int]:
-        """See `Worker.run`."""
-        return self.worker.run(self.title, self.task, self.count, **self.options)
 
     def timing(self, seconds: Sequence[float], peak_bytes: int) -> Timing:
         """Return what it took in all rounds, a step of a model or a character of a stream."""
@@ -227,10 +213,11 @@ def _first_steps(
     workers, timings = [], []
     for contender in contenders:
         started = time.perf_counter()
-        worker = stack.enter_context(Worker(contender, place))
+        worker = Worker(contender, place)
+        stack.callback(worker.close)
         order = Order(Title.FIRST_STEP, worker, "train", 1, {"hidden_size": hidden_size})
         try:
-            _, peak_bytes = order.run()
+            _, peak_bytes = worker.run(order)
         except InputError as error:
             if not workers:  # ours, which all is compared to
                 raise
@@ -282,22 +269,21 @@ def _time(orders: Sequence[Order], rounds: int) -> list[Timing]:
 
     What cannot be done is named, once, and left out.
     """
-    seconds: list[list[float]] = [[] for _ in orders]
-    unable: set[int] = set()
-    peaks = [0] * len(orders)
+    seconds: dict[int, list[float]] = {place: [] for place in range(len(orders))}
+    peaks: dict[int, int] = {}
     with tqdm(total=(rounds + 1) * len(orders), unit=" timings", leave=False, disable=None) as bar:
         for number in range(rounds + 1):
             for place, order in enumerate(orders):
                 bar.set_postfix_str(f"{order.worker.contender.name}: {order.title}", refresh=False)
-                if place not in unable:
+                if place in seconds:
                     try:
-                        total, peaks[place] = order.run()
+                        total, peaks[place] = order.worker.run(order)
                         seconds[place] += [total] * (number > 0)
                     except InputError as error:
-                        unable.add(place)
+                        del seconds[place]
                         tell(f"left out: {error}")
                 bar.update()
-    return [orders[place].timing(seconds[place], peaks[place]) for place in range(len(orders)) if place not in unable]
+    return [orders[place].timing(those, peaks[place]) for place, those in seconds.items()]
 
 
 def _processor() -> str:
@@ -357,5 +343,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

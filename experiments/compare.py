@@ -10,17 +10,20 @@ not know that epoch's seconds: its times end there.
 
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import tyro
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import exit_codes, folded, print_table, require_picture, tell
+from charlm_jax.runs.command_line import folded, print_table, require_picture, run_command, tell
+
+if TYPE_CHECKING:  # what --help can do without
+    import numpy as np
+
+    from charlm_jax.runs.directory import RunDirectory
 
 # What decides the generated texts and not the loss.
 _OF_TEXTS = {"temperatures", "sample_every", "sample_length", "sampler", "prompt_start", "continuation"}
@@ -50,99 +53,74 @@ class Arguments:
         require("--table", str(self.table), there, "in a folder that is there")
 
 
-@dataclass(frozen=True)
-class Course:
+class Course(NamedTuple):
     """How a run's held-out loss fell.
 
     Attributes:
         name: of its directory.
-        configuration: every choice, as config.json has it.
-        text: the SHA-256 of what it read.
         seconds: of training up to the end of each epoch; nan after an epoch whose own are unknown.
         losses: held-out, in nats per character, after each epoch.
     """
 
     name: str
-    configuration: dict[str, Any]
-    text: str
-    seconds: Sequence[float]
-    losses: Sequence[float]
+    seconds: "np.ndarray"
+    losses: "np.ndarray"
 
-    @property
-    def best_index(self) -> int:
-        """The place of the lowest loss."""
-        return self.losses.index(min(self.losses))
-
-    def clock(self, place: int | None) -> str:
-        """Return the seconds up to an epoch in words; nothing where they are unknown, or for None."""
-        return "" if place is None or math.isnan(self.seconds[place]) else f"{self.seconds[place]:.1f}"
-
-    def reaches(self, target: float) -> int | None:
-        """Return the place of the first epoch at or under a loss."""
-        return next((place for place, loss in enumerate(self.losses) if loss <= target), None)
+    def clock(self, places: Sequence[int]) -> str:
+        """Return the seconds up to the first of some epochs in words; nothing where there is none, or no knowing."""
+        return "".join(f"{each:.1f}" for each in self.seconds[places[:1]] if not math.isnan(each))
 
 
-def read_course(path: Path) -> Course:
+def read_course(run: "RunDirectory") -> Course:
     """Read a run's course.
 
     Raises:
-        InputError: there is no run, or it has no held-out loss yet.
+        InputError: it has no held-out loss yet.
     """
-    from charlm_jax.runs.directory import open_run
+    import numpy as np
+
     from charlm_jax.runs.records import read_records
 
-    run = open_run(path)
     records = read_records(run.metrics)
     losses = {record["step"]: record["held_out_loss"] for record in records if record.get("event") == "evaluation"}
     epochs = [record for record in records if record.get("event") == "epoch" and record["step"] in losses]
     if not epochs:
-        raise InputError(f"the run {str(path)!r} has no held-out loss yet; let it finish an epoch with one")
-    seconds = accumulate(math.nan if record["seconds"] is None else record["seconds"] for record in epochs)
-    return Course(
-        path.resolve().name,
-        run.configuration().to_json(),
-        run.provenance()["corpus"]["sha256"],
-        list(seconds),
-        [losses[record["step"]] for record in epochs],
-    )
+        raise InputError(f"the run {str(run.path)!r} has no held-out loss yet; let it finish an epoch with one")
+    seconds = np.cumsum(np.array([record["seconds"] for record in epochs], float))  # where None is nan
+    return Course(run.path.resolve().name, seconds, np.array([losses[record["step"]] for record in epochs]))
 
 
 def main(flags: Sequence[str]) -> None:
     """Read, print and draw."""
     arguments = tyro.cli(Arguments, prog="scripts/run compare", description=folded(__doc__), args=flags)
 
-    from charlm_jax.runs.files import write_table
+    import numpy as np
 
-    courses = [read_course(path) for path in arguments.runs]
-    target = min(courses[0].losses) if arguments.target is None else arguments.target
-    first = courses[0].configuration
-    decisive = {name: {course.configuration[name] for course in courses} for name in _OF_LOSSES}
-    for name, values in {"text": {course.text for course in courses}, **decisive}.items():
-        if len(values) > 1:
-            tell(f"note: the runs differ in {name}, so their losses are of different characters or contexts")
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.files import write_table
+    from charlm_jax.runs.tracking import choices_that_differ
+
+    runs = [open_run(path) for path in arguments.runs]
+    courses = [read_course(run) for run in runs]
+    target = courses[0].losses.min() if arguments.target is None else arguments.target
+    differing = choices_that_differ(runs)
+    texts = {run.provenance()["corpus"]["sha256"] for run in runs}
+    for name in [*["text"] * (len(texts) > 1), *(name for name in _OF_LOSSES if name in differing)]:
+        tell(f"note: the runs differ in {name}, so their losses are of different characters or contexts")
     for course in courses:
-        if any(map(math.isnan, course.seconds)):
+        if np.isnan(course.seconds).any():
             tell(f"note: {course.name} was stopped amid an epoch; from there on its seconds are unknown")
-    differing = [
-        name
-        for name in first
-        if name not in _OF_TEXTS and any(course.configuration[name] != first[name] for course in courses)
-    ]
-    header = ["run", *differing, "held_out_loss", "epoch", "seconds", f"seconds_to_{target:.4f}"]
-    rows = [
-        [
-            course.name,
-            *(str(course.configuration[name]) for name in differing),
-            f"{course.losses[course.best_index]:.4f}",
-            str(course.best_index + 1),
-            course.clock(course.best_index),
-            course.clock(course.reaches(target)),
-        ]
-        for course in courses
-    ]
+    choices = [name for name in differing if name not in _OF_TEXTS]
+    header = ["run", *choices, "held_out_loss", "epoch", "seconds", f"seconds_to_{target:.4f}"]
+    rows = []
+    for run, course in zip(runs, courses, strict=True):
+        configuration, best = run.configuration().to_json(), int(course.losses.argmin())
+        lowest = [f"{course.losses[best]:.4f}", str(best + 1), course.clock([best])]
+        reached = course.clock(np.flatnonzero(course.losses <= target).tolist())
+        rows.append([course.name, *(str(configuration[name]) for name in choices), *lowest, reached])
     print_table([header, *rows])
     if arguments.table is not None:
-        command = shlex.join(["scripts/run", "compare", *map(str, arguments.runs), "--target", repr(target)])
+        command = shlex.join(["scripts/run", "compare", *map(str, arguments.runs), "--target", str(target)])
         write_table(
             arguments.table, header, rows, [f"held-out loss in nats per character, seconds of training; {command}"]
         )
@@ -154,13 +132,12 @@ def main(flags: Sequence[str]) -> None:
 
 def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
     """Draw held-out loss against seconds of training, on a logarithmic axis of time."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter
 
+    from charlm_jax.analysis.figures import mark_logarithms, new_figure
     from charlm_jax.runs.files import save_picture
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(7.0, 4.0)
     for course in courses:
         axes.plot(course.seconds, course.losses, "o-", ms=3, lw=1.5, label=course.name)
     axes.axhline(target, color="0.6", lw=0.8, zorder=0)
@@ -168,16 +145,12 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
         f"{target:.3f}", (0.01, target), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.35"
     )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    mark_logarithms(axes.xaxis, FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("seconds of training (logarithmic)")
     axes.set_ylabel("held-out loss (nats per character)")
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     save_picture(figure, path)
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import tyro
 
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, folded, named_preset, print_table, tell
+from charlm_jax.runs.command_line import folded, named_preset, print_table, run_command, tell
 from charlm_jax.runs.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -83,14 +82,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled program.
-
-    Attributes:
-        name: of the function that was compiled.
-        compiled: it.
-        program: what its text says.
-        seconds: that compiling took.
-    """
+    """A compiled function, what the text of its program says, and the seconds that compiling took."""
 
     name: str
     compiled: "Compiled"
@@ -143,17 +135,16 @@ def build_training(job: "Job", mesh: "Mesh", replicas: int = 1) -> Built:
     from charlm_jax.runs.devices import describe_devices
 
     tell(f"compiling the training steps for {describe_devices(mesh)}")
-    text = job.training_ids
     models, each = ((replicas,), PartitionSpec(REPLICA)) if REPLICA in mesh.axis_names else ((), PartitionSpec())
 
     def of_each_model(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*models, *leaf.shape), leaf.dtype, sharding=NamedSharding(mesh, each))
 
-    state = state_shapes(job.network, job.optimizer, job.order, mesh)
-    ids = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    keys, stops = of_each_model(job.key), of_each_model(state.step)
+    state = jax.tree.map(of_each_model, state_shapes(job.network, job.optimizer, job.order, mesh))
+    whole, text = NamedSharding(mesh, PartitionSpec()), job.training_ids
+    ids = jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=whole)
     program = cast("jax.stages.Wrapped", train_steps_of(job, mesh))
-    return build("train_steps", program.lower(jax.tree.map(of_each_model, state), ids, keys, stops))
+    return build("train_steps", program.lower(state, ids, of_each_model(job.key), state.step))
 
 
 def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
@@ -164,7 +155,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
 
     from charlm_jax.generation.generate import generate_piece, read_prompts
     from charlm_jax.mesh import DATA, as_many_as
-    from charlm_jax.model.initializers import flax_parameters
+    from charlm_jax.model.initializers import parameter_shapes
     from charlm_jax.runs.devices import describe_devices
 
     chosen = job.configuration
@@ -177,8 +168,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
     def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    parameters = jax.eval_shape(lambda key: flax_parameters(job.network, key), job.key)
-    parameters = jax.tree.map(lambda leaf: placed(leaf, whole), parameters)
+    parameters = jax.tree.map(lambda leaf: placed(leaf, whole), parameter_shapes(job.network))
     prompts = jax.ShapeDtypeStruct((rows, chosen.window), jnp.int32, sharding=split)
     types = jnp.int32, jnp.float32, job.key.dtype
     lengths, temperatures, keys = (jax.ShapeDtypeStruct((rows,), dtype, sharding=split) for dtype in types)
@@ -193,14 +183,13 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
 
 def predicted_exchanges(job: "Job", mesh: "Mesh", replicas: int = 1) -> list[dict[str, Any]]:
     """Return what arithmetic says that chips exchange: each step gradients and loss, each dispatch the carry."""
-    import jax
     import numpy as np
 
     from charlm_jax.mesh import DATA, REPLICA
-    from charlm_jax.model.initializers import flax_parameters, parameter_count
+    from charlm_jax.model.initializers import parameter_count, parameter_shapes
 
     chips, models = mesh.shape[DATA], replicas // mesh.shape.get(REPLICA, 1)
-    parameters = parameter_count(jax.eval_shape(lambda key: flax_parameters(job.network, key), job.key))
+    parameters = parameter_count(parameter_shapes(job.network))
     carry = 2 * job.network.layers * job.network.hidden_size * chips * rows_a_chip(job, chips)
     numbers = {"step": 1 + parameters, "dispatch": carry if job.order.consecutive else 0}
     groups = tuple(map(tuple, np.arange(mesh.size).reshape(-1, chips).tolist()))
@@ -352,5 +341,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -17,7 +17,6 @@ The way back looks for it there; for what neither it nor FILE says there are the
 step 0, has no optimizer and no losses, and is one for `sample`, `evaluate --text` and `text_generation --init-from`.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import tyro
 
 from charlm_jax.choices import MODEL_FILES, Checkpoint, GateActivation
 from charlm_jax.errors import require, require_count
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 
 
 @dataclass(frozen=True)
@@ -88,5 +87,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

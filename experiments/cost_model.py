@@ -10,7 +10,6 @@ beside what a model fitted to all the others says; then the model: the seconds o
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,15 +21,15 @@ import tyro
 
 from charlm_jax.errors import InputError, require, require_count
 from charlm_jax.runs.command_line import (
-    exit_codes,
     folded,
     named_preset,
     print_table,
     progress_bar,
     require_picture,
+    run_command,
     tell,
 )
-from charlm_jax.runs.configuration import Configuration
+from charlm_jax.runs.configuration import Configuration, flag
 
 if TYPE_CHECKING:
     from charlm_jax.analysis.cost_model import Step
@@ -58,11 +57,11 @@ class Arguments:
     """Where to draw the figure, as SVG or PNG by its ending; the table goes beside it, as comma-separated values."""
 
     def __post_init__(self) -> None:
-        for flag, values in (("--hidden-sizes", self.hidden_sizes), ("--batch-sizes", self.batch_sizes)):
-            require(flag, "without a number", values != (), "followed by one")
-        for flag in ("hidden_sizes", "batch_sizes", "device_counts"):
-            for value in getattr(self, flag):
-                require_count(f"--{flag.replace('_', '-')}", value)
+        for name in ("hidden_sizes", "batch_sizes", "device_counts"):
+            values = getattr(self, name)
+            require(flag(name), "without a number", values != () or name == "device_counts", "followed by one")
+            for value in values:
+                require_count(flag(name), value)
         for sizes in self.predict:
             there = [part.isdecimal() and int(part) > 0 for part in sizes.split("x")]
             require("--predict", sizes, there == [True] * 3, "three numbers, such as 1024x256x8")
@@ -76,7 +75,7 @@ def main(flags: Sequence[str]) -> None:
     program = f"scripts/run cost_model {preset}"
     arguments = tyro.cli(Arguments, prog=program, description=folded(__doc__), args=flags, default=Arguments(base))
 
-    from charlm_jax.analysis.cost_model import TERMS, CostModel, left_out, plot_costs
+    from charlm_jax.analysis.cost_model import TERMS, fit_costs, left_out, plot_costs, predict
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.devices import describe_process, open_mesh
     from charlm_jax.runs.files import save_picture, write_table
@@ -97,7 +96,7 @@ def main(flags: Sequence[str]) -> None:
     if len(steps) <= len(TERMS):
         raise InputError(f"{len(steps)} combinations are too few to fit {len(TERMS)} terms to; give more sizes")
     measured = measure(jobs, arguments.rounds)
-    model = CostModel.fit(steps, measured)
+    costs = fit_costs(steps, measured)
     header = ["hidden_size", "batch_size", "devices", "ns_per_character", "from_the_others", "error"]
     rows, errors = [], []
     for step, seconds, predicted in zip(steps, measured, left_out(steps, measured), strict=True):
@@ -107,18 +106,18 @@ def main(flags: Sequence[str]) -> None:
     print_table([header, *rows])
     error = f"{median(errors):.1%} in the median, {max(errors):.1%} at most"
     print(f"a combination is predicted from the others with an error of {error}")
-    for name, each in zip(TERMS.values(), model.seconds, strict=True):
+    for name, each in zip(TERMS.values(), costs, strict=True):
         print(f"{each:8.2e} s  {name}")
     for hidden_size, batch_size, devices in (map(int, sizes.split("x")) for sizes in arguments.predict):
         step = step_of(job_of(hidden_size, batch_size, 1), batch_size, devices)
-        seconds = model.predict(step)
+        seconds = predict(costs, step)
         shown = f"{1e3 * seconds:.3g} ms a step, {1e9 * seconds / step.characters:.3g} ns a character"
         print(f"predicted for {hidden_size} units, {batch_size} windows, {devices} devices: {shown}")
     if arguments.figure is not None:
         made = describe_process(arguments.configuration.precision, jobs[-1].mesh, 1)
         where = f"{made['device_kind']}, {made['precision']}, jax {made['versions']['jax']}"
         title = f"{preset}, {where}: dots measured, lines fitted\nerror of a prediction from the others: {error}"
-        save_picture(plot_costs(steps, measured, model, title=title), arguments.figure)
+        save_picture(plot_costs(steps, measured, costs, title=title), arguments.figure)
         table = arguments.figure.with_suffix(".csv")
         write_table(table, header, rows, [f"{where}, {made['cpu_cores']} cores, commit {made['commit']}"])
         tell(f"figure: {arguments.figure}; table: {table}")
@@ -126,14 +125,10 @@ def main(flags: Sequence[str]) -> None:
 
 def step_of(job: "Job", batch_size: int, devices: int) -> "Step":
     """Return the size of a job's step in a batch over some devices."""
-    import jax
-
     from charlm_jax.analysis.cost_model import Step
-    from charlm_jax.model.initializers import flax_parameters, parameter_count
 
-    parameters = parameter_count(jax.eval_shape(lambda key: flax_parameters(job.network, key), job.key))
     sizes = {"window": job.order.window, "batch_size": batch_size, "devices": devices}
-    return Step.of(job.network, parameters, job.configuration.objective, **sizes)
+    return Step.of(job.network, job.configuration.objective, **sizes)
 
 
 def measure(jobs: Sequence["Job"], rounds: int) -> list[float]:
@@ -175,5 +170,4 @@ def _steps_of(job: "Job") -> Callable[[int], float]:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

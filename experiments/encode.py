@@ -10,14 +10,13 @@ The text is read twice and its ids are read once more, to see that they stand fo
 same one goes on; corpus.json is there when all is done.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 from charlm_jax.runs.stop import stop_requests
 
 
@@ -50,5 +49,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -14,7 +14,6 @@ many that begin this one. --figure draws it all. A text may also be an encoded o
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import tyro
 
 from charlm_jax.choices import MOST_EVALUATED, Checkpoint
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import exit_codes, folded, require_picture, tell
+from charlm_jax.runs.command_line import folded, require_picture, run_command, tell
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,7 @@ def main(flags: Sequence[str]) -> None:
     others = {} if training is None else baselines(training, text, len(model.vocabulary), model.vocabulary.decode)
 
     def record(evaluation: Evaluation) -> dict[str, Any]:
-        return {
-            "loss_nats": evaluation.loss_nats,
-            "bits_per_character": evaluation.bits_per_character,
-            "characters": evaluation.characters,
-        }
+        return {name: getattr(evaluation, name) for name in ("loss_nats", "bits_per_character", "characters")}
 
     best, at_one = calibration.best, calibration.at_one
     if calibration.best_at_edge:
@@ -141,5 +136,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

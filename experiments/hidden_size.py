@@ -7,10 +7,9 @@ choice in --vary, such as learning_rate=0.01,0.03, is a line of its own in the p
 trained together.
 """
 
-import sys
 from collections.abc import Sequence
 
-from charlm_jax.runs.command_line import exit_codes
+from charlm_jax.runs.command_line import run_command
 from charlm_jax.runs.grid import parse_grid, run_grid
 from charlm_jax.runs.stop import stop_requests
 
@@ -23,5 +22,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -11,7 +11,6 @@ on it.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.errors import require
+from charlm_jax.runs.command_line import folded, run_command, tell
 
-_CHARACTERS = 100_000  # of texts on a page: about 1 MB
+_CHARACTERS = 100_000  # of texts on a page: about 1.5 MB
 _PICTURE_BYTES = 600_000  # on a page, where they take a third more
 
 
@@ -36,10 +35,6 @@ class Arguments:
     """Where to write the page; report.html in the one run, or in the directory that all of them are in."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise InputError(
-                "no run is named; give directories of runs, or one that holds them: scripts/run report RUN"
-            )
         there = self.output is None or (self.output.parent.is_dir() and not self.output.is_dir())
         require("--output", str(self.output), there, "a file in a folder that is there")
 
@@ -53,10 +48,8 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.files import write_atomically
     from charlm_jax.runs.gathering import gather, pictures_of
 
-    # A run that is named twice, itself and with those around it, is one run.
-    paths = list(dict.fromkeys(found.path.resolve() for path in arguments.runs for found in find_runs(path)))
-    runs = [open_run(path) for path in paths]
-    parent = Path(os.path.commonpath([path.parent for path in paths]))
+    runs = [open_run(run.path.resolve()) for run in find_runs(*arguments.runs)]
+    parent = Path(os.path.commonpath([run.path.parent for run in runs]))
     # A grid's own picture of all its runs lies beside them.
     notes: list[str] = []
     own = pictures_of(parent.glob("results.svg"), _PICTURE_BYTES, notes) if len(runs) > 1 else []
@@ -68,12 +61,11 @@ def main(flags: Sequence[str]) -> None:
         gather(run, str(run.path.relative_to(parent)), **room)
         for run in tqdm(runs, unit=" runs", leave=False, disable=None)
     ]
-    output = arguments.output or (paths[0] if len(paths) == 1 else parent) / "report.html"
+    output = arguments.output or (runs[0].path if len(runs) == 1 else parent) / "report.html"
     title = pages[0].name if len(pages) == 1 else parent.name
     write_atomically(output, make_report(title, pages, own).encode())
     print(output)
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

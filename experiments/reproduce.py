@@ -10,12 +10,11 @@ All 59 epochs take about half an hour on two cores.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import TrainingArguments, exit_codes, parse_training, print_table, tell
+from charlm_jax.runs.command_line import TrainingArguments, parse_training, print_table, run_command, tell
 from charlm_jax.runs.configuration import PRESETS, Configuration
 from charlm_jax.runs.stop import StopRequested, stop_requests
 
@@ -64,8 +63,8 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
 def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
     """Lay a run's losses over the published ones, print and draw; `differences` set it apart from the published job."""
     from charlm_jax.analysis.loss_curves import compare, plot_comparison, read_published
-    from charlm_jax.runs.directory import open_run, save_figure
-    from charlm_jax.runs.files import write_table
+    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.files import save_pictures, write_table
     from charlm_jax.runs.records import read_records
 
     run = open_run(run_dir)
@@ -93,7 +92,7 @@ def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
     title = f"{Path(corpus).name}, {configuration.gate_activation} gates, {configuration.optimizer}"
     title += "\n(not the published job)" if differences else ""
     figure = plot_comparison(ours, published, comparisons, title=title, tolerance=_TOLERANCE)
-    for path in save_figure(run, "loss_curves", figure):
+    for path in save_pictures(figure, run.figures, "loss_curves"):
         tell(f"figure: {path}")
     made, table = run.provenance(), run.figures / "loss_curves.csv"
     where = f"{made['device_count']} x {made['device_kind']}, jax {made['versions']['jax']}, commit {made['commit']}"
@@ -105,5 +104,4 @@ def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from charlm_jax.choices import Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 
 # Characters generated at a time: so few that they flow on a terminal, so many that a long text shows its progress.
 _LIVE_PIECE, _PIECE = 25, 2000
@@ -144,5 +144,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

@@ -13,7 +13,6 @@ texts (temperature_samples.jsonl) go into the run's figures/, or into --output.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import tyro
 
 from charlm_jax.choices import MOST_EVALUATED, Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 
 if TYPE_CHECKING:  # what --help can do without
     import numpy as np
@@ -60,8 +59,6 @@ class Arguments:
     """Seed of the texts."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise InputError("no run is named; give directories of runs, or one that holds them")
         require("--temperatures", "none", bool(self.temperatures), "at least one number")
         require_temperatures("--temperatures", self.temperatures)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
@@ -78,7 +75,7 @@ def main(flags: Sequence[str]) -> None:
     arguments = tyro.cli(Arguments, prog="scripts/run temperature", description=folded(__doc__), args=flags)
     from charlm_jax.runs.directory import find_runs
 
-    runs = [run for path in arguments.runs for run in find_runs(path)]
+    runs = find_runs(*arguments.runs)
     require("--output", str(arguments.output), arguments.output is None or len(runs) == 1, "left out with several runs")
     for run in runs:
         _measure(run, arguments)
@@ -95,7 +92,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.generation.generate import generate, stream_keys
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
-    from charlm_jax.runs.files import save_picture, write_atomically, write_table
+    from charlm_jax.runs.files import save_pictures, write_atomically, write_table
     from charlm_jax.runs.trained import load_model, load_text
 
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
@@ -145,10 +142,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     page = sweep_page(sweep, calibration, texts[::count], title=title, note=note)
     print(page, flush=True)
     folder = arguments.output or run.figures
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = plot_sweep(sweep, calibration, title=title)
-    for suffix in ("svg", "png"):
-        save_picture(figure, folder / f"temperature.{suffix}")
+    save_pictures(plot_sweep(sweep, calibration, title=title), folder, "temperature")
     write_atomically(folder / "temperature.md", f"{page}\n![Measures against temperature](temperature.svg)\n".encode())
     header, rows = sweep_table(sweep)
     write_table(folder / "temperature.csv", header, rows, [title + note])
@@ -207,5 +201,4 @@ def _epoch(run: "RunDirectory", step: int) -> int:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

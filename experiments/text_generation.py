@@ -16,11 +16,10 @@ The same --run-dir again goes on where the run stopped, and a larger --epochs ex
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from charlm_jax.runs.command_line import TrainingArguments, exit_codes, parse_training, tell
+from charlm_jax.runs.command_line import TrainingArguments, parse_training, run_command, tell
 from charlm_jax.runs.stop import StopRequested, stop_requests
 
 
@@ -75,5 +74,4 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

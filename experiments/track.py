@@ -12,7 +12,6 @@ Needs tensorboardX: .venv/bin/python -m pip install '.[tracking]'. TensorBoard i
 """
 
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,8 +20,7 @@ from pathlib import Path
 
 import tyro
 
-from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import exit_codes, folded, tell
+from charlm_jax.runs.command_line import folded, run_command, tell
 
 _SECONDS = 2.0  # from one look at the records to the next
 
@@ -36,10 +34,6 @@ class Arguments:
     follow: bool = False
     """Go on with what is recorded from now on, of runs that begin later too."""
 
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise InputError("no run is named; give directories of runs, or one that holds them: scripts/run track RUN")
-
 
 def main(flags: Sequence[str]) -> None:
     """Write, and follow."""
@@ -51,10 +45,10 @@ def main(flags: Sequence[str]) -> None:
     files: dict[Path, EventFile] = {}
 
     def look() -> None:
-        # A run that is named twice, itself and with those around it, is one run.
-        runs = {run.path.resolve(): run for path in arguments.runs for run in find_runs(path)}
-        compared = choices_that_differ(list(runs.values()))
-        for path, run in runs.items():
+        runs = find_runs(*arguments.runs)
+        compared = choices_that_differ(runs)
+        for run in runs:
+            path = run.path.resolve()
             if path not in files:
                 files[path] = EventFile(path)
                 closing.callback(files[path].close)
@@ -69,5 +63,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

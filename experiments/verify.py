@@ -9,7 +9,6 @@ without. Exits 2 if one is not sound, else 0. Nothing is changed.
 Of an encoded corpus, the text that its ids stand for is compared with the SHA-256 of the one that it was made from.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.command_line import exit_codes, folded
+from charlm_jax.runs.command_line import folded, run_command
 
 
 @dataclass(frozen=True)
@@ -60,5 +59,4 @@ def main(flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes():
-        main(sys.argv[1:])
+    run_command(main)

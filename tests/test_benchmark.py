@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from jax.experimental import rnn
+from oracles import lenient_jax
 
 from charlm_jax.analysis.benchmark import BATCH_SIZE, Benchmark, Timing, describe
 from charlm_jax.choices import Precision
@@ -91,7 +91,7 @@ def stand_ins(monkeypatch):
 @pytest.mark.parametrize("name", PEERS)
 def test_every_peer_on_a_gpu_does_its_tasks(name, monkeypatch, stand_ins):
     chosen = PEERS[name]
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with lenient_jax():
         made = contender(chosen, monkeypatch)
         for task in chosen.tasks:
             getattr(made, task)(3)
@@ -107,7 +107,7 @@ def test_cudnn_by_jax_is_pytorchs_lstm(monkeypatch, stand_ins):
         contender(next(one for one in ON_GPU if (one.module, one.way) == which), monkeypatch, hidden_size=8)
         for which in (("flax_rnn", "cudnn"), ("pytorch_lstm", ""))
     )
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with lenient_jax():
         (layer,) = (name for name in flax.parameters["params"] if "CuDNN" in name)
         weights = torch.cat([part.ravel() for part in pytorch.lstm.parameters()]).detach().numpy()
         assert flax.parameters["params"][layer]["weights"].shape == weights.shape
@@ -123,7 +123,7 @@ def test_a_peer_learns_and_in_bfloat16_nearly_the_same(module, monkeypatch):
     losses = {}
     for chosen in ON_GPU:
         if (chosen.module, chosen.way) == (module, "") and chosen.precision != "tf32":
-            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            with lenient_jax():
                 peer = contender(chosen, monkeypatch, hidden_size=16)
                 peer.train(30)
                 scores = logits(peer)

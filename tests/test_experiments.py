@@ -569,10 +569,3 @@ def test_the_presets_meet_the_notebooks_text(nietzsche):
         assert f"{vocabulary} distinct" in job.describe(Path("run"))
     prompt = job.vocabulary.decode(job.corpus.ids)[116739 : 116739 + 60]
     assert prompt == "the slowly ascending ranks and classes, in which,\nthrough fo"
-
-
-def test_an_unknown_experiment_gets_the_list():
-    done = subprocess.run([ROOT / "scripts" / "run", "texts"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    for experiment in EXPERIMENTS:
-        assert experiment in done.stderr

@@ -111,9 +111,9 @@ def test_losses_of_different_texts_have_no_winner():
 
 
 def test_a_run_that_has_done_nothing_yet_has_a_page():
-    said = plain(make_report("new", [dataclasses.replace(a_run("new", losses=()), parameters=None, step=None)]))
+    said = plain(make_report("new", [a_run("new", losses=(), step=None)]))
     assert "No epoch is done yet." in said
-    assert "new – – – – 0 unknown unknown unknown" in said
+    assert "new – – – – 0 1,234 unknown unknown" in said
 
 
 @pytest.mark.parametrize("loss", [1e300, -1e300, 0.0])

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter
 from scipy.stats import t
 
-from charlm_jax.analysis.loss_curves import line_style
+from charlm_jax.analysis.figures import line_style, mark_logarithms, new_figure
 from charlm_jax.choices import Objective
 from charlm_jax.learning.objective import targets_of
 from charlm_jax.model.network import CharacterLSTM
@@ -91,38 +90,28 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
 
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of a grid's results, a row a combination; a last column says why some failed."""
-    names = list(outcomes[0].choices)
-    header = [
-        *names,
-        "replicas",
-        "diverged",
-        "held_out_loss",
-        "low",
-        "high",
-        "bits_per_character",
-        "gap",
-        "gap_low",
-        "gap_high",
-    ]
-    header += ["parameters", "flops_per_character", "trained_together", "characters_per_second_each"]
-    failed = any(outcome.failure for outcome in outcomes)
-    header += ["failure"] * failed
-    rows = []
+    rows: list[dict[str, str]] = []
 
     def written(number: int | float, form: str) -> str:
         return "" if math.isnan(number) else format(number, form)
 
     for group in by_choices(outcomes):
-        first, loss = group[0], Interval.of([outcome.held_out_loss for outcome in group])
-        gap = Interval.of([outcome.gap for outcome in group])
+        first = group[0]
+        loss, gap = (Interval.of([getattr(each, measure) for each in group]) for measure in ("held_out_loss", "gap"))
+        losses = {"held_out_loss": loss.mean, "low": loss.low, "high": loss.high}
+        losses |= {"bits_per_character": loss.mean / math.log(2)}
+        losses |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
         diverged = sum(math.isnan(outcome.held_out_loss) and not outcome.failure for outcome in group)
-        shown = [*(str(choice) for choice in first.choices.values()), str(len(group)), str(diverged)]
-        shown += [written(number, ".4f") for number in (*loss, loss.mean / math.log(2), *gap)]
         speed = float(np.median([outcome.characters_per_second for outcome in group]))
-        shown += [written(first.parameters, ".0f"), written(first.flops, ".0f"), str(first.together)]
-        failures = "; ".join(dict.fromkeys(outcome.failure for outcome in group if outcome.failure))
-        rows.append([*shown, written(speed, ".0f"), *[failures] * failed])
-    return header, rows
+        row = {name: str(choice) for name, choice in first.choices.items()}
+        row |= {"replicas": str(len(group)), "diverged": str(diverged)}
+        row |= {name: written(number, ".4f") for name, number in losses.items()}
+        row |= {"parameters": written(first.parameters, ".0f"), "flops_per_character": written(first.flops, ".0f")}
+        row |= {"trained_together": str(first.together), "characters_per_second_each": written(speed, ".0f")}
+        if any(outcome.failure for outcome in outcomes):
+            row["failure"] = "; ".join(dict.fromkeys(outcome.failure for outcome in group if outcome.failure))
+        rows.append(row)
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
@@ -132,43 +121,35 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     """
     name = next(iter(outcomes[0].choices))
     across = list(dict.fromkeys(outcome.choices[name] for outcome in outcomes))
-    numbers = [float(value) for value in across if isinstance(value, int | float) and not isinstance(value, bool)]
-    numeric = len(numbers) == len(across)
-    at = dict(zip(across, numbers if numeric else map(float, range(len(across))), strict=True))
-    scaled = numeric and min(numbers) > 0 and max(numbers) >= 4 * min(numbers)
-    width = (max(at.values()) - min(at.values())) or 1.0
+    numeric = all(type(value) in (int, float) for value in across)
+    at = {value: value if numeric and isinstance(value, int | float) else place for place, value in enumerate(across)}
+    lowest, highest = min(at.values()), max(at.values())
+    scaled = numeric and lowest > 0 and highest >= 4 * lowest
 
-    def moved(place: float, aside: float) -> float:
-        """Return a place moved aside by a share of the axis."""
-        return place * (max(numbers) / min(numbers)) ** aside if scaled else place + aside * width
+    def place_of(outcome: Outcome, aside: float) -> float:
+        """Return where a run stands, moved aside by a share of the axis."""
+        place = at[outcome.choices[name]]
+        return place * (highest / lowest) ** aside if scaled else place + aside * (highest - lowest or 1)
 
     lines: dict[tuple[Any, ...], list[list[Outcome]]] = {}
     for group in by_choices(outcomes):
         lines.setdefault(tuple(list(group[0].choices.items())[1:]), []).append(group)
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    (loss, gap), (cost, speed) = figure.subplots(2, 2, sharex=True)
+    figure, ((loss, gap), (cost, speed)) = new_figure(10.0, 6.4, 2, 2, title=title, grid="y", sharex=True)
     for number, (others, groups) in enumerate(lines.items()):
-        # Lines a little beside one another, so that no interval hides another.
-        aside = (number - (len(lines) - 1) / 2) * 0.02
-        places = [at[group[0].choices[name]] for group in groups]
-        style = {
-            "color": line_style(number).colour,
-            "ls": (0, line_style(number).dashes) if line_style(number).dashes else "solid",
-            "label": ", ".join(f"{other.replace('_', ' ')} {value}" for other, value in others),
-        }
+        aside = (number - (len(lines) - 1) / 2) * 0.02  # so that no interval hides another
+        places = [place_of(group[0], aside) for group in groups]
+        label = ", ".join(f"{other.replace('_', ' ')} {value}" for other, value in others)
+        style = {**line_style(number).options, "label": label}
         for axes, measure in ((loss, "held_out_loss"), (gap, "gap")):
-            values = [[getattr(outcome, measure) for outcome in group] for group in groups]
-            _draw(axes, [moved(place, aside) for place in places], values, **style)
-            for place, those in zip(places, values, strict=True):
-                beside = [moved(place, aside + 0.008)] * len(those)
-                axes.plot(beside, those, "o", color=style["color"], ms=3.5, alpha=0.5, mew=0)
-        moved_places = [moved(place, aside) for place in places]
+            intervals = [Interval.of([getattr(outcome, measure) for outcome in group]) for group in groups]
+            means, _, highs = np.transpose(intervals)
+            axes.errorbar(places, means, yerr=highs - means, lw=1.8, capsize=4, **style)
+            dots = [(place_of(run, aside + 0.008), getattr(run, measure)) for group in groups for run in group]
+            axes.plot(*np.transpose(dots), "o", color=style["color"], ms=3.5, alpha=0.5, mew=0)
         speeds = [np.median([each.together * each.characters_per_second for each in group]) for group in groups]
-        speed.plot(moved_places, speeds, "o", **style)
-        cost.plot(moved_places, [group[0].parameters for group in groups], "o", **style)
-        cost.plot(moved_places, [group[0].flops for group in groups], "s", **{**style, "mfc": "none"})
-    places = list(at.values())
+        speed.plot(places, speeds, "o", **style)
+        cost.plot(places, [group[0].parameters for group in groups], "o", **style)
+        cost.plot(places, [group[0].flops for group in groups], "s", **{**style, "mfc": "none"})
     for marker, fill, label in (("o", "0.4", "parameters"), ("s", "none", "FLOPs per character of training")):
         cost.plot([], [], marker, color="0.4", mfc=fill, label=label)
     loss.set_ylabel("held-out loss (nats per character)")
@@ -176,32 +157,19 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     cost.set_ylabel("parameters; FLOPs")
     speed.set_ylabel("characters read per second,\nall models trained together")
     speed.set_ylim(bottom=0)
+    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
     if not all(math.isnan(outcome.parameters) for outcome in outcomes):
         cost.set_yscale("log")
-        cost.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        mark_logarithms(cost.yaxis, EngFormatter(sep=""))
     cost.legend(*(entries[-2:] for entries in cost.get_legend_handles_labels()), frameon=False, fontsize=9)
-    for axes in (cost, speed):
-        axes.set_xlabel(name.replace("_", " "))
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    for axes in (loss, gap, cost, speed):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9", lw=0.6)
-        axes.set_axisbelow(True)
+    for axes in figure.axes:
         if scaled:
             axes.set_xscale("log", base=2)
-        axes.set_xticks(places, [str(value) for value in across], parse_math=False)
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(list(at.values()), [str(value) for value in across], parse_math=False)
+        axes.xaxis.minorticks_off()
+    for axes in (cost, speed):
+        axes.set_xlabel(name.replace("_", " "))
     if len(lines) > 1:
         handles, labels = speed.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
-
-
-def _draw(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], **style: Any) -> None:
-    """Draw the means of some values with their intervals, where there are any."""
-    intervals = [Interval.of(those) for those in values]
-    halves = [interval.high - interval.mean for interval in intervals]
-    means = [interval.mean for interval in intervals]
-    _, _, (bars,) = axes.errorbar(places, means, yerr=halves, lw=1.8, capsize=4, **style)
-    bars.set_linestyle("solid")

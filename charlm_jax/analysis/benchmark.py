@@ -36,17 +36,9 @@ _COMPARED = Title.TRAINING, Title.WINDOWED, Title.STATEFUL, Title.FIRST_STEP
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a unit of work, such as a step or a character, over the rounds.
+    """Seconds that a contender took for a unit of work, such as a step or a character, over the rounds.
 
-    Attributes:
-        title: what was timed.
-        contender: who did it.
-        precision: of its matrix products.
-        hidden_size: of the network.
-        median: of the rounds.
-        least: of the rounds.
-        most: of the rounds.
-        peak_bytes: of memory by then: a GPU's, or on a CPU the process's.
+    The precision is that of its matrix products; the peak of memory is a GPU's, or on a CPU the process's, by then.
     """
 
     title: str
@@ -174,27 +166,24 @@ def in_words(seconds: float) -> str:
 
 def plot_benchmark(benchmark: Benchmark) -> "Figure":
     """Draw the contenders' medians and ranges, a panel a task, on logarithmic scales."""
-    from matplotlib.figure import Figure
+    from charlm_jax.analysis.figures import BLUE, new_figure
 
     first, titles = benchmark.hidden_size, _COMPARED[:3]
     panels = [[t for t in benchmark.timings if (t.title, t.hidden_size) == (title, first)] for title in titles]
     most = max(map(len, panels))
-    figure = Figure(figsize=(12, 1.2 + 0.36 * most), layout="constrained")
-    figure.suptitle(f"Hidden size {first}: median and range", fontsize=11)
-    for axes, title, shown in zip(figure.subplots(1, 3), titles, panels, strict=True):
+    words = f"Hidden size {first}: median and range"
+    figure, places = new_figure(12.0, 1.2 + 0.36 * most, columns=3, title=words, grid="x")
+    for axes, title, shown in zip(places, titles, panels, strict=True):
         for place, timing in enumerate(shown):
-            colour = "tab:blue" if timing.contender == OURS else "0.4"
-            words = in_words(timing.median)
+            colour = BLUE if timing.contender == OURS else "0.4"
             axes.plot([timing.least, timing.most], [place, place], color=colour, lw=2, solid_capstyle="butt")
             axes.plot(timing.median, place, "o", color=colour, ms=7)
-            axes.annotate(words, (timing.most, place), (8, 0), textcoords="offset points", va="center")
+            beside = (timing.most, place), (8, 0)
+            axes.annotate(in_words(timing.median), *beside, textcoords="offset points", va="center")
         axes.set_xscale("log")
         axes.set_xlim(min(timing.least for timing in shown) / 2, max(timing.most for timing in shown) * 12)
         axes.set_yticks(range(len(shown)), [timing.label for timing in shown])
         axes.set_ylim(most - 0.4, -0.6)  # as far apart in every panel, the first on top
-        axes.grid(axis="x", color="0.9")
-        axes.set_axisbelow(True)
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("seconds (logarithmic)")
-        axes.spines[["top", "right"]].set_visible(False)
     return figure

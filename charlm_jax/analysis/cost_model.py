@@ -6,18 +6,18 @@ at every turn, update it, and exchange its gradient between the devices.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter
 from scipy.optimize import nnls
 
 from charlm_jax.analysis.ablation import training_flops
-from charlm_jax.analysis.loss_curves import line_style
+from charlm_jax.analysis.figures import line_style, mark_logarithms, new_figure
 from charlm_jax.choices import Objective
+from charlm_jax.model.initializers import parameter_count, parameter_shapes
 from charlm_jax.model.network import CharacterLSTM
 
 TERMS = {
@@ -49,19 +49,10 @@ class Step(NamedTuple):
     terms: tuple[float, ...]
 
     @classmethod
-    def of(
-        cls,
-        network: CharacterLSTM,
-        parameters: int,
-        objective: Objective,
-        *,
-        window: int,
-        batch_size: int,
-        devices: int,
-    ) -> "Step":
-        """Return the size of a step of a model with so many parameters, on windows of `window` characters."""
+    def of(cls, network: CharacterLSTM, objective: Objective, *, window: int, batch_size: int, devices: int) -> "Step":
+        """Return the size of a model's step on windows of `window` characters."""
         rows, operations = -(-batch_size // devices), training_flops(network, objective, window)
-        units = network.layers * network.hidden_size
+        units, parameters = network.layers * network.hidden_size, parameter_count(parameter_shapes(network))
         terms = {
             "a turn": window * network.layers,
             "a unit": window * rows * units,
@@ -74,76 +65,58 @@ class Step(NamedTuple):
         return cls(network.hidden_size, batch_size, devices, batch_size * window, counts)
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Seconds of each of `TERMS`.
+def fit_costs(steps: Sequence[Step], measured: Sequence[float]) -> Float[np.ndarray, " term"]:
+    """Return the seconds of each of `TERMS` by which steps took those measured, with the least squared relative errors.
 
-    Attributes:
-        seconds: none below 0; of a term that the measurements did not have, or did not need, 0.
+    None is below 0 (Lawson and Hanson, 1974); of a term that no step has, or that none needs, it is 0.
     """
+    counts = np.array([step.terms for step in steps])
+    scale = np.maximum(counts.max(axis=0), 1.0)  # so that terms of all sizes count alike
+    seconds, _ = nnls(counts / scale / np.array(measured)[:, None], np.ones(len(steps)))
+    return seconds / scale
 
-    seconds: Float[np.ndarray, " term"]
 
-    @classmethod
-    def fit(cls, steps: Sequence[Step], measured: Sequence[float]) -> "CostModel":
-        """Return the model whose squared relative errors are least (non-negative; Lawson and Hanson, 1974).
-
-        Args:
-            steps: that were measured.
-            measured: seconds of each.
-        """
-        counts = np.array([step.terms for step in steps])
-        scale = np.maximum(counts.max(axis=0), 1.0)  # so that terms of all sizes count alike
-        seconds, _ = nnls(counts / scale / np.array(measured)[:, None], np.ones(len(steps)))
-        return cls(seconds / scale)
-
-    def predict(self, step: Step) -> float:
-        """Return the seconds that a step takes."""
-        return float(np.dot(self.seconds, step.terms))
+def predict(costs: Float[np.ndarray, " term"], step: Step) -> float:
+    """Return the seconds that a step takes, at these seconds of each term."""
+    return float(np.dot(costs, step.terms))
 
 
 def left_out(steps: Sequence[Step], measured: Sequence[float]) -> list[float]:
-    """Return the seconds that each step takes by a model fitted to the others: leave-one-out cross-validation."""
-    places = range(len(steps))
-    return [
-        CostModel.fit(
-            [steps[other] for other in places if other != place],
-            [measured[other] for other in places if other != place],
-        ).predict(steps[place])
-        for place in places
-    ]
+    """Return the seconds that each step takes by costs fitted to the others: leave-one-out cross-validation."""
+    predicted = []
+    for place, step in enumerate(steps):
+        others = [*steps[:place], *steps[place + 1 :]], [*measured[:place], *measured[place + 1 :]]
+        predicted.append(predict(fit_costs(*others), step))
+    return predicted
 
 
-def plot_costs(steps: Sequence[Step], measured: Sequence[float], model: CostModel, *, title: str) -> Figure:
+def plot_costs(
+    steps: Sequence[Step], measured: Sequence[float], costs: Float[np.ndarray, " term"], *, title: str
+) -> Figure:
     """Draw the measured time per character against the hidden size, and the fitted one as lines.
 
     A panel for each number of devices, a line for each batch size; the steps must be all combinations of theirs.
     """
     numbers = sorted({step.devices for step in steps})
     batches, sizes = sorted({step.batch_size for step in steps}), sorted({step.hidden_size for step in steps})
-    figure = Figure(figsize=(1.5 + 3.6 * len(numbers), 3.8), layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
+    size = 1.5 + 3.6 * len(numbers), 3.8
+    figure, panels = new_figure(*size, columns=len(numbers), title=title, grid="y", sharey=True, squeeze=False)
     seconds = dict(zip(steps, measured, strict=True))
-    for panel, devices in zip(panels, numbers, strict=True):
+    for panel, devices in zip(panels[0], numbers, strict=True):
         for number, batch_size in enumerate(batches):
             line = sorted(step for step in steps if (step.batch_size, step.devices) == (batch_size, devices))
-            style = {"color": line_style(number).colour, "dashes": line_style(number).dashes or (None, None), "ms": 5}
+            style = {**line_style(number).options, "ms": 5}
             at = [step.hidden_size for step in line]
-            panel.plot(at, [model.predict(step) / step.characters for step in line], **style)
+            panel.plot(at, [predict(costs, step) / step.characters for step in line], **style)
             panel.plot(at, [seconds[step] / step.characters for step in line], "o", color=style["color"], ms=5)
             panel.plot([], [], marker="o", label=f"{batch_size}", **style)  # both, for the legend
         panel.set_title("1 device" if devices == 1 else f"{devices} devices", fontsize=10)
         panel.set_xlabel("hidden size")
         panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
         panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(EngFormatter("s", sep=" "))
-        panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.grid(axis="y", color="0.9", lw=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("training time per character")
-    panels[0].legend(title="windows a batch", frameon=False, fontsize=9)
+        panel.xaxis.minorticks_off()
+        panel.set_yscale("log")
+        mark_logarithms(panel.yaxis, EngFormatter("s", sep=" "))
+    panels[0, 0].set_ylabel("training time per character")
+    panels[0, 0].legend(title="windows a batch", frameon=False, fontsize=9)
     return figure

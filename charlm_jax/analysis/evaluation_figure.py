@@ -5,11 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from charlm_jax.analysis.calibration import BINS, Calibration
-
-_MODEL, _OTHER = "#D55E00", "#0072B2"  # of Okabe and Ito's colours, told apart by every kind of eye
+from charlm_jax.analysis.figures import BLUE, VERMILION, new_figure
 
 
 def plot_evaluation(
@@ -29,13 +27,11 @@ def plot_evaluation(
         calibration: at a few temperatures, 1 among them.
         title: of the whole.
     """
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    context, temperature, reliability = figure.subplots(1, 3)
+    figure, (context, temperature, reliability) = new_figure(11.0, 3.6, columns=3, title=title)
 
     given = np.arange(1, len(by_position) + 1)
-    context.plot(given, by_position, color=_MODEL, lw=2, label="model, fresh state")
-    context.axhline(stream_loss, color=_MODEL, ls="--", lw=1.2, label="model, one stream")
+    context.plot(given, by_position, color=VERMILION, lw=2, label="model, fresh state")
+    context.axhline(stream_loss, color=VERMILION, ls="--", lw=1.2, label="model, one stream")
     top = max(by_position[:2].max(), stream_loss * 1.3)
     for number, (name, loss) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):
         if loss < top:
@@ -47,13 +43,14 @@ def plot_evaluation(
             )  # fmt: skip
     shown = [*by_position, stream_loss, *(loss for loss in baselines.values() if loss < top)]
     context.set_ylim(min(shown) - 0.1 * (max(shown) - min(shown)))  # room for a name under the lowest line
+    context.xaxis.get_major_locator().set_params(integer=True)
     context.set_xlabel("characters of context")
     context.set_ylabel("nats per character")
     context.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper right")  # over the lines behind it
 
     best = calibration.best
-    temperature.plot(calibration.temperatures, calibration.losses, color=_MODEL, lw=2)
-    temperature.plot(calibration.temperatures[best], calibration.losses[best], "o", color=_MODEL)
+    temperature.plot(calibration.temperatures, calibration.losses, color=VERMILION, lw=2)
+    temperature.plot(calibration.temperatures[best], calibration.losses[best], "o", color=VERMILION)
     temperature.axvline(1, color="0.6", lw=0.8, zorder=0)
     edge = ", the edge of those tried" if calibration.best_at_edge else ""
     temperature.set_title(f"lowest at {calibration.temperatures[best]:g}{edge}", fontsize=9)
@@ -63,15 +60,11 @@ def plot_evaluation(
     at_one = calibration.at_one
     reliability.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     confidences, accuracies = calibration.confidences[at_one], calibration.accuracies[at_one]
-    reliability.plot(confidences, accuracies, "o-", color=_MODEL, ms=4, label="model")
+    reliability.plot(confidences, accuracies, "o-", color=VERMILION, ms=4, label="model")
     share = calibration.counts[at_one] / calibration.counts[at_one].sum()
-    reliability.bar((np.arange(BINS) + 0.5) / BINS, share, 1 / BINS, color=_OTHER, alpha=0.25, label="share of all")
+    reliability.bar((np.arange(BINS) + 0.5) / BINS, share, 1 / BINS, color=BLUE, alpha=0.25, label="share of all")
     reliability.set_title(f"expected calibration error {calibration.expected_errors[at_one]:.3f}", fontsize=9)
     reliability.set_xlabel("probability of the likeliest character")
     reliability.set_ylabel("how often it came")
     reliability.legend(frameon=False, fontsize=8, loc="upper left")
-
-    context.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (context, temperature, reliability):
-        axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,5 +1,6 @@
 """Texts as a page's reader takes them: where a model was surprised, what it expected, which words are new."""
 
+import base64
 import json
 import re
 from collections.abc import Sequence, Set
@@ -11,9 +12,8 @@ from jaxtyping import Float
 from charlm_jax.analysis.text_statistics import find_words
 from charlm_jax.choices import Sampler
 
-_DIGITS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
-_NAT = 256  # levels of surprise in a nat: two digits reach to 16 nats
-_SURE = 64 * 64 - 1  # the level of probability 1
+_SURE = 2**16 - 1  # the level of probability 1
+_NAT = 2**12  # levels of surprise in a nat, which reach to 16 nats
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def _record(text: Text) -> dict[str, object]:
 
 
 def _pack(levels: Float[np.ndarray, "..."]) -> str:
-    """Return numbers from 0 to 4095, rounded and bounded, as two digits to the base 64 each."""
-    whole = np.clip(np.rint(np.nan_to_num(levels)), 0, 64 * 64 - 1).astype(int).ravel()
-    return _DIGITS[np.stack([whole // 64, whole % 64], axis=-1)].tobytes().decode()
+    """Return numbers from 0 to 65535, rounded and bounded, in base 64 with two bytes each."""
+    whole = np.clip(np.rint(np.nan_to_num(levels)), 0, 2**16 - 1)
+    return base64.b64encode(whole.astype("<u2").tobytes()).decode()
 
 
 def _escape(mark: str) -> str:

@@ -2,8 +2,7 @@
 const runs = JSON.parse(document.getElementById("texts").textContent);
 const find = (id) => document.getElementById(id);
 const reader = find("reader"), box = find("text"), inspector = find("inspector");
-const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-const NAT = 256, SURE = 4095, MOST_NATS = 6; // surprise from here on has the strongest shade
+const NAT = 4096, SURE = 65535, MOST_NATS = 6; // surprise from here on has the strongest shade
 const chosen = { run: 0, source: "", epoch: Infinity, temperature: 1, text: 0 };
 let characters = [], cells = [], surprises = [], likeliest = [], probabilities = [], current = 0;
 
@@ -14,8 +13,7 @@ function make(tag, name, ...children) {
   return made;
 }
 
-const unpack = (digits) =>
-  Array.from({ length: digits.length / 2 }, (_, i) => 64 * DIGITS.indexOf(digits[2 * i]) + DIGITS.indexOf(digits[2 * i + 1]));
+const unpack = (packed) => Array.from(new Uint16Array(Uint8Array.from(atob(packed), (byte) => byte.charCodeAt(0)).buffer));
 const steers = (character) => character !== " " && /[\p{C}\p{Z}]/u.test(character);
 const written = (character) => `‹U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}›`;
 const plain = (text) => Array.from(text, (character) => glyph(character)[0].textContent ?? character).join("");
@@ -30,30 +28,21 @@ function glyph(character) {
 }
 
 // A control is made anew only where its choices have changed, so that it keeps the focus.
-function offer(control, values, labels, value, makeChoice) {
+function offer(control, values, labels, value) {
   const offered = JSON.stringify([values, labels]);
   if (control.dataset.offered !== offered) {
-    control.replaceChildren(...values.map((each, place) => makeChoice(each, labels[place])));
+    control.replaceChildren(...values.map((each, place) => choice(control, each, labels[place])));
     control.dataset.offered = offered;
   }
   for (const choice of control.querySelectorAll("option, input"))
     choice.selected = choice.checked = choice.value === String(value);
 }
 
-function offerList(control, values, labels, value) {
-  offer(control, values, labels, value, (each, label) => {
-    const option = make("option", "", label);
-    option.value = each;
-    return option;
-  });
-}
-
-function offerButtons(control, values, value) {
-  offer(control, values, values, value, (each, label) => {
-    const input = make("input", "");
-    Object.assign(input, { type: "radio", name: "temperature", value: each });
-    return make("label", "", input, make("span", "", label));
-  });
+function choice(control, value, label) {
+  if (control.tagName === "SELECT") return new Option(label, value);
+  const input = make("input", "");
+  Object.assign(input, { type: "radio", name: control.id, value });
+  return make("label", "", input, make("span", "", label));
 }
 
 function choose(change) {
@@ -63,25 +52,25 @@ function choose(change) {
   if (!sources.includes(chosen.source)) chosen.source = sources[0];
   let texts = run.texts.filter((text) => text.source === chosen.source);
   const epochs = unique(texts.map((text) => text.epoch)).sort((a, b) => a - b);
-  offerList(find("run"), runs.map((_, place) => place), runs.map((each) => plain(each.name)), chosen.run);
-  offerList(find("source"), sources, sources, chosen.source);
+  offer(find("run"), runs.map((_, place) => place), runs.map((each) => plain(each.name)), chosen.run);
+  offer(find("source"), sources, sources, chosen.source);
   find("run").parentElement.hidden = runs.length < 2;
   find("source").parentElement.hidden = sources.length < 2;
   find("choices").hidden = find("page").hidden = !texts.length;
   find("notes").replaceChildren(...run.notes.map((note) => make("li", "", plain(note))));
   if (!texts.length) return find("summary").replaceChildren("This run has written no text yet.");
   chosen.epoch = nearest(epochs, Math.min(chosen.epoch, epochs.at(-1)));
-  offerList(find("epoch"), epochs, epochs, chosen.epoch);
+  offer(find("epoch"), epochs, epochs, chosen.epoch);
   find("earlier").ariaDisabled = chosen.epoch === epochs[0];
   find("later").ariaDisabled = chosen.epoch === epochs.at(-1);
   texts = texts.filter((text) => text.epoch === chosen.epoch);
   const temperatures = unique(texts.map((text) => text.temperature)).sort((a, b) => a - b);
   chosen.temperature = nearest(temperatures, chosen.temperature);
-  offerButtons(find("temperature"), temperatures, chosen.temperature);
+  offer(find("temperature"), temperatures, temperatures, chosen.temperature);
   texts = texts.filter((text) => text.temperature === chosen.temperature);
   chosen.text = Math.min(chosen.text, texts.length - 1);
   const prompts = texts.map((text, place) => `${texts.length > 1 ? `${place + 1}: ` : ""}${plain(text.prompt.slice(-60))}`);
-  offerList(find("prompt"), texts.map((_, place) => place), prompts, chosen.text);
+  offer(find("prompt"), texts.map((_, place) => place), prompts, chosen.text);
   show(run, texts[chosen.text]);
 }
 

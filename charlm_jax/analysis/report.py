@@ -7,18 +7,17 @@ the one script that may run is named by its hash. Characters that steer rather t
 
 import base64
 import hashlib
-import io
+import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from charlm_jax.analysis.loss_curves import line_style, loss_limits, plot_losses
+from charlm_jax.analysis.figures import as_picture, line_style
+from charlm_jax.analysis.loss_curves import Curve, loss_limits, plot_losses
 from charlm_jax.analysis.reader import Text, as_json
 
 _INKS = {"light": "#3c4048", "dark": "#c3c6cc"}
@@ -60,7 +59,7 @@ class Run:
         name: of the run.
         configuration: every choice.
         provenance: where it comes from, the SHA-256 of its text among it.
-        parameters: of its model; None if unknown.
+        parameters: of its model.
         epochs: that it has done.
         pictures: of its figures.
         texts: that it has written.
@@ -71,7 +70,7 @@ class Run:
     name: str
     configuration: Mapping[str, object]
     provenance: Mapping[str, object]
-    parameters: int | None
+    parameters: int
     epochs: Sequence[Epoch]
     pictures: Sequence[Picture]
     texts: Sequence[Text]
@@ -117,16 +116,18 @@ def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = (
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (Markup(_source(environment, name)) for name in ("report.css", "report.js"))
-    facts = [{**run.provenance, **run.configuration} for run in runs]
-    incomparable = [name for name in _OF_LOSSES if any(fact[name] != facts[0][name] for fact in facts)]
+    beside = importlib.resources.files("charlm_jax.analysis")
+    style, script = (Markup((beside / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
+    choices = _split(runs, [run.configuration for run in runs])
+    origins = _split(runs, [run.provenance for run in runs])
+    incomparable = [name for name in _OF_LOSSES if name in (*choices[0], *origins[0])]
     winner = min(runs, key=lambda run: run.lowest)
     return environment.get_template("report.html.jinja").render(
         title=title,
         runs=runs,
         pictures=pictures,
-        choices=_split(runs, [run.configuration for run in runs]),
-        origins=_split(runs, [run.provenance for run in runs]),
+        choices=choices,
+        origins=origins,
         incomparable=incomparable,
         winner=None if incomparable or not winner.best else winner,
         panels=_panels(runs),
@@ -158,52 +159,39 @@ def _split(
 ) -> tuple[list[str], dict[str, object], dict[str, Mapping[str, object]]]:
     """Return the names of what differs between the runs' records, what they share, and the records by run."""
     names = list(dict.fromkeys(name for record in records for name in record))
-    first, whole = records[0], [{name: record.get(name) for name in names} for record in records]
-    differing = [name for name in names if any(record[name] != first.get(name) for record in whole)]
-    shared = {name: first.get(name) for name in names if name not in differing}
+    first, *others = whole = [{name: record.get(name) for name in names} for record in records]
+    differing = [name for name in names if any(other[name] != first[name] for other in others)]
+    shared = {name: first[name] for name in names if name not in differing}
     return differing, shared, {run.name: record for run, record in zip(runs, whole, strict=True)}
 
 
 def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the pictures of losses, light and dark, and whose curves are in them: one run's in one, several in two."""
-    held_out = [{e.epoch: e.held_out_loss for e in run.epochs if e.held_out_loss is not None} for run in runs]
-    training = [{epoch.epoch: epoch.training_loss for epoch in run.epochs} for run in runs]
+    curves = {
+        "held-out": [{e.epoch: e.held_out_loss for e in run.epochs if e.held_out_loss is not None} for run in runs],
+        "training": [{epoch.epoch: epoch.training_loss for epoch in run.epochs} for run in runs],
+    }
     if len(runs) == 1:
-        panels = {"loss": {"held-out": held_out[0], "training": training[0]}}
+        panels = {"loss": {kind: curve for kind, (curve,) in curves.items()}}
     else:
         names = [run.name for run in runs]
-        panels = {
-            "held-out loss": dict(zip(names, held_out, strict=True)),
-            "training loss": dict(zip(names, training, strict=True)),
-        }
-    drawn = [curve for curves in panels.values() for curve in curves.values() if curve]
+        panels = {f"{kind} loss": dict(zip(names, those, strict=True)) for kind, those in curves.items()}
+    drawn = [curve for those in curves.values() for curve in those if curve]
+
+    def picture(title: str, named: Mapping[str, Curve], ink: str) -> bytes:
+        there = {number: curve for number, curve in enumerate(named.values()) if curve}
+        label = f"{title} (nats per character)"
+        return as_picture(plot_losses(there, limits=loss_limits(drawn), label=label, ink=ink), "svg")
+
     return [
         {
             "title": title,
-            "lines": [(name, line_style(number)) for number, name in enumerate(curves)],
-            "images": {
-                mode: _svg(
-                    plot_losses(
-                        {number: curve for number, curve in enumerate(curves.values()) if curve},
-                        limits=loss_limits(drawn),
-                        label=f"{title} (nats per character)",
-                        ink=ink,
-                    )
-                )
-                for mode, ink in _INKS.items()
-            },
+            "lines": [(name, line_style(number)) for number, name in enumerate(named)],
+            "images": {mode: picture(title, named, ink) for mode, ink in _INKS.items()},
         }
-        for title, curves in panels.items()
-        if any(curves.values())
+        for title, named in panels.items()
+        if any(named.values())
     ]
-
-
-def _svg(figure: Figure) -> bytes:
-    """Return a figure as SVG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "charlm_jax"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def _address(svg: bytes) -> str:
@@ -212,9 +200,3 @@ def _address(svg: bytes) -> str:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def _source(environment: jinja2.Environment, name: str) -> str:
-    """Return a file beside the template as it is: a script's hash is of every byte."""
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]

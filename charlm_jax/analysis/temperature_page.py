@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from charlm_jax.analysis.calibration import Calibration
+from charlm_jax.analysis.figures import BLUE, VERMILION, new_figure
 from charlm_jax.analysis.temperature_sweep import MEASURES, Sweep, estimate, verdicts
 
-_MODEL, _HUMAN = "#D55E00", "#0072B2"  # of Okabe and Ito's colours, told apart by every kind of eye
 _COLUMNS = 4
 _SHOWN = 100  # characters of a text on the page
 
@@ -18,33 +18,30 @@ _SHOWN = 100  # characters of a text on the page
 def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
     """Draw every measure with its 95 % interval over prompts, the human text's as a band, and the loss on human text.
 
-    Args:
-        sweep: what was measured.
-        calibration: of the model on held-out text.
-        title: of the whole.
+    The loss is that of the model's calibration on held-out text.
     """
     panels = len(MEASURES) + 2
-    figure = Figure(figsize=(3.4 * _COLUMNS, 2.5 * -(-panels // _COLUMNS)), layout="constrained")
-    figure.suptitle(title, fontsize=12, parse_math=False)
-    axes = figure.subplots(-(-panels // _COLUMNS), _COLUMNS, sharex=True)
+    rows = -(-panels // _COLUMNS)
+    figure, axes = new_figure(3.4 * _COLUMNS, 2.5 * rows, rows, _COLUMNS, title=title, sharex=True)
     places = list(axes.flat)
     for place, (name, measure) in zip(places, MEASURES.items(), strict=False):
         samples, human = estimate(sweep.samples[name]), estimate(sweep.human[name])
-        place.axhspan(float(human.low), float(human.high), color=_HUMAN, alpha=0.25, lw=0)
-        place.axhline(float(human.mean), color=_HUMAN, lw=1.5, label="human text")
-        place.fill_between(sweep.temperatures, samples.low, samples.high, color=_MODEL, alpha=0.25, lw=0)
-        place.plot(sweep.temperatures, samples.mean, color=_MODEL, lw=2, label="generated text")
+        place.axhspan(float(human.low), float(human.high), color=BLUE, alpha=0.25, lw=0)
+        place.axhline(float(human.mean), color=BLUE, lw=1.5, label="human text")
+        place.fill_between(sweep.temperatures, samples.low, samples.high, color=VERMILION, alpha=0.25, lw=0)
+        place.plot(sweep.temperatures, samples.mean, color=VERMILION, lw=2, label="generated text")
         for temperature in sweep.nearest(name)[:1]:  # of a tie the lowest
             _mark(place, temperature, "nearest to human text")
         place.set_title(measure.label, fontsize=9)
     over_all, held_out = places[len(MEASURES) : panels]
     distances = sweep.distances()
-    over_all.plot(sweep.temperatures, distances, color=_MODEL, lw=2)
+    over_all.plot(sweep.temperatures, distances, color=VERMILION, lw=2)
     _mark(over_all, sweep.temperatures[np.argmin(distances)], "nearest to human text")
     over_all.set_title("distance from human text, all measures", fontsize=9)
     over_all.set_ylim(0, 1.02)
-    shown = _within(calibration.temperatures, sweep.temperatures)
-    held_out.plot(calibration.temperatures[shown], calibration.losses[shown], color=_MODEL, lw=2)
+    tried = calibration.temperatures
+    shown = (sweep.temperatures[0] <= tried) & (tried <= sweep.temperatures[-1])
+    held_out.plot(tried[shown], calibration.losses[shown], color=VERMILION, lw=2)
     _mark(held_out, calibration.temperatures[calibration.best], "lowest")
     held_out.set_title("loss on human text (nats/character)", fontsize=9)
     for place in places[panels:]:
@@ -52,7 +49,6 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
     for place in axes[-1]:
         place.set_xlabel("softmax temperature")
     for place in places:
-        place.spines[["top", "right"]].set_visible(False)
         place.tick_params(labelsize=8)
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -66,10 +62,6 @@ def _mark(place: Axes, temperature: float, meaning: str) -> None:
         words, (temperature, 1), xycoords=("data", "axes fraction"), xytext=(2, -2),
         textcoords="offset points", va="top", fontsize=8, color="0.35",
     )  # fmt: skip
-
-
-def _within(values: Float[np.ndarray, " value"], others: Float[np.ndarray, " other"]) -> np.ndarray:
-    return (values >= others.min()) & (values <= others.max())
 
 
 def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, title: str, note: str = "") -> str:

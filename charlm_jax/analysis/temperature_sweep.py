@@ -132,11 +132,16 @@ def verdicts(sweep: Sweep) -> list[Verdict]:
     A claim holds where the 95 % interval of a mean difference is wholly on its side, and does not where it is wholly on
     the other. Those about temperatures that were not tried are left out.
     """
-    at = {round(float(temperature), 3): place for place, temperature in enumerate(sweep.temperatures)}
-    found = []
+    human, found = sweep.human, list[Verdict]()
+
+    def at(temperature: float, measure: str) -> Float[np.ndarray, "tried prompt"]:
+        """Return a measure of the texts at a temperature, a row; or none, if it was not tried."""
+        return sweep.samples[measure][np.isclose(sweep.temperatures, temperature, rtol=0, atol=5e-4)]
 
     def judge(claim: str, words: str, differences: np.ndarray, sign: int, margin: float = 0.0) -> None:
-        mean, low, high = (float(number) for number in estimate(differences))
+        if not differences.size:
+            return
+        mean, low, high = (float(numbers[0]) for numbers in estimate(differences))
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             spread = float(np.nanstd(differences, ddof=1))
         low_side, high_side = sorted((sign * low + margin, sign * high + margin))
@@ -144,36 +149,19 @@ def verdicts(sweep: Sweep) -> list[Verdict]:
         effect = f", {mean / spread:+.1f} standard deviations" if spread > 0 else ""
         found.append(Verdict(claim, answer, f"{words}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]{effect}"))
 
-    if 0.2 in at:
-        low = at[0.2]
-        judge(
-            "A low temperature makes text repetitive.",
-            "distinct 4-grams at 0.2 less human text's",
-            sweep.differences("distinct_4")[low],
-            -1,
-        )
-        judge(
-            "A low temperature makes text predictable.",
-            "loss under the model at 0.2 less human text's",
-            sweep.differences("model_nats")[low],
-            -1,
-        )
-        judge(
-            "At a low temperature words are real: known no less often than human text's, but for one in a hundred.",
-            "known words at 0.2 less human text's",
-            sweep.differences("known_words")[low],
-            1,
-            margin=0.01,
-        )
-    words = sweep.samples["known_words"]
-    if 0.2 in at and 1.0 in at:
-        claim = "A higher temperature invents words."
-        judge(claim, "known words at 1.0 less those at 0.2", words[at[1.0]] - words[at[0.2]], -1)
-    if 1.2 in at:
-        claim = "At a high temperature most words are random strings."
-        judge(claim, "known words at 1.2 less one half", words[at[1.2]] - 0.5, -1)
-    if 0.5 in at and len(at) > 1:
-        found.append(_most_human(sweep, at[0.5]))
+    claim = "A low temperature makes text repetitive."
+    judge(claim, "distinct 4-grams at 0.2 less human text's", at(0.2, "distinct_4") - human["distinct_4"], -1)
+    claim = "A low temperature makes text predictable."
+    judge(claim, "loss under the model at 0.2 less human text's", at(0.2, "model_nats") - human["model_nats"], -1)
+    claim = "At a low temperature words are real: known no less often than human text's, but for one in a hundred."
+    judge(claim, "known words at 0.2 less human text's", at(0.2, "known_words") - human["known_words"], 1, margin=0.01)
+    claim = "A higher temperature invents words."
+    judge(claim, "known words at 1.0 less those at 0.2", at(1.0, "known_words") - at(0.2, "known_words"), -1)
+    claim = "At a high temperature most words are random strings."
+    judge(claim, "known words at 1.2 less one half", at(1.2, "known_words") - 0.5, -1)
+    places = np.flatnonzero(np.isclose(sweep.temperatures, 0.5, rtol=0, atol=5e-4))
+    if len(places) and len(sweep.temperatures) > 1:
+        found.append(_most_human(sweep, int(places[0])))
     return found
 
 

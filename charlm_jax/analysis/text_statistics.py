@@ -25,12 +25,7 @@ _WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]+(?=[\W\d_])")
 
 @dataclass(frozen=True)
 class Statistic:
-    """How a figure or a table names a statistic.
-
-    Attributes:
-        label: its name and unit, for an axis.
-        definition: what it is, in a sentence.
-    """
+    """How a figure or a table names a statistic, with its unit, and what it is, in a sentence."""
 
     label: str
     definition: str

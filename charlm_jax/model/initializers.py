@@ -33,6 +33,11 @@ def flax_parameters(network: CharacterLSTM, key: Key) -> Parameters:
     return network.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
+def parameter_shapes(network: CharacterLSTM) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return the parameters' shapes and types in place of their arrays."""
+    return jax.eval_shape(lambda key: flax_parameters(network, key), jax.random.key(0))
+
+
 def keras_parameters(network: CharacterLSTM, key: Key) -> Parameters:
     """Return what Keras draws for `LSTM` and `Dense`, in distribution.
 
@@ -40,7 +45,7 @@ def keras_parameters(network: CharacterLSTM, key: Key) -> Parameters:
     (H, 4H) matrices; the head is Glorot-uniform; biases are zero but for the forget gate's, which is one
     (`unit_forget_bias`; Jozefowicz, Zaremba and Sutskever, 2015). An embedding is uniform in -0.05..0.05.
     """
-    shapes = jax.eval_shape(lambda key: flax_parameters(network, key), key)
+    shapes = parameter_shapes(network)
     makers = {"head": _dense, "embedding": _embedding}
     return {name: makers.get(name, _cell)(layer, fold_text(key, name)) for name, layer in shapes.items()}
 

@@ -20,7 +20,7 @@ from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.objective import targets_of
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
-from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count
+from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count, parameter_shapes
 from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
@@ -98,7 +98,7 @@ class Job:
     def describe(self, path: Path) -> str:
         """Return the opening summary of a run in `path`, a line a subject."""
         chosen = self.configuration
-        parameters = jax.eval_shape(lambda key: flax_parameters(self.network, key), self.key)
+        parameters = parameter_count(parameter_shapes(self.network))
         held_out = f"{len(self.held_out_ids):,} characters" if len(self.held_out_ids) else "nothing"
         if len(self.held_out_ids) > MOST_EVALUATED:
             held_out += f", of which each epoch scores the first {MOST_EVALUATED:,}"
@@ -118,7 +118,7 @@ class Job:
             f"{chosen.epochs} x {self.steps_per_epoch:,} steps of {chosen.batch_size} windows",
             "held out": held_out,
             "model": f"LSTM, {layers} of {chosen.hidden_size}, {chosen.gate_activation} gates{embedded}"
-            f"{named('dropout', 'weight_dropout')}, {parameter_count(parameters):,} parameters",
+            f"{named('dropout', 'weight_dropout')}, {parameters:,} parameters",
             "optimizer": f"{chosen.optimizer}, learning rate {chosen.learning_rate:g}, {chosen.schedule}"
             f"{named('warmup', 'weight_decay', 'clip')}",
             "device": f"{describe_devices(self.mesh)}, {chosen.precision}, jax {jax.__version__}",

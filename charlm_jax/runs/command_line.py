@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,3 +247,9 @@ def exit_codes() -> Iterator[None]:
             raise
         tell(f"error: {sentence}")
         sys.exit(BAD_INPUT)
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a command with the flags that this process was started with; see `exit_codes`."""
+    with exit_codes():
+        main(sys.argv[1:])

@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.files import LOCK, hold_folder, read_json, save_picture, write_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
+from charlm_jax.runs.files import LOCK, hold_folder, read_json, write_json
 
 _FILES = "config.json", "provenance.json", "metrics.jsonl", "samples.jsonl", LOCK
 _FOLDERS = "checkpoints", "best", "figures"
@@ -134,14 +131,21 @@ def open_run(path: Path) -> RunDirectory:
     return run
 
 
-def find_runs(path: Path) -> list[RunDirectory]:
-    """Open the run that a path names, or all those directly in it, in the order of the numbers in their names.
+def find_runs(*paths: Path) -> list[RunDirectory]:
+    """Open the runs that paths name, or all those directly in one, in the order of the numbers in their names.
 
-    Links in it are not followed.
+    A run that is named twice, itself and with those around it, is one run. Links in a directory are not followed.
 
     Raises:
         InputError: there is none.
     """
+    if not paths:
+        raise InputError("no run is named; give directories of runs, or one that holds them")
+    found = {run.path.resolve(): run for path in paths for run in _runs_at(path)}
+    return list(found.values())
+
+
+def _runs_at(path: Path) -> list[RunDirectory]:
     if _is_run(path) or not path.is_dir():
         return [open_run(path)]
     found = [inside for inside in path.iterdir() if _is_run(inside) and not inside.is_symlink()]
@@ -239,12 +243,3 @@ def _refuse(run: RunDirectory, differences: list[str]) -> None:
             f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
             "Use its configuration to go on with it, or name another directory"
         )
-
-
-def save_figure(run: RunDirectory, name: str, figure: "Figure") -> list[Path]:
-    """Write a picture into a run's figures, as SVG and PNG; return the files."""
-    run.figures.mkdir(exist_ok=True)
-    paths = [run.figures / f"{name}.{suffix}" for suffix in ("svg", "png")]
-    for path in paths:
-        save_picture(figure, path)
-    return paths

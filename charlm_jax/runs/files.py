@@ -121,7 +121,18 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def save_picture(figure: "Figure", path: Path) -> None:
     """Write a picture as its file's ending says; the same picture is the same file."""
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    from charlm_jax.analysis.figures import as_picture
+
+    write_atomically(path, as_picture(figure, path.suffix.removeprefix(".")))
+
+
+def save_pictures(figure: "Figure", folder: Path, name: str) -> list[Path]:
+    """Write a picture into a folder, which is made, as SVG and PNG; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
+    for path in paths:
+        save_picture(figure, path)
+    return paths
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = ()) -> None:

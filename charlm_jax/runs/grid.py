@@ -322,7 +322,7 @@ def _report(arguments: GridArguments, runs: Sequence[GridRun], failed: Mapping[s
     `failed` says why groups could not be trained, by the name of the first run.
     """
     from charlm_jax.analysis.ablation import plot_outcomes, results_table
-    from charlm_jax.runs.files import save_picture, write_table
+    from charlm_jax.runs.files import save_pictures, write_table
 
     groups = _groups(runs).items()
     outcomes = [outcome_of(run, arguments.devices, failed.get(name, "")) for name, group in groups for run in group]
@@ -333,7 +333,5 @@ def _report(arguments: GridArguments, runs: Sequence[GridRun], failed: Mapping[s
     shown = [name for name in header if name != "failure"]  # it is too long for a table to read
     print_table([shown, *(row[: len(shown)] for row in rows)])
     write_table(arguments.grid_dir / "results.csv", header, rows, [title])
-    figure = plot_outcomes(outcomes, title=title)
-    for suffix in ("svg", "png"):
-        save_picture(figure, arguments.grid_dir / f"results.{suffix}")
+    save_pictures(plot_outcomes(outcomes, title=title), arguments.grid_dir, "results")
     tell(f"results: {arguments.grid_dir / 'results.csv'}, .svg, .png")

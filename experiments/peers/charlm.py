@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm_jax.analysis.benchmark import BATCH_SIZE, VOCABULARY, WINDOW
 from charlm_jax.choices import Precision, Sampler
@@ -46,15 +46,18 @@ class Contender:
         """How many, and of what kind."""
         return describe_devices(self.mesh)
 
-    @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
-    def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
-        rule = make_optimizer("rmsprop-keras-3")
-        order = ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
-        train_steps = make_train_steps(self.network, rule, order, "last-character", self.mesh)
+    def _job(self, mesh: Mesh, characters: int = 600_893) -> tuple[TrainSteps, jax.Array, TrainingState]:
+        rule, order = make_optimizer("rmsprop-keras-3"), ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
+        train_steps = make_train_steps(self.network, rule, order, "last-character", mesh)
         ids = np.random.default_rng(0).integers(0, VOCABULARY, characters, np.uint8)
         parameters = jax.tree.map(jnp.copy, self.parameters)
         state = initial_state(self.network, parameters, rule, order, self.mesh, learning_rate=0.01)
-        return train_steps, replicate(jnp.array(ids), self.mesh), [state]
+        return train_steps, replicate(jnp.array(ids), mesh), state
+
+    @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
+    def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
+        train_steps, ids, state = self._job(self.mesh, characters)
+        return train_steps, ids, [state]
 
     def train(self, count: int, characters: int = 600_893) -> None:
         """Take training steps, batches drawn and gathered from the text included."""
@@ -66,15 +69,11 @@ class Contender:
     @functools.cache  # noqa: B019
     def _joint_training(self, models: int) -> tuple[TrainSteps, jax.Array, jax.Array, list[TrainingState]]:
         mesh = replica_mesh(list(self.mesh.devices.flat), models)
-        rule, order = make_optimizer("rmsprop-keras-3"), ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
-        train_steps = make_train_steps(self.network, rule, order, "last-character", mesh)
-        ids = np.random.default_rng(0).integers(0, VOCABULARY, 600_893, np.uint8)
-        keys = jax.random.split(self.key, models)
-        first = initial_state(self.network, self.parameters, rule, order, self.mesh, learning_rate=0.01)
-        states = jax.tree.map(lambda leaf: jnp.stack([leaf] * models), first)
+        train_steps, ids, first = self._job(mesh)
+        states, keys = jax.tree.map(lambda leaf: jnp.stack([leaf] * models), first), jax.random.split(self.key, models)
         # Where the steps leave them, so that the second call is the same program.
         states, keys = jax.device_put((states, keys), NamedSharding(mesh, PartitionSpec(REPLICA)))
-        return train_steps, replicate(jnp.array(ids), mesh), keys, [states]
+        return train_steps, ids, keys, [states]
 
     def train_together(self, count: int, models: int) -> None:
         """Take training steps of many models at once."""
