@@ -196,16 +196,25 @@ def encode(
             blocks = _text_blocks(files, encoding or "utf-8", bar, stop_requested)
             yield from lowercase_blocks(blocks) if lowercase else blocks
 
+    unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
     folder.mkdir(parents=True, exist_ok=True)
-    _refuse_foreign(folder)
+    _begun(folder)  # before a lock is left there
     with hold_folder("--output", folder):
-        if _is_finished(folder, request):
-            return False
-        unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
-        ids.touch()  # first: a folder that has it is not mistaken for text
-        if not unfinished.exists():
+        begun = _begun(folder)
+        if begun is None:
+            ids.touch()  # first: a folder that has it is not mistaken for text
             write_json(unfinished, {**request, **_survey(read("reading"), str(text))})
-        record = read_json(unfinished)
+        record = read_json(begun or unfinished)
+        if differences := [name for name, value in request.items() if record.get(name) != value]:
+            raise InputError(
+                f"--output {str(folder)!r} holds the ids of another text, of one that has changed, or of other options "
+                f"({', '.join(differences)} differ); name another folder, or remove this one"
+            )
+        if begun == folder / _FINISHED:
+            _corpus(folder, record)
+            return False
+        if begun is not None:
+            tell(f"going on in {str(folder)!r}")
         try:
             _write_ids(ids, read("encoding"), record)
             _check_ids(folder, record, stop_requested)
@@ -280,39 +289,18 @@ def _write_ids(path: Path, blocks: Iterator[str], record: dict[str, Any]) -> Non
         os.fsync(file.fileno())
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raise an InputError if a folder holds anything but an encoded corpus, or the beginning of one."""
-    ours = _FINISHED, _UNFINISHED, IDS_FILE, LOCK
-    others = [path for path in folder.iterdir() if path.name not in ours and not is_temporary(path)]
-    records, ids = _records(folder), folder / IDS_FILE
-    if others or (not records and ids.exists() and ids.stat().st_size):
-        raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
-
-
-def _records(folder: Path) -> list[Path]:
-    return [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
-
-
-def _is_finished(folder: Path, request: dict[str, Any]) -> bool:
-    """Say whether a folder holds what is asked for, complete.
+def _begun(folder: Path) -> Path | None:
+    """Return the record of the ids that a folder holds, or the beginning of them; None if it is empty.
 
     Raises:
-        InputError: it holds another encoded corpus.
+        InputError: it holds anything else.
     """
-    if not (records := _records(folder)):
-        return False
-    record = read_json(records[0])
-    differences = [name for name, value in request.items() if record.get(name) != value]
-    if differences:
-        raise InputError(
-            f"--output {str(folder)!r} holds the ids of another text, of one that has changed, or of other options "
-            f"({', '.join(differences)} differ); name another folder, or remove this one"
-        )
-    if records[0].name == _UNFINISHED:
-        tell(f"going on in {str(folder)!r}")
-        return False
-    _corpus(folder, record)
-    return True
+    records = [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
+    ours, ids = {_FINISHED, _UNFINISHED, IDS_FILE, LOCK}, folder / IDS_FILE
+    others = [path for path in folder.iterdir() if path.name not in ours and not is_temporary(path)]
+    if others or (not records and ids.exists() and ids.stat().st_size):
+        raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
+    return records[0] if records else None
 
 
 def _stop_if(stop_requested: StopRequested) -> None:
