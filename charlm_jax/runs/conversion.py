@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from charlm_jax.choices import GateActivation, Sampler
 from charlm_jax.data.vocabulary import Vocabulary
-from charlm_jax.errors import InputError, require
+from charlm_jax.errors import InputError, optional, require
 from charlm_jax.generation.serving import export_sampler
 from charlm_jax.model.interop import KERAS_3_SLOPE, Layers, from_keras, from_torch, scale_gates, to_keras, to_torch
 from charlm_jax.runs.checkpoints import Model, save_state
@@ -63,12 +63,8 @@ def write_model(model: TrainedModel, path: Path, ending: str, length: int) -> No
         record["length"] = length
         options = {"sampler": chosen.sampler, "window": chosen.window, "length": length}
         program = export_sampler(model.network, parameters, **options)
-        try:
+        with optional("a .jax file needs flatbuffers", "interop"):
             content = bytes(program.serialize())
-        except ImportError as error:
-            raise InputError(
-                "a .jax file needs flatbuffers; install it with .venv/bin/python -m pip install '.[interop]'"
-            ) from error
     elif ending == ".safetensors":
         content = save(to_torch(to_keras(parameters)))
         if hard:
@@ -199,10 +195,6 @@ def _agreed(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _keras_files() -> ModuleType:
-    try:
+    with optional("Keras's files need h5py", "interop"):
         from charlm_jax.runs import keras_files
-    except ImportError as error:
-        raise InputError(
-            f"Keras's files need h5py ({error}); install it with .venv/bin/python -m pip install '.[interop]'"
-        ) from error
     return keras_files

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from charlm_jax.choices import Launcher
-from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, require
+from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, optional, require
 from charlm_jax.runs.command_line import mendable, tell
 from charlm_jax.runs.files import is_held
 from charlm_jax.runs.stop import GRACE, StopRequested, stop_requests
@@ -68,12 +67,8 @@ def launch(
             or there are fewer GPUs here than jobs at once.
         Preempted: a stop was requested.
     """
-    try:
+    with optional(f"--launcher {launcher} needs submitit", "cluster"):
         import submitit
-    except ImportError as error:
-        raise InputError(
-            f"--launcher {launcher} needs submitit; add it: {shlex.quote(sys.executable)} -m pip install submitit"
-        ) from error
     if not items:
         return {}, []
     own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # as processes' numbers come again
