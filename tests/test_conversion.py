@@ -278,6 +278,15 @@ def test_a_record_that_is_wrong_is_refused_in_a_sentence(record, words, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_contradiction_is_told_with_who_says_what(tmp_path, capsys):
+    """Not the flags, which say nothing of it."""
+    path = tmp_path / "model.h5"
+    path.write_bytes(write_keras(".h5", to_keras(network_and_parameters()[1]), "sigmoid", WINDOW))
+    Path(f"{path}.json").write_text(json.dumps({"vocabulary": CHARACTERS, "window": 7}))
+    assert call("convert", path, tmp_path / "run") == 2
+    assert f"the window is 7 by '{path}.json', and {WINDOW} by '{path}'; leave out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("made", ["notebook"], indirect=True)
 def test_nothing_is_overwritten_and_other_endings_are_refused(made, tmp_path, capsys):
     path = made[0]

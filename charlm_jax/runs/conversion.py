@@ -182,16 +182,18 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _agreed(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return all that is said, by several, if they do not contradict one another."""
-    facts, sources = {}, {}
+    facts: dict[str, tuple[Any, str]] = {}
     for source, values in said.items():
         for name, value in values.items():
-            if value is not None and value != facts.setdefault(name, value):
+            if value is None:
+                continue
+            known, by = facts.setdefault(name, (value, source))
+            if value != known:
                 raise InputError(
-                    f"the {name.replace('_', ' ')} is {facts[name]!r} by {sources[name]}, and {value!r} by {source}; "
+                    f"the {name.replace('_', ' ')} is {known!r} by {by}, and {value!r} by {source}; "
                     "leave out, or mend, what is wrong"
                 )
-            sources.setdefault(name, source)
-    return facts
+    return {name: value for name, (value, _) in facts.items()}
 
 
 def _keras_files() -> ModuleType:
