@@ -1,6 +1,7 @@
 """The errors that end a command with one sentence instead of a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # What a command exits with: what the user gave cannot be used; training diverged; stopped by a signal with the state
 # saved; stopped at once; waited in vain for another process, as where JAX aborts; the reader of the output has left.
@@ -30,6 +31,15 @@ def require(flag: str, value: object, holds: bool, wanted: str) -> None:
     """Raise an InputError that names a flag, its value and what is wanted, unless `holds`."""
     if not holds:
         raise InputError(f"{flag} {value} cannot be used: it must be {wanted}")
+
+
+@contextmanager
+def optional(what: str, extra: str) -> Iterator[None]:
+    """Turn the lack of a library within the block into an InputError: what needs it, and the extra that brings it."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{what} ({error}); install it with .venv/bin/python -m pip install '.[{extra}]'") from error
 
 
 def require_count(flag: str, value: int | None) -> None:

@@ -3,7 +3,6 @@
 Where several models are trained together, a `replica` axis splits the models.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -64,15 +63,10 @@ def fetch(tree: _Tree) -> _Tree:
 
     def whole(leaf: jax.Array) -> np.ndarray:
         if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            leaf = _gather(leaf, leaf.sharding.mesh)  # pyright: ignore[reportAttributeAccessIssue]
+            leaf = replicate(leaf, leaf.sharding.mesh)  # pyright: ignore[reportAttributeAccessIssue]
         return np.asarray(leaf)
 
     return jax.tree.map(whole, tree)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _gather(array: jax.Array, mesh: Mesh) -> jax.Array:
-    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec()))
 
 
 def as_many_as(rows: int, mesh: Mesh) -> Mesh:

@@ -137,47 +137,34 @@ def test_a_run_that_is_stopped_every_two_seconds_comes_to_its_end(begin, tmp_pat
     report("stopped every two seconds", f"done after {len(steps) - 1} starts")
 
 
-def spoil(path, how, other):
-    """Damage a saved state."""
-    content = path.read_bytes()
-    if how == "deleted":
-        path.unlink()
-    elif how == "emptied":
-        path.write_bytes(b"")
-    elif how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "longer":
-        path.write_bytes(content + b"\0")
-    elif how == "of another run":
-        path.write_bytes(other.read_bytes())
-    elif how == "of another step":
-        path.write_bytes(state_files(path.parent)[min(state_files(path.parent))].read_bytes())
-    else:
-        path.unlink()
-        if how == "a link":
-            path.symlink_to(other)
-        elif how == "a broken link":
-            path.symlink_to(path.parent / "nothing")
-        elif how == "a folder":
-            path.mkdir()
-        elif how == "a pipe":
-            os.mkfifo(path)
+def gone(path):
+    path.unlink()
+    return path
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "deleted", "emptied", "truncated", "longer", "of another run", "of another step", "a link", "a broken link",
-        "a folder", "a pipe",
-    ],
-)  # fmt: skip
+# What becomes of a saved state; another is of another run.
+DAMAGE = {
+    "deleted": lambda path, another: gone(path),
+    "emptied": lambda path, another: path.write_bytes(b""),
+    "truncated": lambda path, another: os.truncate(path, path.stat().st_size // 2),
+    "longer": lambda path, another: path.write_bytes(path.read_bytes() + b"\0"),
+    "of another run": lambda path, another: shutil.copy(another, path),
+    "of another step": lambda path, another: shutil.copy(next(iter(state_files(path.parent).values())), path),
+    "a link": lambda path, another: gone(path).symlink_to(another),
+    "a broken link": lambda path, another: gone(path).symlink_to(path.parent / "nothing"),
+    "a folder": lambda path, another: gone(path).mkdir(),
+    "a pipe": lambda path, another: os.mkfifo(gone(path)),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
 def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
     how, begin, unbroken, another, tmp_path, capsys, report
 ):
     path = tmp_path / "run"
     shutil.copytree(unbroken[0], path)
     newest = list(state_files(path / "checkpoints").values())[-1]
-    spoil(newest, how, another)
+    DAMAGE[how](newest, another)
     assert [finding.path for finding in verify(open_run(path)) if finding.problem] == [
         newest.parent if how == "deleted" else newest
     ]

@@ -1,18 +1,17 @@
 """Grids of runs: which runs a command line means, and that they come to their ends however often they are stopped."""
 
-import csv
-import importlib
 import shutil
 
 import jax.numpy as jnp
 import pytest
+from commands import call, results
 
 from charlm_jax.errors import InputError, Preempted
 from charlm_jax.learning.objective import last_losses
 from charlm_jax.runs import grid, train
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.grid import parse_grid, run_grid
-from charlm_jax.runs.records import read_records
+from charlm_jax.runs.history import held_out_losses
 from charlm_jax.runs.trained import load_model, load_text
 
 SMALL = ["--window", "10", "--batch-size", "4", "--epochs", "2", "--temperatures", "0.5", "--sample-length", "10"]
@@ -81,12 +80,6 @@ def test_what_is_no_grid_is_refused(flags, message):
         parse(*flags)
 
 
-def results(folder):
-    """The table but for what the clock says."""
-    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()[1:]))
-    return [{name: value for name, value in row.items() if name != "characters_per_second_each"} for row in rows]
-
-
 def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path, capsys):
     flags = [*corpus, "--replicas", 2, "--grid-dir"]
     run_grid(*parse(*flags, tmp_path / "unbroken"), lambda: False)
@@ -105,10 +98,8 @@ def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path,
     assert printed.splitlines()[0].split()[:2] == ["hidden_size", "replicas"]
     assert {path.suffix for path in (tmp_path / "broken").iterdir()} >= {".csv", ".svg", ".png"}
     row = results(tmp_path / "unbroken")[1]
-    losses = [
-        min(record["held_out_loss"] for record in grid_records(tmp_path / "unbroken" / f"hidden_size=8,seed={seed}"))
-        for seed in (1, 2)
-    ]
+    runs = [open_run(tmp_path / "unbroken" / f"hidden_size=8,seed={seed}") for seed in (1, 2)]
+    losses = [min(held_out_losses(run)) for run in runs]
     assert float(row["held_out_loss"]) == pytest.approx(sum(losses) / 2, abs=1e-4)
 
     # What is done stays, and what is lost is made again.
@@ -117,28 +108,9 @@ def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path,
     assert results(tmp_path / "unbroken") == results(tmp_path / "broken")
 
 
-def grid_records(path):
-    return [record for record in read_records(open_run(path).metrics) if record["event"] == "evaluation"]
-
-
 def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, tmp_path, capsys):
-    from charlm_jax.runs.command_line import exit_codes
-
-    flags = [
-        *corpus,
-        "--vary",
-        "learning_rate=0.01,1e38",
-        "--replicas",
-        "1",
-        "--clip",
-        "None",
-        "--schedule",
-        "constant",
-    ]
-    main = importlib.import_module("experiments.ablate").main
-    with pytest.raises(SystemExit) as ended, exit_codes():
-        main([*flags, "--warmup", "0", "--grid-dir", str(tmp_path / "grid")])
-    assert ended.value.code == 3
+    flags = [*corpus, "--clip", "None", "--schedule", "constant", "--warmup", 0, "--replicas", 1]
+    assert call("ablate", *flags, "--vary", "learning_rate=0.01,1e38", "--grid-dir", tmp_path / "grid") == 3
     captured = capsys.readouterr()
     assert "training diverged" in captured.err
     assert "learning_rate=1e+38,seed=1" in captured.err
@@ -149,9 +121,9 @@ def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, 
     ]
 
 
-def test_ablate_needs_something_to_vary(corpus):
-    with pytest.raises(InputError, match=r"--vary none.*at least one FIELD="):
-        importlib.import_module("experiments.ablate").main(corpus)
+def test_ablate_needs_something_to_vary(corpus, capsys):
+    assert call("ablate", *corpus) == 2
+    assert "--vary none cannot be used: it must be at least one FIELD=" in capsys.readouterr().err
 
 
 def test_runs_with_one_program_are_trained_together(corpus, tmp_path, monkeypatch):

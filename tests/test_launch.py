@@ -1,12 +1,12 @@
 """Grids in processes of this machine."""
 
-import csv
 import re
 import signal
 import time
 
 import pytest
-from test_experiments import SMALL, call, command, run
+from commands import call, results
+from test_experiments import SMALL, command, run
 
 from charlm_jax.errors import InputError
 from charlm_jax.runs import launch
@@ -15,12 +15,6 @@ from charlm_jax.runs.files import hold_folder
 from charlm_jax.runs.records import read_records
 
 pytest.importorskip("submitit", reason="submitit is not installed")
-
-
-def rows(grid):
-    """Return the table of a grid's results but for its clock."""
-    table = csv.DictReader((grid / "results.csv").read_text().splitlines()[1:])
-    return [{name: value for name, value in row.items() if "per_second" not in name} for row in table]
 
 
 def test_a_grid_in_jobs_is_the_grid_here_and_goes_on_when_it_was_stopped(corpus, tmp_path):
@@ -42,19 +36,19 @@ def test_a_grid_in_jobs_is_the_grid_here_and_goes_on_when_it_was_stopped(corpus,
     code, _, errors = run("ablate", *jobs)
     assert code == 0, errors
     assert errors.count(": done") == 2
-    assert rows(tmp_path / "jobs") == rows(tmp_path / "here")
+    assert results(tmp_path / "jobs") == results(tmp_path / "here")
 
 
 def test_a_grid_in_jobs_takes_no_other_grids_runs_for_its_own(corpus, tmp_path, capsys):
     flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4", "--replicas", 1, "--epochs", 1, "--devices", 1]
     flags += ["--grid-dir", tmp_path]
     assert call("ablate", *flags) == 0
-    before = rows(tmp_path)
+    before = results(tmp_path)
     capsys.readouterr()
     assert call("ablate", *flags, "--launcher", "local", "--dropout", 0.5) == 2
     assert re.search(r"holds another run: .*dropout 0\.2 there, 0\.5 here", capsys.readouterr().err)
     assert call("ablate", *flags, "--launcher", "local") == 0
-    assert rows(tmp_path) == before
+    assert results(tmp_path) == before
     # An epoch whose own record is missing is not finished.
     metrics = tmp_path / "hidden_size=4,seed=1" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
@@ -101,20 +95,13 @@ def test_a_combination_that_cannot_be_trained_leaves_the_others_their_results(co
             r"error: 1 of 2 programs failed \(batch_size=5000,seed=1: the .* characters of training", errors
         )
         assert "Traceback" not in errors
-        table = csv.DictReader((tmp_path / launcher / "results.csv").read_text().splitlines()[1:])
-        good, bad = sorted(table, key=lambda row: int(row["batch_size"]))
+        good, bad = sorted(results(tmp_path / launcher), key=lambda row: int(row["batch_size"]))
         assert (float(good["held_out_loss"]) > 0, good["failure"]) == (True, "")
         assert "do not fill --batch-size 5000" in bad["failure"]
     for word in ("--jobs", "--slurm"):
         code, _, errors = run("ablate", *flags, "batch_size=4", word, "3" if word == "--jobs" else "time=3")
         assert code == 2
         assert re.search(rf"{word} .* must be left out without --launcher", errors)
-    # What another grid has trained is nobody's result here.
-    there = [*flags, "batch_size=4,5", "--grid-dir", tmp_path / "here", "--dropout", 0.5]
-    before = (tmp_path / "here" / "results.csv").read_text()
-    code, _, errors = run("ablate", *there)
-    assert (code, "holds another run: " in errors) == (2, True), errors
-    assert (tmp_path / "here" / "results.csv").read_text() == before
 
 
 def test_jobs_share_the_gpus(monkeypatch, tmp_path):

@@ -1,6 +1,5 @@
 """Training under a real Slurm: one model on several nodes, and grids as arrays, stopped and queued again."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import clusters
 import pytest
+from commands import results
 from faults import result
 from test_readme import README, shell
 
@@ -99,10 +99,6 @@ def grid(*flags):
     return subprocess.Popen([*map(str, command), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def rows():
-    return list(csv.DictReader(Path("grid/results.csv").read_text().splitlines()[1:]))
-
-
 @needs_slurm
 def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
     # Of as many epochs as it takes to be told to stop amid them.
@@ -118,16 +114,15 @@ def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
     assert len(out.splitlines()) == 7
     assert cluster.job(f"{number}_0")["Restarts"] == "1"
     assert [cluster.job(f"{number}_{task}")["JobState"] for task in range(6)] == ["COMPLETED"] * 6
-    assert [(row["hidden_size"], row["dropout"]) for row in rows()] == [(h, d) for h in "456" for d in ("0.0", "0.2")]
-    assert all(float(row["held_out_loss"]) < 4 for row in rows())
+    before = results(checkout / "grid")
+    assert [(row["hidden_size"], row["dropout"]) for row in before] == [(h, d) for h in "456" for d in ("0.0", "0.2")]
+    assert all(float(row["held_out_loss"]) < 4 for row in before)
     # The same again has nothing to submit, and what is lost is made again.
     shutil.rmtree(checkout / "grid" / "hidden_size=5,dropout=0.0,seed=1")
-    before = rows()
     with grid(*vary) as submitted:
         _, errors = submitted.communicate(timeout=300)
     assert (submitted.returncode, errors.count(": done")) == (0, 1), errors
-    kept = [{name: value for name, value in row.items() if "per_second" not in name} for row in before]
-    assert [{name: value for name, value in row.items() if "per_second" not in name} for row in rows()] == kept
+    assert results(checkout / "grid") == before
 
 
 @needs_slurm
@@ -142,7 +137,7 @@ def test_why_a_job_failed_stands_in_the_table(cluster, checkout):
         _, errors = submitted.communicate(timeout=300)
     assert submitted.returncode == 2, errors
     assert "error: 2 of 3 programs failed (" in errors
-    done, refused, cancelled = rows()
+    done, refused, cancelled = results(checkout / "grid")
     assert (done["failure"], refused["held_out_loss"]) == ("", "")
     assert "there is no corpus, file or folder" in refused["failure"]
     assert cancelled["failure"] == "it was cancelled or killed before it left a result", "nor a log: it never began"
@@ -155,8 +150,7 @@ def test_the_grid_of_the_readme(cluster, checkout):
     (checkout / "runs").mkdir()
     (checkout / "corpus.txt").rename("runs/code.txt")
     cluster.run("bash", "-c", f"{command} --window 10 --batch-size 4 --epochs 1")
-    results = (checkout / "runs" / "sizes" / "results.csv").read_text().splitlines()
-    assert [row["hidden_size"] for row in csv.DictReader(results[1:])] == ["32", "64", "128"]
+    assert [row["hidden_size"] for row in results(checkout / "runs" / "sizes")] == ["32", "64", "128"]
 
 
 @needs_slurm

@@ -1,6 +1,5 @@
 """Event files: what TensorBoard itself reads from them, beside the records that they are made of."""
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -10,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import call
 
 from charlm_jax import PRESETS, load_run, train_run
-from charlm_jax.runs.command_line import exit_codes
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.records import append_record, keep_records, read_records
 from charlm_jax.runs.tracking import EventFile, points_of
@@ -46,11 +45,6 @@ def trained(corpus, tmp_path_factory):
 def run(trained, tmp_path):
     """Its copy, for a test of its own."""
     return replace(trained, path=shutil.copytree(trained.path, tmp_path / "run"))
-
-
-def track(*flags):
-    with exit_codes():
-        importlib.import_module("experiments.track").main(list(map(str, flags)))
 
 
 def seen(folder, **options):
@@ -94,7 +88,7 @@ def table(folder):
 
 
 def test_curves_and_texts_are_the_records(run):
-    track(run.path)
+    assert call("track", run.path) == 0
     curves, texts = seen(run.path)
     for name in ("training_loss", "characters_per_second", "skipped_steps"):
         assert curves.pop(name) == recorded(run.path, "epoch", name)
@@ -136,7 +130,7 @@ def test_a_grid_has_a_table_of_its_choices_and_losses(trained, tmp_path):
         choices = {"clip": clip or "None", "hidden_size": hidden_size}
         expected[run.name] = choices, {name: pytest.approx(loss) for name, loss in metrics.items()}
     assert losses[-1] == 9 > min(losses)
-    track(tmp_path / "grid")
+    assert call("track", tmp_path / "grid") == 0
     found = table(tmp_path / "grid")
     assert found.keys() == expected.keys()
     for name, (choices, metrics) in expected.items():
@@ -146,13 +140,13 @@ def test_a_grid_has_a_table_of_its_choices_and_losses(trained, tmp_path):
 
 def test_what_resuming_makes_again_is_there_once(run):
     """An older file says of the last epochs what the resumed run no longer does."""
-    track(run.path)
+    assert call("track", run.path) == 0
     metrics = run.path / "metrics.jsonl"
     keep_records(metrics, int(run.metrics.step[2]))
     last = {"event": "epoch", "epoch": 4, "step": int(run.metrics.step[3]), "training_loss": 9.0, "seconds": None}
     append_record(metrics, last)
-    track(run.path)
-    track(run.path)
+    assert call("track", run.path) == 0
+    assert call("track", run.path) == 0
     assert sorted(path.stat().st_size > 0 for path in run.path.glob("*tfevents*")) == [False, True]
     curves, _ = seen(run.path)
     assert curves["training_loss"] == recorded(run.path, "epoch", "training_loss")
@@ -199,17 +193,13 @@ def test_the_command_follows_until_it_is_told_to_stop(run, monkeypatch):
         (run.path / "metrics.jsonl").write_text("".join(whole))
 
     monkeypatch.setattr("experiments.track.time.sleep", sleep)
-    with pytest.raises(SystemExit) as end:
-        track(run.path, "--follow")
-    assert end.value.code == 130
+    assert call("track", run.path, "--follow") == 130
     assert len(seen(run.path)[0]["training_loss"]) == 5
 
 
 def test_without_the_library_it_says_how_to_get_it(run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(SystemExit) as end:
-        track(run.path)
-    assert end.value.code == 2
+    assert call("track", run.path) == 2
     (sentence,) = capsys.readouterr().err.splitlines()
     assert sentence.startswith("error: TensorBoard's event files need tensorboardX")
     assert sentence.endswith("-m pip install '.[tracking]'")
@@ -227,11 +217,11 @@ def test_nothing_but_the_command_needs_the_library(corpus, tmp_path):
 
 
 def test_event_files_are_no_part_of_a_run(run):
-    track(run.path)
+    assert call("track", run.path) == 0
     other, link = (run.path / f"events.out.tfevents.9{name}" for name in (".elsewhere", ".charlm_jax"))
     other.write_text("another program's")
     link.symlink_to(other)
-    track(run.path)
+    assert call("track", run.path) == 0
     assert other.read_text() == "another program's"
     assert not link.exists()
     again = train_run(run.configuration, run.path)

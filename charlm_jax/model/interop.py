@@ -65,11 +65,9 @@ def from_keras(layers: Layers) -> Parameters:
 
 def _cell(kernel: Array, recurrent_kernel: Array, bias: Array) -> dict[str, Any]:
     """Take the gates of a `flax.linen.LSTMCell`'s parameters apart; see `fuse`."""
-    parts = zip(
-        GATES, *(jnp.split(array, len(GATES), axis=-1) for array in (kernel, recurrent_kernel, bias)), strict=True
-    )
+    parts = (jnp.split(array, len(GATES), axis=-1) for array in (kernel, recurrent_kernel, bias))
     cell = {}
-    for gate, kernel, recurrent_kernel, bias in parts:
+    for gate, kernel, recurrent_kernel, bias in zip(GATES, *parts, strict=True):
         cell |= {f"i{gate}": {"kernel": kernel}, f"h{gate}": {"kernel": recurrent_kernel, "bias": bias}}
     return cell
 

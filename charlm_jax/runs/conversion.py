@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from charlm_jax.choices import GateActivation, Sampler
 from charlm_jax.data.vocabulary import Vocabulary
-from charlm_jax.errors import InputError, require
+from charlm_jax.errors import InputError, optional, require
 from charlm_jax.generation.serving import export_sampler
 from charlm_jax.model.interop import KERAS_3_SLOPE, Layers, from_keras, from_torch, scale_gates, to_keras, to_torch
 from charlm_jax.runs.checkpoints import Model, save_state
@@ -63,12 +63,8 @@ def write_model(model: LoadedRun, path: Path, ending: str, length: int) -> None:
         record["length"] = length
         options = {"sampler": chosen.sampler, "window": chosen.window, "length": length}
         program = export_sampler(model.network, parameters, **options)
-        try:
+        with optional("a .jax file needs flatbuffers", "interop"):
             content = bytes(program.serialize())
-        except ImportError as error:
-            raise InputError(
-                "a .jax file needs flatbuffers; install it with .venv/bin/python -m pip install '.[interop]'"
-            ) from error
     elif ending == ".safetensors":
         content = save(to_torch(to_keras(parameters)))
         if hard:
@@ -186,23 +182,21 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _agreed(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return all that is said, by several, if they do not contradict one another."""
-    facts, sources = {}, {}
+    facts: dict[str, tuple[Any, str]] = {}
     for source, values in said.items():
         for name, value in values.items():
-            if value is not None and value != facts.setdefault(name, value):
+            if value is None:
+                continue
+            known, by = facts.setdefault(name, (value, source))
+            if value != known:
                 raise InputError(
-                    f"the {name.replace('_', ' ')} is {facts[name]!r} by {sources[name]}, and {value!r} by {source}; "
+                    f"the {name.replace('_', ' ')} is {known!r} by {by}, and {value!r} by {source}; "
                     "leave out, or mend, what is wrong"
                 )
-            sources.setdefault(name, source)
-    return facts
+    return {name: value for name, (value, _) in facts.items()}
 
 
 def _keras_files() -> ModuleType:
-    try:
+    with optional("Keras's files need h5py", "interop"):
         from charlm_jax.runs import keras_files
-    except ImportError as error:
-        raise InputError(
-            f"Keras's files need h5py ({error}); install it with .venv/bin/python -m pip install '.[interop]'"
-        ) from error
     return keras_files

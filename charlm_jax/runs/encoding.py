@@ -7,7 +7,6 @@ lock              empty, or the process that writes here
 """
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -126,31 +125,28 @@ def require_known(ids: Integer[np.ndarray, "*axes"], vocabulary: Vocabulary) -> 
         raise DamagedError("the encoded corpus is damaged: it has ids that stand for no character; encode it again")
 
 
-def verify_encoded(folder: Path, stop_requested: StopRequested = lambda: False) -> None:
+def verify_encoded(folder: Path) -> None:
     """Check every id of an encoded corpus: the text that they stand for must have the SHA-256 that was recorded.
 
     Raises:
         InputError: it has another.
-        Preempted: a stop was requested.
     """
-    _check_ids(_corpus(folder, read_json(folder / _FINISHED)), folder, stop_requested)
+    _check_ids(folder, read_json(folder / _FINISHED), lambda: False)
 
 
-def _check_ids(corpus: EncodedCorpus, folder: Path, stop_requested: StopRequested) -> None:
-    path, ids, digest = folder / IDS_FILE, corpus.ids, hashlib.sha256()
-    first = path.stat().st_size - ids.nbytes
-    with progress_bar("checking", len(ids), " characters", scaled=True) as bar:
-        for start in range(0, len(ids), _BLOCK):
+def _check_ids(folder: Path, record: dict[str, Any], stop_requested: StopRequested) -> None:
+    corpus, path, digest = _corpus(folder, record), folder / IDS_FILE, hashlib.sha256()
+    # Read, as what is mapped would count as memory in use.
+    with path.open("rb") as file, progress_bar("checking", len(corpus.ids), " characters", scaled=True) as bar:
+        file.seek(-corpus.ids.nbytes, os.SEEK_END)
+        while (block := np.fromfile(file, corpus.ids.dtype, _BLOCK)).size:
             _stop_if(stop_requested)
-            # Read, as what is mapped would count as memory in use.
-            count, offset = min(_BLOCK, len(ids) - start), first + start * ids.itemsize
-            block = np.fromfile(path, ids.dtype, count, offset=offset)
             try:
                 text = corpus.vocabulary.decode(block)
             except InputError as error:
                 raise DamagedError(f"{str(path)!r} is damaged: {error}; encode the text again") from error
             digest.update(text.encode("utf-8", "surrogatepass"))
-            bar.update(count)
+            bar.update(len(block))
     if digest.hexdigest() != corpus.sha256:
         raise DamagedError(f"{str(path)!r} is damaged: its text is not what was encoded; encode the text again")
 
@@ -158,10 +154,11 @@ def _check_ids(corpus: EncodedCorpus, folder: Path, stop_requested: StopRequeste
 def encode(
     text: Path, folder: Path, *, encoding: str | None, lowercase: bool, stop_requested: StopRequested = lambda: False
 ) -> bool:
-    """Encode a text into a folder, in constant memory; go on where a process that was stopped had come to.
+    """Encode a text into a folder, in constant memory.
 
-    The text is read twice, first for its characters and its SHA-256, then for the ids. These are read once more, and
-    the folder is finished only if the text that they stand for has that SHA-256.
+    The text is read twice, first for its characters and its SHA-256, which a process that is stopped afterwards leaves
+    to the next, then for the ids. These are read once more, and the folder is finished only if the text that they stand
+    for has that SHA-256.
 
     Args:
         text: a file, or a folder of them, read as `load_corpus` reads it.
@@ -199,19 +196,28 @@ def encode(
             blocks = _text_blocks(files, encoding or "utf-8", bar, stop_requested)
             yield from lowercase_blocks(blocks) if lowercase else blocks
 
+    unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
     folder.mkdir(parents=True, exist_ok=True)
-    _refuse_foreign(folder)
+    _begun(folder)  # before a lock is left there
     with hold_folder("--output", folder):
-        if _is_finished(folder, request):
-            return False
-        unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
-        ids.touch()  # first: a folder that has it is not mistaken for text
-        if not unfinished.exists():
+        begun = _begun(folder)
+        if begun is None:
+            ids.touch()  # first: a folder that has it is not mistaken for text
             write_json(unfinished, {**request, **_survey(read("reading"), str(text))})
-        record = read_json(unfinished)
+        record = read_json(begun or unfinished)
+        if differences := [name for name, value in request.items() if record.get(name) != value]:
+            raise InputError(
+                f"--output {str(folder)!r} holds the ids of another text, of one that has changed, or of other options "
+                f"({', '.join(differences)} differ); name another folder, or remove this one"
+            )
+        if begun == folder / _FINISHED:
+            _corpus(folder, record)
+            return False
+        if begun is not None:
+            tell(f"going on in {str(folder)!r}")
         try:
-            _write_ids(ids, read("encoding"), Vocabulary(record["vocabulary"]), record["characters"])
-            _check_ids(_corpus(folder, record), folder, stop_requested)
+            _write_ids(ids, read("encoding"), record)
+            _check_ids(folder, record, stop_requested)
         except DamagedError as error:
             ids.unlink()
             unfinished.unlink()
@@ -263,66 +269,38 @@ def _survey(blocks: Iterator[str], source: str) -> dict[str, Any]:
     }
 
 
-def _write_ids(path: Path, blocks: Iterator[str], vocabulary: Vocabulary, length: int) -> None:
-    """Write the ids of a text after those that are in the file already, whole ones.
+def _write_ids(path: Path, blocks: Iterator[str], record: dict[str, Any]) -> None:
+    """Write the ids of a text; how many they are is not checked.
 
     Raises:
-        DamagedError: it is not the text of which this is the vocabulary and the length.
+        DamagedError: it has a character that the record does not know.
     """
-    beginning = io.BytesIO()
+    vocabulary = Vocabulary(record["vocabulary"])
     description = np.lib.format.dtype_to_descr(vocabulary.dtype)
-    np.lib.format.write_array_header_1_0(beginning, {"descr": description, "fortran_order": False, "shape": (length,)})
-    header, size = beginning.getvalue(), vocabulary.dtype.itemsize
-    done, place = max(path.stat().st_size - len(header), 0) // size, 0
-    with path.open("r+b") as file:
-        file.write(header)
-        file.seek(done * size, os.SEEK_CUR)
+    header = {"descr": description, "fortran_order": False, "shape": (record["characters"],)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             try:
-                file.write(vocabulary.encode(block[max(done - place, 0) :]).data)
+                file.write(vocabulary.encode(block).data)
             except InputError as error:
                 raise DamagedError(str(error)) from error
-            place += len(block)
-        file.truncate()
         file.flush()
         os.fsync(file.fileno())
-    if place != length:
-        raise DamagedError(f"{length} characters were expected, not {place}")
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raise an InputError if a folder holds anything but an encoded corpus, or the beginning of one."""
-    ours = _FINISHED, _UNFINISHED, IDS_FILE, LOCK
-    others = [path for path in folder.iterdir() if path.name not in ours and not is_temporary(path)]
-    records, ids = _records(folder), folder / IDS_FILE
-    if others or (not records and ids.exists() and ids.stat().st_size):
-        raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
-
-
-def _records(folder: Path) -> list[Path]:
-    return [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
-
-
-def _is_finished(folder: Path, request: dict[str, Any]) -> bool:
-    """Say whether a folder holds what is asked for, complete.
+def _begun(folder: Path) -> Path | None:
+    """Return the record of the ids that a folder holds, or the beginning of them; None if it is empty.
 
     Raises:
-        InputError: it holds another encoded corpus.
+        InputError: it holds anything else.
     """
-    if not (records := _records(folder)):
-        return False
-    record = read_json(records[0])
-    differences = [name for name, value in request.items() if record.get(name) != value]
-    if differences:
-        raise InputError(
-            f"--output {str(folder)!r} holds the ids of another text, of one that has changed, or of other options "
-            f"({', '.join(differences)} differ); name another folder, or remove this one"
-        )
-    if records[0].name == _UNFINISHED:
-        tell(f"going on in {str(folder)!r}")
-        return False
-    _corpus(folder, record)
-    return True
+    records = [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
+    ours, ids = {_FINISHED, _UNFINISHED, IDS_FILE, LOCK}, folder / IDS_FILE
+    others = [path for path in folder.iterdir() if path.name not in ours and not is_temporary(path)]
+    if others or (not records and ids.exists() and ids.stat().st_size):
+        raise InputError(f"--output {str(folder)!r} holds other files; name an empty or a new folder")
+    return records[0] if records else None
 
 
 def _stop_if(stop_requested: StopRequested) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -153,15 +152,12 @@ def _known_words(run: RunDirectory) -> frozenset[str]:
 def _read(model: LoadedRun, texts: Sequence[Text]) -> list[Text]:
     """Return the texts with what a model thinks of them; those with a character that it does not know as they are."""
     keep_compiled_programs()
-    known = set(model.vocabulary.characters)
-    done = list(texts)
-
-    def shape(place: int) -> tuple[Sampler, int]:
-        return texts[place].sampler, len(texts[place].text)
-
-    readable = [place for place, text in enumerate(texts) if text.text and known.issuperset(text.prompt + text.text)]
-    for (sampler, _), group in groupby(sorted(readable, key=shape), shape):
-        places = list(group)
+    known, done = set(model.vocabulary.characters), list(texts)
+    alike: dict[tuple[Sampler, int], list[int]] = {}  # the places of those that are read together
+    for place, text in enumerate(texts):
+        if text.text and known.issuperset(text.prompt + text.text):
+            alike.setdefault((text.sampler, len(text.text)), []).append(place)
+    for (sampler, _), places in alike.items():
         found = surprise(
             model.network,
             model.parameters,

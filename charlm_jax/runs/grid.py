@@ -19,8 +19,10 @@ import tyro
 
 from charlm_jax.choices import Launcher
 from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
-from charlm_jax.runs.command_line import absolute_places, folded, mendable, named_preset, print_table, tell
+from charlm_jax.runs.command_line import absolute_places, folded, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration, flag
+from charlm_jax.runs.files import hold_folder, save_pictures, write_table
+from charlm_jax.runs.launch import Ending, attempt, launch
 from charlm_jax.runs.stop import StopRequested
 
 if TYPE_CHECKING:
@@ -162,17 +164,19 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
         tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
         agreed(lambda: [require_same_choices(run.path, run.configuration) for run in runs])
         train = _train_in_turn if arguments.launcher == "here" else _train_in_jobs
-        failed, diverged = train(arguments, groups, stop_requested)
+        endings = train(arguments, groups, stop_requested)
+        failed = {name: why for name, (ending, why) in endings.items() if ending == "failed"}
         if len(failed) < len(groups):
-            agreed(lambda: _report(arguments, runs, failed))
+            agreed(lambda: _report(arguments, groups, failed))
     if failed:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise InputError(
             f"{len(failed)} of {len(groups)} programs failed ({why}); when that is mended, the same command with "
             f"--grid-dir {arguments.grid_dir} goes on"
         )
-    if diverged:
-        raise diverged[0]
+    for ending, why in endings.values():
+        if ending == "diverged":
+            raise DivergedError(why)
 
 
 def _groups(runs: Sequence[GridRun]) -> dict[str, list[GridRun]]:
@@ -186,41 +190,27 @@ def _groups(runs: Sequence[GridRun]) -> dict[str, list[GridRun]]:
 
 def _train_in_turn(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
-) -> tuple[dict[str, str], list[DivergedError]]:
-    """Train groups here, one after another; return why some cannot be trained, and why some diverged."""
-    import jax
-
-    failed: dict[str, str] = {}
-    diverged: list[DivergedError] = []
+) -> dict[str, Ending]:
+    """Train groups here, one after another."""
+    train, endings = functools.partial(_train, devices=arguments.devices), dict[str, Ending]()
     for number, (name, group) in enumerate(groups.items(), start=1):
         beside = f" and {len(group) - 1} beside it" if len(group) > 1 else ""
         tell(f"--- {number} of {len(groups)}: {name}{beside}")
         try:
-            _train(group, stop_requested, arguments.devices)
-        except DivergedError as error:
-            tell(str(error))
-            diverged.append(error)
+            endings[name] = attempt(train, group, stop_requested)
         except Preempted as stop:
             raise Preempted(
                 f"stopped by a signal; all states are saved, and the same command with --grid-dir {arguments.grid_dir} "
                 "goes on"
             ) from stop
-        except Exception as error:
-            sentence = mendable(error)
-            if sentence is None or jax.process_count() > 1:  # of which perhaps not all know
-                raise
-            tell(f"--- {name}: failed, {sentence}")
-            failed[name] = sentence
-    return failed, diverged
+        tell(f"--- {name}: {', '.join(filter(None, endings[name]))}")
+    return endings
 
 
 def _train_in_jobs(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
-) -> tuple[dict[str, str], list[DivergedError]]:
-    """Train groups, those that are not done, in jobs; return why some failed, and why some diverged."""
-    from charlm_jax.runs.files import hold_folder
-    from charlm_jax.runs.launch import launch
-
+) -> dict[str, Ending]:
+    """Train groups, those that are not done, in jobs."""
     missing = {name: group for name, group in groups.items() if not all(map(_is_finished, group))}
     folder = arguments.grid_dir / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -316,17 +306,16 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
     )
 
 
-def _report(arguments: GridArguments, runs: Sequence[GridRun], failed: Mapping[str, str]) -> None:
+def _report(arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], failed: Mapping[str, str]) -> None:
     """Print the results of a grid's runs, and write them as results.csv, .svg and .png into its directory.
 
     `failed` says why groups could not be trained, by the name of the first run.
     """
     from charlm_jax.analysis.ablation import plot_outcomes, results_table
-    from charlm_jax.runs.files import save_pictures, write_table
 
-    groups = _groups(runs).items()
-    outcomes = [outcome_of(run, arguments.devices, failed.get(name, "")) for name, group in groups for run in group]
-    chosen, varied = arguments.configuration, runs[0].varied
+    runs = [(run, failed.get(name, "")) for name, group in groups.items() for run in group]
+    outcomes = [outcome_of(run, arguments.devices, failure) for run, failure in runs]
+    chosen, varied = arguments.configuration, runs[0][0].varied
     words = {"corpus": Path(chosen.corpus).name, "epochs": f"{chosen.epochs} epochs"}
     title = ", ".join([word for name, word in words.items() if name not in varied] + [f"{arguments.replicas} replicas"])
     header, rows = results_table(outcomes)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from charlm_jax.choices import Launcher
-from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, require
+from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, optional, require
 from charlm_jax.runs.command_line import mendable, tell
 from charlm_jax.runs.files import is_held
 from charlm_jax.runs.stop import GRACE, StopRequested, stop_requests
@@ -33,7 +32,24 @@ _POLL = 1.0  # seconds between two looks at the jobs
 _ASK = 10.0  # seconds between two questions to Slurm, whose users are asked not to ask more often
 _ASKED = 7  # times that it knows nothing of a job without a result, after which there will be none: files lag a minute
 _Item = TypeVar("_Item")
-_Ending = Literal["done", "diverged", "failed"]
+Ending = tuple[Literal["done", "diverged", "failed"], str]
+"""How a task ended, and why."""
+
+
+def attempt(task: Callable[[_Item, StopRequested], None], item: _Item, stop_requested: StopRequested) -> Ending:
+    """Do a task with an item; return how it ended, unless it was stopped, or by a defect of ours: these are raised."""
+    import jax
+
+    try:
+        task(item, stop_requested)
+    except DivergedError as error:
+        return "diverged", str(error)
+    except Exception as error:
+        sentence = mendable(error)
+        if sentence is None or jax.distributed.is_initialized():  # of several processes perhaps not all know of it
+            raise
+        return "failed", sentence
+    return "done", ""
 
 
 def launch(
@@ -42,10 +58,10 @@ def launch(
     folder: Path,
     launcher: Launcher,
     *,
-    at_once: int | None = None,
-    options: Sequence[str] = (),
-    stop_requested: StopRequested = lambda: False,
-) -> tuple[dict[str, str], list[DivergedError]]:
+    at_once: int | None,
+    options: Sequence[str],
+    stop_requested: StopRequested,
+) -> dict[str, Ending]:
     """Do a task with each of some items, each in a job of its own, and wait for all.
 
     A job that is told to stop, by Slurm before its time limit or by anybody, saves; under Slurm it is queued again.
@@ -61,23 +77,19 @@ def launch(
         stop_requested: whether to stop waiting: then jobs of this machine are stopped, and Slurm's go on.
 
     Returns:
-        Why each item whose job failed did, and the divergences of those in which training did.
+        How each task ended, by its item's name.
 
     Raises:
         InputError: submitit is not there, or Slurm, or it refuses the options; or jobs of the folder are in the queue;
             or there are fewer GPUs here than jobs at once.
         Preempted: a stop was requested.
     """
-    try:
+    with optional(f"--launcher {launcher} needs submitit", "cluster"):
         import submitit
-    except ImportError as error:
-        raise InputError(
-            f"--launcher {launcher} needs submitit; add it: {shlex.quote(sys.executable)} -m pip install submitit"
-        ) from error
     if not items:
-        return {}, []
+        return {}
     own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # as processes' numbers come again
-    waiting, running, failed, diverged = dict(items), {}, {}, []
+    waiting, running, endings = dict(items), {}, dict[str, Ending]()
     slots: list[str | None] = _slots(at_once) if launcher == "local" else []
     queue = None
     taken: dict[str, str | None] = {}
@@ -117,18 +129,14 @@ def launch(
         for name in over:
             job = running.pop(name)
             slots += [taken.pop(name)] if name in taken else []
-            ending, why = _ending(job)
-            tell(f"--- {name}: {ending}" + (f", {why}" if why else ""))
-            if ending == "failed":
-                failed[name] = why
-            elif ending == "diverged":
-                diverged.append(DivergedError(why))
+            endings[name] = _ending(job)
+            tell(f"--- {name}: {', '.join(filter(None, endings[name]))}")
         time.sleep(_POLL)
-    return failed, diverged
+    return endings
 
 
-def _ending(job: Any) -> tuple[_Ending, str]:
-    """Return how a job that is over ended, and why."""
+def _ending(job: Any) -> Ending:
+    """Return how a job that is over ended."""
     log = job.paths.stderr
     if not job.paths.result_pickle.exists():
         words = "it was cancelled or killed before it left a result"
@@ -216,8 +224,8 @@ def _slots(at_once: int | None) -> list[str | None]:
 
 def _job(
     task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None, held: Path | None = None
-) -> tuple[_Ending, str]:
-    """Be a job: do the task with an item; return how that ended, and why.
+) -> Ending:
+    """Be a job: do the task with an item; return how that ended.
 
     On this machine it has GPUs of its own, and stops when who launched it no longer holds a folder.
     """
@@ -226,19 +234,12 @@ def _job(
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
         with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # who waits for it has no longer
-            task(item, lambda: stop_requested() or not (held is None or is_held(held)))
+            ending = attempt(task, item, lambda: stop_requested() or not (held is None or is_held(held)))
     except Preempted as stop:
         tell(str(stop))
         sys.exit(PREEMPTED)
-    except DivergedError as error:
-        tell(str(error))
-        return "diverged", str(error)
-    except Exception as error:
-        if (sentence := mendable(error)) is None:
-            raise
-        tell(f"error: {sentence}")
-        return "failed", sentence
-    return "done", ""
+    tell(": ".join(filter(None, ending)))
+    return ending
 
 
 def _stop(jobs: Sequence[Any], launcher: str) -> None:

@@ -207,7 +207,8 @@ def everyones(value: _T) -> list[_T]:
         return [value]
     message = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int64(len(message))).tolist()
-    rows = multihost_utils.process_allgather(_padded(message, max(lengths)))
+    room = 1 << (max(lengths) - 1).bit_length()  # a power of two, as each number of bytes is a program of its own
+    rows = multihost_utils.process_allgather(np.pad(message, (0, room - len(message))))
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
@@ -218,24 +219,19 @@ def agreed(find: Callable[[], _T]) -> _T:
     """
     if not jax.distributed.is_initialized():
         return find()
-    found, error = None, None
+    error, told = None, dict[str, Any]()
     if is_first():
         try:
-            found = find()
+            told = {"found": find()}
         except Exception as problem:
-            error = problem
-    failure = None if error is None else [isinstance(error, InputError | OSError), f"{error}"]
-    message = np.frombuffer(json.dumps([found, failure]).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(message))))
-    told = multihost_utils.broadcast_one_to_all(_padded(message, length))
-    found, failure = json.loads(told[:length].astype(np.uint8).tobytes())
-    if failure is not None:
-        mendable, words = failure
+            error, told = problem, {"mendable": isinstance(problem, InputError | OSError), "words": f"{problem}"}
+    told = everyones(told)[0]
+    if "found" not in told:
         # In the first process as it happened, with its traceback.
-        known = error or (InputError(words) if mendable else RuntimeError(words))
+        known = error or (InputError if told["mendable"] else RuntimeError)(told["words"])
         known.add_note(_AGREED)
         raise known
-    return cast(_T, found)
+    return told["found"]
 
 
 def first_ones(tree: _Tree | None, like: _Tree) -> _Tree:
@@ -245,14 +241,6 @@ def first_ones(tree: _Tree | None, like: _Tree) -> _Tree:
     own = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like) if tree is None else tree
     told = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, own))
     return jax.tree.map(lambda leaf, wanted: jnp.array(leaf, wanted.dtype), told, like)
-
-
-def _padded(message: np.ndarray, length: int) -> np.ndarray:
-    """Return bytes with zeros behind them, or cut, to a power of two: each number of them is a program of its own."""
-    room = np.zeros(1 << (max(length, 1) - 1).bit_length(), np.uint8)
-    own = message[: len(room)]
-    room[: len(own)] = own
-    return room
 
 
 def require_alike(facts: Mapping[str, object]) -> None:

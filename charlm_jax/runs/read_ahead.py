@@ -10,7 +10,7 @@ from jaxtyping import Int64, Integer
 from charlm_jax.data.host_windows import HostBatches, read_batches
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order
-from charlm_jax.errors import InputError
+from charlm_jax.errors import optional
 from charlm_jax.keys import Key
 from charlm_jax.runs.encoding import require_known
 
@@ -30,28 +30,14 @@ def read_ahead(
 ) -> Iterator[tuple[int, HostBatches]]:
     """Yield the batches of a run's steps from `first` on, in pieces, each with the number of its first step.
 
-    All that there is to know of where reading stands is a step, so a run that goes on reads from its state's.
-
-    Args:
-        ids: the text; see `read_batches`.
-        order: in which an epoch goes through it.
-        key: the run's.
-        rows: which of each batch's rows.
-        first: step to begin with.
-        end: step to end before; the last piece goes beyond it, to be as long as the others.
-        piece: steps in a piece.
-        vocabulary: that every id must belong to.
+    All that there is to know of where reading stands is a step, so a run that goes on reads from its state's. A last
+    piece goes beyond the `end`, to be as long as the others. For the other arguments see `read_batches`.
 
     Raises:
-        InputError: the library for it is not installed, or an id stands for no character.
+        InputError: the library for it is not installed, or an id stands for no character of the vocabulary.
     """
-    try:
+    with optional("a text that is read while it is learned, and not --text resident, needs grain", "streaming"):
         import grain  # half a second to load, and most runs have their text in memory
-    except ImportError as error:
-        raise InputError(
-            f"a text that is read while it is learned needs grain ({error}); install it with "
-            ".venv/bin/python -m pip install '.[streaming]', or give --text resident"
-        ) from error
 
     def read(step: int) -> tuple[int, HostBatches]:
         batches = read_batches(ids, order, key, np.arange(step, step + piece), rows)

@@ -4,11 +4,10 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from charlm_jax.errors import InputError
+from charlm_jax.errors import optional
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import read_records
 
@@ -81,11 +80,6 @@ class EventFile:
         Raises:
             InputError: tensorboardX is not installed.
         """
-        if find_spec("tensorboardX") is None:
-            raise InputError(
-                "TensorBoard's event files need tensorboardX; install it with "
-                ".venv/bin/python -m pip install '.[tracking]'"
-            )
         self._folder = folder
         self._begin()
 
@@ -104,8 +98,8 @@ class EventFile:
         self._file.close()
 
     def _begin(self) -> None:
-        from tensorboardX import RecordWriter
-
+        with optional("TensorBoard's event files need tensorboardX", "tracking"):
+            from tensorboardX import RecordWriter
         older = sorted(self._folder.glob(f"events.out.tfevents.*.{_OURS}"))
         for path in older:
             if path == older[-1] and not path.is_symlink():
