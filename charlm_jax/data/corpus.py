@@ -1,6 +1,7 @@
 """Where text comes from: the embedded corpus, the named downloads, any file, any folder of text files."""
 
 import hashlib
+import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from charlm_jax.data.text_blocks import decode_blocks
 from charlm_jax.errors import InputError
 
 DATA_FOLDER_VARIABLE = "CHARLM_JAX_DATA"
@@ -155,41 +157,7 @@ def _contents(file: Path) -> bytes:
 
 
 def _decode(content: bytes, encoding: str, source: str) -> str:
-    try:
-        text = content.decode(encoding)
-    except UnicodeError as error:
-        raise undecodable(error, encoding, source, len(content), content.count(b"\n")) from error
-    except (LookupError, ValueError) as error:
-        raise unknown_encoding(encoding) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def undecodable(error: UnicodeError, encoding: str, source: str, end: int, lines: int) -> InputError:
-    """Return the error that names a byte which does not decode.
-
-    Args:
-        error: the decoder's.
-        encoding: that the bytes should have had.
-        source: the file.
-        end: offset in it of the end of the bytes that the decoder had.
-        lines: line feeds up to there.
-    """
-    what = str(error)
-    if isinstance(error, UnicodeDecodeError):
-        offset = end - len(error.object) + error.start
-        line = lines - error.object.count(b"\n", error.start) + 1
-        what = f"byte 0x{error.object[error.start]:02x} at offset {offset} (line {line}) does not decode"
-    return InputError(
-        f"{source!r} is not {encoding}: {what}; "
-        "name its encoding, for example --encoding cp1252, latin-1 (any bytes at all) or utf-16"
-    )
-
-
-def unknown_encoding(encoding: str) -> InputError:
-    """Return the error that names an encoding which is none, or not of text."""
-    return InputError(
-        f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
-    )
+    return "".join(decode_blocks(io.BytesIO(content), encoding, source))
 
 
 def _bytes_of(name: str, source: Download) -> bytes:
