@@ -6,6 +6,7 @@ places asked for. `ParallelStreams` reads consecutive segments of as many stretc
 that what a row remembers of one segment still holds for the next. Memory grows with neither.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -60,28 +61,20 @@ def split_held_out(
     Raises:
         InputError: a part would not hold one window and its target; says how long the text must be.
     """
-    held_out = int(len(ids) * held_out_fraction)
-    parts = ids[: len(ids) - held_out], ids[len(ids) - held_out :]
-    shortest = min(len(part) for part in (parts if held_out_fraction else parts[:1]))
-    if shortest <= window:
-        least = _least_length(held_out_fraction, window)
+
+    def border(length: int) -> int:
+        return length - int(length * held_out_fraction)
+
+    def fits(length: int) -> bool:
+        return border(length) > window and (length - border(length) > window or not held_out_fraction)
+
+    if not fits(len(ids)):
+        least = bisect_left(range(2**62), True, key=fits)
         raise InputError(
             f"the text has {len(ids)} characters, but --window {window} with --held-out-fraction {held_out_fraction:g} "
             f"needs at least {least}, whatever the batch; name a longer text or a smaller window"
         )
-    return parts
-
-
-def _least_length(held_out_fraction: float, window: int) -> int:
-    """Return the shortest text both of whose parts hold a window and its target, in characters."""
-    training_needs = window / (1 - held_out_fraction)
-    held_out_needs = (window + 1) / held_out_fraction if held_out_fraction else 0
-    length = int(max(training_needs, held_out_needs)) - 1  # no less will do; rounding decides the last few characters
-    while True:
-        held_out = int(length * held_out_fraction)
-        if length - held_out > window and (held_out > window or not held_out_fraction):
-            return length
-        length += 1
+    return ids[: border(len(ids))], ids[border(len(ids)) :]
 
 
 def gather_batch(
