@@ -100,7 +100,7 @@ def main(flags: Sequence[str]) -> None:
     require_known(text, model.vocabulary)
     ids, windows = jnp.array(text), {"window": window, "stride": stride}
     windowed = evaluate(model.network, model.parameters, ids, mesh, **windows)
-    stream, _ = evaluate_stream(model.network, model.parameters, text)
+    stream = evaluate_stream(model.network, model.parameters, text)
     positions = loss_by_position(model.network, model.parameters, ids, mesh, **windows)
     calibration = calibrate(model.network, model.parameters, ids, mesh, window=window, stride=stride)
     others = {} if training is None else baselines(training, text, len(model.vocabulary), model.vocabulary.decode)

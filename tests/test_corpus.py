@@ -87,9 +87,7 @@ def tiny_download(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     content = b"Tiny text, cached."
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(
-        module.DOWNLOADS, "tiny", Download("http://127.0.0.1:9/tiny.txt", digest, "tiny.txt", digest, "utf-8")
-    )
+    monkeypatch.setitem(module.DOWNLOADS, "tiny", Download("http://127.0.0.1:9/tiny.txt", "tiny.txt", digest))
     return content
 
 

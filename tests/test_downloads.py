@@ -5,6 +5,7 @@ import http.server
 import io
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -44,26 +45,29 @@ def server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
 
-        def offer(path, file, sha256=None):
-            url = f"http://127.0.0.1:{httpd.server_address[1]}{path}"
-            digest = hashlib.sha256(files[path]).hexdigest()
-            text_digest = hashlib.sha256(TEXT).hexdigest()
-            monkeypatch.setitem(module.DOWNLOADS, "served", Download(url, sha256 or digest, file, text_digest))
+        def offer(path, **hashes):
+            url, file = f"http://127.0.0.1:{httpd.server_address[1]}{path}", Path(path).name.removesuffix(".zip")
+            monkeypatch.setitem(module.DOWNLOADS, "served", Download(url, file, **hashes))
             return requests
 
         yield offer
         httpd.shutdown()
 
 
-@pytest.mark.parametrize(("path", "file"), [("/served.txt", "served.txt"), ("/served.zip", "served")])
-def test_a_corpus_is_downloaded_once(server, path, file, tmp_path):
-    requests = server(path, file)
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("path", ["/served.txt", "/served.zip"])
+def test_a_corpus_is_downloaded_once(server, path, tmp_path):
+    requests = server(path, sha256=sha256(TEXT), zip_sha256=sha256(archive()) if path == "/served.zip" else None)
     assert load_corpus("served").text == load_corpus("served").text == "served text\n"
     assert len(requests) == 1
     assert (tmp_path / "cache" / "charlm_jax").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_download_with_another_hash_is_refused(server):
-    server("/served.txt", "served.txt", sha256="0" * 64)
-    with pytest.raises(InputError, match="is not the published served"):
+@pytest.mark.parametrize(("path", "wrong"), [("/served.txt", "sha256"), ("/served.zip", "zip_sha256")])
+def test_a_download_with_another_hash_is_refused(server, path, wrong):
+    server(path, **{"sha256": sha256(TEXT), wrong: "0" * 64})
+    with pytest.raises(InputError, match=r"sends is not the published served \(SHA-256 0{64}\)"):
         load_corpus("served")

@@ -24,8 +24,8 @@ ODD = "ΟΔΥΣΣΕΥΣ\r\ncafé\r🜁 İ日Σ\n\n" * 9
 
 @pytest.fixture(autouse=True)
 def tiny_blocks(monkeypatch):
-    """Four bytes: borders everywhere."""
-    monkeypatch.setattr(module, "_BLOCK", 4)
+    """Three characters: borders everywhere."""
+    monkeypatch.setattr(module, "_BLOCK", 3)
 
 
 def write(path, content=ODD):

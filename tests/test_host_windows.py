@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from charlm_jax.data.host_windows import read_batches
-from charlm_jax.data.windows import ParallelStreams, ShuffledWindows
+from charlm_jax.data.windows import ParallelStreams, ShuffledWindows, gather_batch
 from charlm_jax.keys import fold_text
 
 KEY = jax.random.key(11)
@@ -23,7 +23,8 @@ def test_they_are_the_batches_that_a_device_gathers(tmp_path, order, length, row
     @jax.jit
     def gather(epoch, step):
         epoch_key = jax.random.fold_in(fold_text(KEY, "windows"), epoch)
-        return order.batch(resident, epoch_key, step, jnp.array(rows, jnp.int32))
+        starts = order.starts(length, epoch_key, step, jnp.array(rows, jnp.int32))
+        return gather_batch(resident, *starts, window=order.window)
 
     for steps in np.arange(36).reshape(4, 9):
         read = read_batches(mapped, order, KEY, steps, rows)

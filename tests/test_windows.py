@@ -8,11 +8,17 @@ from charlm_jax.data.windows import (
     ParallelStreams,
     ShuffledWindows,
     count_windows,
+    draw_batch,
     gather_batch,
     shuffled,
     split_held_out,
 )
 from charlm_jax.errors import InputError
+
+
+def batch_of(order, ids, key, step):
+    """All rows of a batch."""
+    return draw_batch(order, ids, key, jnp.int32(step), jnp.arange(order.batch_size))
 
 
 def brute_force_windows(text, window, stride):
@@ -29,9 +35,7 @@ def test_windows_are_those_of_the_notebooks_loop(length, window, stride):
     if expected:
         starts = stride * jnp.arange(len(expected))
         batch = gather_batch(jnp.asarray(text), starts, jnp.ones(len(expected), bool), window=window)
-        np.testing.assert_array_equal(batch.inputs, [inputs for inputs, _ in expected])
-        np.testing.assert_array_equal(batch.targets[:, -1], [target for _, target in expected])
-        np.testing.assert_array_equal(batch.targets[:, :-1], batch.inputs[:, 1:])
+        np.testing.assert_array_equal(batch.characters, [[*inputs, target] for inputs, target in expected])
 
 
 def test_nietzsche_has_the_notebooks_windows(nietzsche):
@@ -66,25 +70,24 @@ def test_the_shuffle_of_a_large_epoch_looks_random():
     assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 5 / count**0.5
 
 
-def test_an_epoch_visits_every_window_once_and_pads_the_last_batch():
+def test_every_epoch_visits_every_window_once_in_an_order_of_its_own_and_pads_the_last_batch():
     ids = jnp.asarray(np.arange(101, dtype=np.uint8))
     count = count_windows(101, window=10, stride=3)
     assert count == 31
     order = ShuffledWindows(10, stride=3, batch_size=8)
     assert order.steps(101) == 4
-    batches = [order.batch(ids, jax.random.key(3), jnp.int32(step)) for step in range(4)]
-    assert [int(batch.weights.sum()) for batch in batches] == [8, 8, 8, 7]
-    starts = np.concatenate([batch.inputs[:, 0][batch.weights > 0] for batch in batches])
-    np.testing.assert_array_equal(np.sort(starts), 3 * np.arange(count))
 
+    def starts(epoch, key):
+        batches = [batch_of(order, ids, jax.random.key(key), 4 * epoch + step) for step in range(4)]
+        assert [int(batch.weights.sum()) for batch in batches] == [8, 8, 8, 7]
+        return np.concatenate([batch.characters[:, 0][batch.weights > 0] for batch in batches])
 
-def test_a_batch_depends_on_the_key_and_the_step_alone():
-    ids = jnp.arange(1000)
-    order = ShuffledWindows(10, stride=1, batch_size=8)
-    draw = lambda key, step: order.batch(ids, key, jnp.int32(step)).targets  # noqa: E731
-    np.testing.assert_array_equal(draw(jax.random.key(0), 5), draw(jax.random.key(0), 5))
-    assert not np.array_equal(draw(jax.random.key(0), 5), draw(jax.random.key(1), 5))
-    assert not np.array_equal(draw(jax.random.key(0), 5), draw(jax.random.key(0), 6))
+    first, second, of_another_key = starts(0, key=3), starts(1, key=3), starts(0, key=4)
+    for found in (first, second, of_another_key):
+        np.testing.assert_array_equal(np.sort(found), 3 * np.arange(count))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, of_another_key)
+    np.testing.assert_array_equal(first, starts(0, key=3))
 
 
 def test_no_training_window_touches_the_held_out_text():
@@ -94,7 +97,7 @@ def test_no_training_window_touches_the_held_out_text():
     assert len(held_out) == 100
     count = count_windows(len(training), window=60, stride=1)
     last = gather_batch(jnp.asarray(training), jnp.array([count - 1]), jnp.array([True]), window=60)
-    assert int(last.targets[0, -1]) == 899
+    assert int(last.characters[0, -1]) == 899
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-6, 0.001, 0.1, 0.3, 1 / 3, 0.5, 0.9, 0.99])
@@ -119,7 +122,7 @@ def test_thousands_of_characters():
     vocabulary = Vocabulary.of(text)
     ids = vocabulary.encode(text)
     assert ids.dtype == np.uint16
-    batch = ShuffledWindows(9, stride=1, batch_size=4).batch(jnp.asarray(ids), jax.random.key(0), jnp.int32(0))
+    batch = batch_of(ShuffledWindows(9, stride=1, batch_size=4), jnp.asarray(ids), jax.random.key(0), 0)
     for row in np.asarray(batch.characters):
         assert vocabulary.decode(row) in text
 
@@ -131,9 +134,9 @@ def test_streams_read_stretches_of_the_text_side_by_side(length, steps):
     assert order.steps(length) == steps
     assert order.windows(length) == 8 * steps
     for seed in range(5 if steps else 0):
-        batches = [order.batch(jnp.arange(length), jax.random.key(seed), jnp.int32(step)) for step in range(steps)]
-        inputs = np.concatenate([batch.inputs for batch in batches], axis=1)
-        targets = np.concatenate([batch.targets for batch in batches], axis=1)
+        batches = [batch_of(order, jnp.arange(length), jax.random.key(seed), step).characters for step in range(steps)]
+        inputs = np.concatenate([characters[:, :-1] for characters in batches], axis=1)
+        targets = np.concatenate([characters[:, 1:] for characters in batches], axis=1)
         phase = int(inputs[0, 0])
         np.testing.assert_array_equal(inputs.ravel(), phase + np.arange(80 * steps))
         np.testing.assert_array_equal(targets, inputs + 1)
@@ -145,10 +148,11 @@ def test_the_phase_of_streams_reaches_both_ends_of_the_text():
     order = ParallelStreams(4, batch_size=5)
     for length, count in [(30, 10), (24, 4)]:
         text = jnp.arange(length)
-        phases = [int(order.batch(text, jax.random.key(n), jnp.int32(0)).inputs[0, 0]) for n in range(200)]
+        phases = [int(batch_of(order, text, jax.random.key(n), 0).characters[0, 0]) for n in range(200)]
         assert set(phases) == set(range(count))
 
 
 def test_rows_beyond_the_streams_are_padding():
-    batch = ParallelStreams(4, batch_size=5).batch(jnp.arange(30), jax.random.key(0), jnp.int32(0), jnp.arange(4, 8))
+    order = ParallelStreams(4, batch_size=5)
+    batch = draw_batch(order, jnp.arange(30), jax.random.key(0), jnp.int32(0), jnp.arange(4, 8))
     np.testing.assert_array_equal(batch.weights, [1, 0, 0, 0])

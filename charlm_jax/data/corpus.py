@@ -1,13 +1,13 @@
 """Where text comes from: the embedded corpus, the named downloads, any file, any folder of text files."""
 
 import hashlib
+import io
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from charlm_jax.data.text_blocks import decode_blocks
 from charlm_jax.errors import InputError
 
 DATA_FOLDER_VARIABLE = "CHARLM_JAX_DATA"
@@ -40,16 +40,16 @@ class Download:
 
     Attributes:
         url: where it is served.
-        sha256: of the file as served.
         file: the text's file name, in the cache, in the data folder and inside an archive.
-        text_sha256: of the text file's bytes.
+        sha256: of that file's bytes.
+        zip_sha256: of the archive that is served in its place, if one is.
         encoding: how its bytes become characters.
     """
 
     url: str
-    sha256: str
     file: str
-    text_sha256: str
+    sha256: str
+    zip_sha256: str | None = None
     encoding: str = "utf-8"
 
 
@@ -58,27 +58,25 @@ class Download:
 DOWNLOADS = {
     "nietzsche": Download(
         url="https://s3.amazonaws.com/text-datasets/nietzsche.txt",
-        sha256="23cf69874ab69d3d256099ab530ea4be24d47d9675b673bcc67cbcd6298ec647",
         file="nietzsche.txt",
-        text_sha256="23cf69874ab69d3d256099ab530ea4be24d47d9675b673bcc67cbcd6298ec647",
+        sha256="23cf69874ab69d3d256099ab530ea4be24d47d9675b673bcc67cbcd6298ec647",
     ),
     "tinyshakespeare": Download(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
         file="tinyshakespeare.txt",
-        text_sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
     "text8": Download(
         url="http://mattmahoney.net/dc/text8.zip",
-        sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
         file="text8",
-        text_sha256="6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+        sha256="6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+        zip_sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
     ),
     "enwik8": Download(
         url="http://mattmahoney.net/dc/enwik8.zip",
-        sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
         file="enwik8",
-        text_sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        zip_sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
         encoding="latin-1",
     ),
 }
@@ -155,41 +153,7 @@ def _contents(file: Path) -> bytes:
 
 
 def _decode(content: bytes, encoding: str, source: str) -> str:
-    try:
-        text = content.decode(encoding)
-    except UnicodeError as error:
-        raise undecodable(error, encoding, source, len(content), content.count(b"\n")) from error
-    except (LookupError, ValueError) as error:
-        raise unknown_encoding(encoding) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def undecodable(error: UnicodeError, encoding: str, source: str, end: int, lines: int) -> InputError:
-    """Return the error that names a byte which does not decode.
-
-    Args:
-        error: the decoder's.
-        encoding: that the bytes should have had.
-        source: the file.
-        end: offset in it of the end of the bytes that the decoder had.
-        lines: line feeds up to there.
-    """
-    what = str(error)
-    if isinstance(error, UnicodeDecodeError):
-        offset = end - len(error.object) + error.start
-        line = lines - error.object.count(b"\n", error.start) + 1
-        what = f"byte 0x{error.object[error.start]:02x} at offset {offset} (line {line}) does not decode"
-    return InputError(
-        f"{source!r} is not {encoding}: {what}; "
-        "name its encoding, for example --encoding cp1252, latin-1 (any bytes at all) or utf-16"
-    )
-
-
-def unknown_encoding(encoding: str) -> InputError:
-    """Return the error that names an encoding which is none, or not of text."""
-    return InputError(
-        f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
-    )
+    return "".join(decode_blocks(io.BytesIO(content), encoding, source))
 
 
 def _bytes_of(name: str, source: Download) -> bytes:
@@ -199,9 +163,9 @@ def _bytes_of(name: str, source: Download) -> bytes:
     path = local if local and local.exists() else _downloaded(name, source)
     content = _contents(path)
     found = hashlib.sha256(content).hexdigest()
-    if found != source.text_sha256:
+    if found != source.sha256:
         raise InputError(
-            f"{str(path)!r} is not the published {name} (SHA-256 {found}, not {source.text_sha256}); "
+            f"{str(path)!r} is not the published {name} (SHA-256 {found}, not {source.sha256}); "
             "replace it, or name your own text with --corpus FILE"
         )
     return content
@@ -214,20 +178,17 @@ def _downloaded(name: str, source: Download) -> Path:
     with suppress(OSError):  # a cache that cannot be made is told of below
         cache.mkdir(parents=True, mode=0o700, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
-    archive = source.url.endswith(".zip")
-    unpack: Callable[..., Any] | None = pooch.Unzip(members=[source.file]) if archive else None
+    served, unpack = source.file, None
+    if source.zip_sha256:
+        served, unpack = f"{source.file}.zip", pooch.Unzip(members=[source.file])
+    sha256 = source.zip_sha256 or source.sha256
     try:
         found = pooch.retrieve(
-            source.url,
-            known_hash=f"sha256:{source.sha256}",
-            fname=f"{source.file}.zip" if archive else source.file,
-            path=cache,
-            processor=unpack,
-            progressbar=True,
+            source.url, f"sha256:{sha256}", fname=served, path=cache, processor=unpack, progressbar=True
         )
     except ValueError as error:  # pooch's word for another hash
         raise InputError(
-            f"what {source.url} sends is not the published {name} (SHA-256 {source.sha256}); name your own text with "
+            f"what {source.url} sends is not the published {name} (SHA-256 {sha256}); name your own text with "
             f"--corpus FILE, or put {source.file} into a folder that ${DATA_FOLDER_VARIABLE} names"
         ) from error
     except Exception as error:  # requests, urllib3, zipfile and the disk each fail in their own way
@@ -238,4 +199,4 @@ def _downloaded(name: str, source: Download) -> Path:
             f"{source.file} into a folder that ${DATA_FOLDER_VARIABLE} names, or train on another text with "
             f"--corpus FILE or --corpus {PYTHON_DOCS}"
         ) from error
-    return Path(found[0] if archive else found)
+    return Path(found[0] if unpack else found)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64, Integer
 
-from charlm_jax.data.windows import Order, within_epoch
+from charlm_jax.data.windows import Order, batch_starts
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key
 
@@ -65,6 +65,6 @@ def _starts(
     order: Order, length: int, key: Key, steps: Int64[Array, " steps"], rows: Int64[Array, " batch"]
 ) -> tuple[Int64[Array, "steps batch"], Bool[Array, "steps batch"]]:
     def starts(step: Int64[Array, ""]) -> tuple[Int64[Array, " batch"], Bool[Array, " batch"]]:
-        return order.starts(length, *within_epoch(order, length, key, step), rows)
+        return batch_starts(order, length, key, step, rows)
 
     return jax.vmap(starts)(jnp.asarray(steps))

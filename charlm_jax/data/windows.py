@@ -6,6 +6,7 @@ places asked for. `ParallelStreams` reads consecutive segments of as many stretc
 that what a row remembers of one segment still holds for the next. Memory grows with neither.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -36,11 +37,6 @@ class Batch(NamedTuple):
         """The windows."""
         return self.characters[:, :-1]
 
-    @property
-    def targets(self) -> Int32[Array, "batch time"]:
-        """The character after each one of the windows; the last is the one after the window."""
-        return self.characters[:, 1:]
-
 
 def count_windows(length: int, *, window: int, stride: int) -> int:
     """Return how many windows with a target a text of `length` characters has."""
@@ -60,28 +56,20 @@ def split_held_out(
     Raises:
         InputError: a part would not hold one window and its target; says how long the text must be.
     """
-    held_out = int(len(ids) * held_out_fraction)
-    parts = ids[: len(ids) - held_out], ids[len(ids) - held_out :]
-    shortest = min(len(part) for part in (parts if held_out_fraction else parts[:1]))
-    if shortest <= window:
-        least = _least_length(held_out_fraction, window)
+
+    def border(length: int) -> int:
+        return length - int(length * held_out_fraction)
+
+    def fits(length: int) -> bool:
+        return border(length) > window and (length - border(length) > window or not held_out_fraction)
+
+    if not fits(len(ids)):
+        least = bisect_left(range(2**62), True, key=fits)
         raise InputError(
             f"the text has {len(ids)} characters, but --window {window} with --held-out-fraction {held_out_fraction:g} "
             f"needs at least {least}, whatever the batch; name a longer text or a smaller window"
         )
-    return parts
-
-
-def _least_length(held_out_fraction: float, window: int) -> int:
-    """Return the shortest text both of whose parts hold a window and its target, in characters."""
-    training_needs = window / (1 - held_out_fraction)
-    held_out_needs = (window + 1) / held_out_fraction if held_out_fraction else 0
-    length = int(max(training_needs, held_out_needs)) - 1  # no less will do; rounding decides the last few characters
-    while True:
-        held_out = int(length * held_out_fraction)
-        if length - held_out > window and (held_out > window or not held_out_fraction):
-            return length
-        length += 1
+    return ids[: border(len(ids))], ids[border(len(ids)) :]
 
 
 def gather_batch(
@@ -119,29 +107,16 @@ class ShuffledWindows:
         """Return how many batches an epoch has, the last, smaller one included."""
         return -(-self.windows(length) // self.batch_size)
 
-    def batch(
-        self,
-        ids: Integer[Array, " character"],
-        key: Key,
-        step: Int32[Array, ""],
-        rows: Int32[Array, " batch"] | None = None,
-    ) -> Batch:
-        """Draw one of an epoch's batches.
-
-        Args:
-            ids: the text.
-            key: the epoch's own key.
-            step: the batch's number within the epoch, from 0.
-            rows: which of the batch's rows, None being all; from `batch_size` on there is only padding.
-        """
-        rows = jnp.arange(self.batch_size, dtype=jnp.int32) if rows is None else rows
-        starts, there = self.starts(len(ids), key, step, rows)
-        return gather_batch(ids, starts, there, window=self.window)
-
     def starts(
         self, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
     ) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
-        """Return where the windows of a batch start, and which rows have one; see `batch`.
+        """Return where the windows of one of an epoch's batches start, and which rows have one.
+
+        Args:
+            length: of the text, in characters.
+            key: the epoch's own.
+            step: the batch's number within the epoch, from 0.
+            rows: which of the batch's rows; from `batch_size` on there is only padding.
 
         `step` and `rows` are integers of one type, which must hold `length`, and so are the places.
         """
@@ -176,22 +151,10 @@ class ParallelStreams:
         """Return how many batches an epoch has: segments in each stream."""
         return (length - self.window) // (self.batch_size * self.window)
 
-    def batch(
-        self,
-        ids: Integer[Array, " character"],
-        key: Key,
-        step: Int32[Array, ""],
-        rows: Int32[Array, " batch"] | None = None,
-    ) -> Batch:
-        """Return one of an epoch's batches; see `ShuffledWindows.batch`."""
-        rows = jnp.arange(self.batch_size, dtype=jnp.int32) if rows is None else rows
-        starts, there = self.starts(len(ids), key, step, rows)
-        return gather_batch(ids, starts, there, window=self.window)
-
     def starts(
         self, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
     ) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
-        """Return where the windows of a batch start, and which rows have one; see `ShuffledWindows.starts`."""
+        """Return where the windows of one of an epoch's batches start; see `ShuffledWindows.starts`."""
         stretch = self.steps(length) * self.window
         phase = jax.random.randint(key, (), 0, length - stretch * self.batch_size, jnp.int32)
         return phase.astype(rows.dtype) + rows * stretch + step * self.window, rows < self.batch_size
@@ -200,17 +163,29 @@ class ParallelStreams:
 Order = ShuffledWindows | ParallelStreams
 
 
-def within_epoch(order: Order, length: int, key: Key, step: Integer[Array, ""]) -> tuple[Key, Integer[Array, ""]]:
-    """Return the key of the epoch that a step of a run falls into, and the step's number within it.
+def batch_starts(
+    order: Order, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
+) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
+    """Return where the windows of a batch of a run start, and which rows have one.
 
     Args:
         order: in which an epoch goes through the text.
         length: of the text, in characters.
         key: the run's.
-        step: from 0, over all epochs.
+        step: from 0, over all epochs; of the type of `rows`.
+        rows: see `ShuffledWindows.starts`.
     """
     steps = order.steps(length)
-    return jax.random.fold_in(fold_text(key, "windows"), step // steps), step % steps
+    epoch_key = jax.random.fold_in(fold_text(key, "windows"), step // steps)
+    return order.starts(length, epoch_key, step % steps, rows)
+
+
+def draw_batch(
+    order: Order, ids: Integer[Array, " character"], key: Key, step: Int32[Array, ""], rows: Int32[Array, " batch"]
+) -> Batch:
+    """Draw a batch of a run from its text, `ids`; see `batch_starts`."""
+    starts, there = batch_starts(order, len(ids), key, step, rows)
+    return gather_batch(ids, starts, there, window=order.window)
 
 
 def shuffled(key: Key, positions: Integer[Array, " batch"], count: int) -> Integer[Array, " batch"]:

@@ -15,7 +15,7 @@ from charlm_jax.data.windows import count_windows, gather_batch
 from charlm_jax.learning.objective import last_losses, losses_along
 from charlm_jax.mesh import DATA, fetch, own_rows, replicate
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import Carry, CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM
 
 BATCH_SIZE = 256  # windows read at once
 LOGITS = 1 << 22  # of a stream that are computed in one dispatch
@@ -50,14 +50,12 @@ def evaluate(
     *,
     window: int,
     stride: int,
-    batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
     """Score the character after every window of a text, each window read from the zero state.
 
     Stride 1 scores every character but the first `window`.
     """
-    options = {"window": window, "stride": stride, "batch_size": batch_size}
-    total, count = sum_over_windows(last_losses, network, parameters, ids, mesh, **options)
+    total, count = sum_over_windows(last_losses, network, parameters, ids, mesh, window=window, stride=stride)
     return Evaluation(loss_nats=float(total) / count, characters=count)
 
 
@@ -69,14 +67,12 @@ def loss_by_position(
     *,
     window: int,
     stride: int,
-    batch_size: int = BATCH_SIZE,
 ) -> Float[np.ndarray, " window"]:
     """Return the mean nats of a character given the 1, 2, ... `window` before it: how much the context helps.
 
     The windows are those of `evaluate`, whose loss is the last entry.
     """
-    options = {"window": window, "stride": stride, "batch_size": batch_size}
-    totals, count = sum_over_windows(_losses_along, network, parameters, ids, mesh, **options)
+    totals, count = sum_over_windows(_losses_along, network, parameters, ids, mesh, window=window, stride=stride)
     return totals / count
 
 
@@ -85,36 +81,21 @@ def _losses_along(network: CharacterLSTM, parameters: Parameters, characters: Ar
 
 
 def evaluate_stream(
-    network: CharacterLSTM,
-    parameters: Parameters,
-    ids: Integer[Array, " character"] | Integer[np.ndarray, " character"],
-    carry: Carry = (),
-    *,
-    piece: int | None = None,
-) -> tuple[Evaluation, Carry]:
-    """Score every character of a text but the first, the state carried on from each to the next.
+    network: CharacterLSTM, parameters: Parameters, ids: Integer[Array | np.ndarray, " character"]
+) -> Evaluation:
+    """Score every character of a text of at least two but the first, the state carried on from each to the next.
 
     One stream, read in order on one device: the loss does not depend on how a batch is laid out.
-
-    Args:
-        network: the model.
-        parameters: its parameters.
-        ids: the text, of at least two characters.
-        carry: of the text before, whose last character is the first of `ids`; an empty one is the zero state.
-        piece: characters in a dispatch; None is as many as keep the logits small.
-
-    Returns:
-        The loss, and the carry before the text's last character.
     """
-    piece = max(LOGITS // network.vocabulary_size, 256) if piece is None else piece
+    piece = max(LOGITS // network.vocabulary_size, 256)
     text, total = np.asarray(ids), 0.0
-    carry = carry or network.zero_carry((1,))
+    carry = network.zero_carry((1,))
     for start in range(0, len(text) - 1, piece):
         characters = jnp.array(text[None, start : start + piece + 1], jnp.int32)
         loss, carry = _stream_losses(network, parameters, characters, carry)
         total += float(np.sum(np.asarray(loss), dtype=np.float64))
     count = len(text) - 1
-    return Evaluation(loss_nats=total / count, characters=count), carry
+    return Evaluation(loss_nats=total / count, characters=count)
 
 
 _stream_losses = jax.jit(losses_along, static_argnums=0)
@@ -129,7 +110,6 @@ def sum_over_windows(
     *,
     window: int,
     stride: int,
-    batch_size: int = BATCH_SIZE,
 ) -> tuple[PyTree, int]:
     """Add up what a function of windows returns, over all windows of a text; return the sums and how many windows.
 
@@ -144,10 +124,9 @@ def sum_over_windows(
         mesh: the devices.
         window: characters in a window.
         stride: characters from one window's start to the next one's.
-        batch_size: windows read at once.
     """
     parameters, ids = replicate((parameters, ids), mesh)
-    sums = _batch_sums(score, network, parameters, ids, mesh, window, stride, batch_size)
+    sums = _batch_sums(score, network, parameters, ids, mesh, window, stride, BATCH_SIZE)
     totals = jax.tree.map(lambda batches: np.asarray(batches, np.float64).sum(axis=0), fetch(sums))
     return totals, count_windows(len(ids), window=window, stride=stride)
 

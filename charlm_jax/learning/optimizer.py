@@ -11,7 +11,7 @@ def make_optimizer(
     *,
     schedule: Schedule = "constant",
     warmup: int = 0,
-    steps: int | None = None,
+    steps: int = 0,
     weight_decay: float = 0.0,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
@@ -31,18 +31,15 @@ def make_optimizer(
         clip: bound on the gradient's global norm; None leaves it alone.
 
     Raises:
-        ValueError: a weight decay without `adamw`, or a cosine without as many steps.
+        ValueError: a weight decay without `adamw`, or a cosine over no more steps than those of warm-up.
     """
     if weight_decay and name != "adamw":
         raise ValueError(f"{name} has no weight decay; adamw has")
-    rate = 1.0
+    rate: float | optax.Schedule = 1.0
     if schedule == "cosine":
-        if steps is None or steps <= warmup:
-            raise ValueError(f"a cosine over {steps} steps, {warmup} of them warm-up, has nowhere to go down")
-        rate = optax.cosine_decay_schedule(1.0, steps - warmup)
-    if warmup:
-        after = rate if callable(rate) else optax.constant_schedule(rate)
-        rate = optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup])
+        rate = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
+    elif warmup:
+        rate = optax.linear_schedule(0.0, 1.0, warmup)
     match name:
         case "adam":
             rule = optax.adam(rate)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, Integer, PyTree
 
 from charlm_jax.choices import Objective
-from charlm_jax.data.windows import Batch, Order, within_epoch
+from charlm_jax.data.windows import Batch, Order, draw_batch
 from charlm_jax.keys import Key, ReplicaKeys, fold_text
 from charlm_jax.learning.objective import targets_of, window_losses
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
@@ -210,22 +210,21 @@ class _Learner:
         """Take one step of a model."""
         order = self.order
         length = self.length or len(text)
-        epoch_key, step = within_epoch(order, length, key, state.step)
         rows = own_rows(order.batch_size, self.mesh)
         if isinstance(text, Batches):
             number = state.step - text.first
             batch = Batch(text.characters[number].astype(jnp.int32), text.weights[number])
         else:
-            batch = order.batch(text, epoch_key, step, rows)
+            batch = draw_batch(order, text, key, state.step, rows)
         steps = order.steps(length)
+        step = state.step % steps  # within the epoch
         last = order.windows(length) - (steps - 1) * order.batch_size
         trained = jnp.where(step == steps - 1, jnp.int32(last), jnp.int32(order.batch_size))
         dropout = Dropout(jax.random.fold_in(fold_text(key, "dropout"), state.step), rows)
         # An epoch begins with nothing read and nothing counted.
-        fresh = jax.tree.map(
+        start, so_far = jax.tree.map(
             lambda value: jnp.where(step == 0, 0, value).astype(value.dtype), (state.carry, state.epoch)
         )
-        start, so_far = fresh
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
             losses, carry = window_losses(

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from charlm_jax.choices import Initializer
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.model.network import CharacterLSTM
-from charlm_jax.model.recurrence import GATES
+from charlm_jax.model.recurrence import GATES, Weights, take_apart
 
 Parameters = PyTree[Array]  # a dictionary by layer name, as `CharacterLSTM` describes it
 
@@ -52,15 +52,10 @@ def keras_parameters(network: CharacterLSTM, key: Key) -> Parameters:
 
 def _cell(shapes: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
     inputs, hidden = shapes["ii"]["kernel"].shape
-    input_kernel = _split(glorot_uniform()(fold_text(key, "input"), (inputs, 4 * hidden)))
-    recurrent_kernel = _split(orthogonal()(fold_text(key, "recurrent"), (hidden, 4 * hidden)))
-    return {
-        **{f"i{gate}": {"kernel": input_kernel[gate]} for gate in GATES},
-        **{
-            f"h{gate}": {"kernel": recurrent_kernel[gate], "bias": jnp.full(hidden, float(gate == "f"), jnp.float32)}
-            for gate in GATES
-        },
-    }
+    input_kernel = glorot_uniform()(fold_text(key, "input"), (inputs, 4 * hidden))
+    recurrent_kernel = orthogonal()(fold_text(key, "recurrent"), (hidden, 4 * hidden))
+    bias = jnp.repeat(jnp.array([float(gate == "f") for gate in GATES], jnp.float32), hidden)
+    return take_apart(Weights(input_kernel, recurrent_kernel, bias))
 
 
 def _dense(shapes: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
@@ -69,7 +64,3 @@ def _dense(shapes: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
 
 def _embedding(shapes: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
     return {"embedding": jax.random.uniform(key, shapes["embedding"].shape, minval=-0.05, maxval=0.05)}
-
-
-def _split(kernel: Array) -> dict[str, Array]:
-    return dict(zip(GATES, jnp.split(kernel, len(GATES), axis=-1), strict=True))

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from charlm_jax.errors import InputError
 from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.recurrence import GATES, fuse
+from charlm_jax.model.recurrence import Weights, fuse, take_apart
 
 Layers = Sequence[Sequence[np.ndarray]]
 """A model's numbers as Keras holds them, layer by layer: the table of an `Embedding`, if there is one; the kernel, the
@@ -59,17 +59,8 @@ def from_keras(layers: Layers) -> Parameters:
             case [kernel, bias]:
                 parameters["head"] = {"kernel": kernel, "bias": bias}
             case weights:
-                parameters[f"lstm_{len(parameters) - len(embedding)}"] = _cell(*weights)
+                parameters[f"lstm_{len(parameters) - len(embedding)}"] = take_apart(Weights(*weights))
     return parameters
-
-
-def _cell(kernel: Array, recurrent_kernel: Array, bias: Array) -> dict[str, Any]:
-    """Take the gates of a `flax.linen.LSTMCell`'s parameters apart; see `fuse`."""
-    parts = (jnp.split(array, len(GATES), axis=-1) for array in (kernel, recurrent_kernel, bias))
-    cell = {}
-    for gate, kernel, recurrent_kernel, bias in zip(GATES, *parts, strict=True):
-        cell |= {f"i{gate}": {"kernel": kernel}, f"h{gate}": {"kernel": recurrent_kernel, "bias": bias}}
-    return cell
 
 
 def scale_gates(parameters: Parameters, factor: float) -> Parameters:

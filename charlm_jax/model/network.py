@@ -105,37 +105,30 @@ class CharacterLSTM(nn.Module):
     ) -> tuple[Float[Array, "batch time hidden"], Carry]:
         """Read characters from a carry (an empty one is the zero state); return the top hidden state after each."""
         carry = carry or self.zero_carry(ids.shape[:1])
-        weights = self._weights()
-
-        def read_layer(number: int, projected: Array) -> tuple[Array, LayerCarry]:
-            kernel = weights[number].recurrent_kernel
+        below, layers = ids.T, list[LayerCarry]()  # time first, as it passes
+        for number, (weights, before) in enumerate(zip(self._weights(), carry, strict=True)):
+            projected = project(weights, below, self.precision) if number else project_ids(weights, below)
+            kernel = weights.recurrent_kernel
             if dropout is not None:
                 kernel = dropout.of_weights(kernel, number, self.weight_dropout)
-            hidden, after = lstm_sequence(
-                kernel, projected, carry[number], self.gate_activation, self.precision, self.recurrence
+            below, after = lstm_sequence(
+                kernel, projected, before, self.gate_activation, self.precision, self.recurrence
             )
             if dropout is not None:
-                hidden = dropout.of_outputs(hidden, number, self.dropout)
-            return hidden, after
-
-        hidden, after = read_layer(0, project_ids(weights[0], ids.T))  # time first, as it passes
-        layers = [after]
-        for number in range(1, self.layers):
-            hidden, after = read_layer(number, project(weights[number], hidden, self.precision))
+                below = dropout.of_outputs(below, number, self.dropout)
             layers.append(after)
-        return jnp.swapaxes(hidden, 0, 1), tuple(layers)
+        return jnp.swapaxes(below, 0, 1), tuple(layers)
 
     def step(self, ids: Int32[Array, "*#batch"], carry: Carry) -> Carry:
         """Read one character a row, or the same one for many rows where `ids` has an axis of 1.
 
         The top hidden state, `carry[-1].hidden`, predicts the next character.
         """
-        weights = self._weights()
-        projected = project_ids(weights[0], ids)
-        layers = [lstm_step(weights[0].recurrent_kernel, projected, carry[0], self.gate_activation, self.precision)]
-        for layer, before in zip(weights[1:], carry[1:], strict=True):
-            projected = project(layer, layers[-1].hidden, self.precision)
-            layers.append(lstm_step(layer.recurrent_kernel, projected, before, self.gate_activation, self.precision))
+        below, layers = ids, list[LayerCarry]()
+        for weights, before in zip(self._weights(), carry, strict=True):
+            projected = project(weights, below, self.precision) if layers else project_ids(weights, below)
+            layers.append(lstm_step(weights.recurrent_kernel, projected, before, self.gate_activation, self.precision))
+            below = layers[-1].hidden
         return tuple(layers)
 
     def predict(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:

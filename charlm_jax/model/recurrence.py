@@ -48,6 +48,15 @@ def fuse(cell: Mapping[str, Any]) -> Weights:
     return Weights(side_by_side("i", "kernel"), side_by_side("h", "kernel"), side_by_side("h", "bias"))
 
 
+def take_apart(weights: Weights) -> dict[str, dict[str, Array]]:
+    """Return the `flax.linen.LSTMCell`'s parameters whose gates lie side by side; the inverse of `fuse`."""
+    parts = (jnp.split(array, len(GATES), axis=-1) for array in weights)
+    cell = {}
+    for gate, kernel, recurrent_kernel, bias in zip(GATES, *parts, strict=True):
+        cell |= {f"i{gate}": {"kernel": kernel}, f"h{gate}": {"kernel": recurrent_kernel, "bias": bias}}
+    return cell
+
+
 def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch gates"]:
     """Return x W + b for one-hot x: a row of W for each id."""
     table = once(weights.input_kernel + weights.bias[None, :])

@@ -27,7 +27,7 @@ from charlm_jax.runs.stop import StopRequested
 
 _FORMAT = 1
 _FINISHED, _UNFINISHED = "corpus.json", "unfinished.json"
-_BLOCK = 1 << 22  # bytes read, and ids checked, at a time
+_BLOCK = 1 << 22  # characters read, and ids checked, at a time
 
 
 @dataclass(frozen=True)
@@ -234,21 +234,19 @@ def _text_blocks(
     files: Sequence[Path], encoding: str, bar: ProgressBar, stop_requested: StopRequested
 ) -> Iterator[str]:
     """Read files that are joined by blank lines."""
-
-    def file_blocks(file: Path) -> Iterator[bytes]:
-        try:
-            with file.open("rb") as opened:
-                while block := opened.read(_BLOCK):
-                    _stop_if(stop_requested)
-                    yield block
-                    bar.update(len(block))
-        except OSError as error:
-            raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
-
     for number, file in enumerate(files):
         if number:
             yield "\n\n"
-        yield from decode_blocks(file_blocks(file), encoding, str(file))
+        try:
+            with file.open("rb") as opened:
+                read = 0
+                for block in decode_blocks(opened, encoding, str(file), _BLOCK):
+                    _stop_if(stop_requested)
+                    bar.update(opened.tell() - read)
+                    read = opened.tell()
+                    yield block
+        except OSError as error:
+            raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
 
 
 def _survey(blocks: Iterator[str], source: str) -> dict[str, Any]:
