@@ -62,6 +62,12 @@ def left_behind(path):
     return jax.tree.leaves((model.parameters, best.parameters)), metrics, read_records(run.samples)
 
 
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    """What `finish` returns of a `tiny` run that nothing interrupts."""
+    return finish(dataclasses.replace(TINY, corpus=str(corpus)), tmp_path_factory.mktemp("unbroken") / "run")
+
+
 def same(one, other):
     return all(map(np.array_equal, one[1], other[1])) and one[2:] == other[2:]
 
@@ -121,8 +127,7 @@ def test_nothing_held_out_is_nothing_evaluated(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("dispatches", [1, 2, 3])
-def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, dispatches):
-    unbroken = finish(tiny, tmp_path / "unbroken")
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypatch, dispatches):
     with monkeypatch.context() as patch:
         stop_after(patch, dispatches, terminate)
         with pytest.raises(Preempted, match=r"the same command with --run-dir .*broken goes on"):
@@ -135,9 +140,8 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "place", ["before the checkpoint", "before the best", "before the records", "amid the records", "after the records"]
 )
-def test_a_run_that_dies_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, place):
+def test_a_run_that_dies_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypatch, place):
     """Die at the end of the second epoch, at each place where its checkpoint or its records may be missing."""
-    unbroken = finish(tiny, tmp_path / "unbroken")
     calls = []
 
     def dying(function, call, after=False):
@@ -198,9 +202,9 @@ def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, 
     assert open_run(tmp_path / "run").configuration().patience == 3
 
 
-def test_a_best_model_that_no_record_supports_is_dropped(tiny, tmp_path):
+def test_a_best_model_that_no_record_supports_is_dropped(tiny, unbroken, tmp_path):
     """Whoever removes the checkpoints starts over, and what was best before is no more."""
-    unbroken = finish(tiny, tmp_path / "run")
+    finish(tiny, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert same(finish(tiny, tmp_path / "run"), unbroken)
 
@@ -266,10 +270,10 @@ def test_streams_that_the_text_does_not_fill_are_refused_with_what_would_do(tiny
         prepare(dataclasses.replace(every, batch_size=most + 1))
 
 
-def test_more_epochs_extend_a_run_to_what_it_would_have_been(tiny, tmp_path):
+def test_more_epochs_extend_a_run_to_what_it_would_have_been(tiny, unbroken, tmp_path):
     short = dataclasses.replace(tiny, epochs=1)
     finish(short, tmp_path / "extended")
-    assert same(finish(tiny, tmp_path / "extended"), finish(tiny, tmp_path / "whole"))
+    assert same(finish(tiny, tmp_path / "extended"), unbroken)
     assert open_run(tmp_path / "extended").configuration() == tiny
     assert finish(tiny, tmp_path / "extended")[0] == [], "a finished run has nothing to do"
 
@@ -579,10 +583,9 @@ def test_a_rate_beyond_all_reason_is_called_so(tiny, tmp_path, capsys):
     assert "training has gone astray" in capsys.readouterr().err
 
 
-def test_a_long_epoch_is_saved_on_the_way(tiny, tmp_path, monkeypatch):
+def test_a_long_epoch_is_saved_on_the_way(tiny, unbroken, tmp_path, monkeypatch):
     """Killed amid its first epoch, it goes on from there."""
     monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
-    unbroken = finish(tiny, tmp_path / "unbroken")
 
     def die():
         raise KeyboardInterrupt
