@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 from safetensors.numpy import load
 
@@ -123,6 +124,7 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, d
     from charlm_jax.runs.command_line import exit_codes
     from experiments.text_generation import main
 
+    _keep_what_is_compiled()
     if patience is not None:
         processes._START = patience
     if devices is not None:
@@ -130,6 +132,19 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, d
 
     with exit_codes():
         main(flags)
+
+
+def _keep_what_is_compiled():
+    """Have every process of a job keep its programs: JAX keeps the first one's, which on CPUs fit no other process."""
+    from jax._src import compiler, distributed
+
+    keep = compiler._cache_write
+
+    def keep_as_the_first(*arguments):
+        with mock.patch.object(distributed.global_state, "process_id", 0):
+            keep(*arguments)
+
+    compiler._cache_write = keep_as_the_first
 
 
 def _die_after(changes):

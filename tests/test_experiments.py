@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from commands import call
+from faults import Command
 from oracles import GATES, numpy_logits
 
 from charlm_jax.analysis.baselines import baselines
@@ -510,31 +512,31 @@ LONGER = [*TINY, "--epochs", 6, "--stride", 1, "--batch-size", 4]
 
 
 @pytest.fixture(scope="module")
-def unbroken(corpus, tmp_path_factory):
+def unbroken(commands, corpus, tmp_path_factory):
     """A run of six epochs that nothing interrupts."""
-    path = tmp_path_factory.mktemp("runs") / "unbroken"
-    assert run("text_generation", "--corpus", corpus, *LONGER, "--run-dir", path)[0] == 0
-    return path
+    folder = tmp_path_factory.mktemp("runs")
+    assert Command(["--corpus", corpus, *LONGER, "--run-dir", folder / "run"], folder).wait().code == 0
+    return folder / "run"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
 def test_a_killed_command_run_again_ends_as_if_unbroken(corpus, tmp_path, unbroken, number, code):
     """Stop the process as soon as it has printed its second epoch of six."""
-    flags = ["--corpus", corpus, *LONGER, "--run-dir", tmp_path]
-    process = command("text_generation", *flags)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2"):
-            process.send_signal(number)
-            break
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
-    step = load_model(open_run(tmp_path), "newest").step
-    assert run("text_generation", *flags)[0] == 0
-    broken, whole = load_model(open_run(tmp_path), "newest"), load_model(open_run(unbroken), "newest")
+    path = tmp_path / "run"
+    flags = ["--corpus", corpus, *LONGER, "--run-dir", path]
+    process = Command(flags, tmp_path)
+    process.wait_for(process.out)
+    while process.process.is_alive() and "epoch 2" not in process.out.read_text():
+        time.sleep(0.005)
+    process.send(number)
+    ended = process.wait()
+    assert ended.code == code, ended.errors
+    step = load_model(open_run(path), "newest").step
+    assert Command(flags, tmp_path).wait().code == 0
+    broken, whole = load_model(open_run(path), "newest"), load_model(open_run(unbroken), "newest")
     assert step < broken.step == whole.step
     assert all(map(np.array_equal, jax.tree.leaves(broken.parameters), jax.tree.leaves(whole.parameters)))
-    assert read_records(tmp_path / "samples.jsonl") == read_records(unbroken / "samples.jsonl")
+    assert read_records(path / "samples.jsonl") == read_records(unbroken / "samples.jsonl")
 
 
 def test_the_presets_are_the_notebooks():

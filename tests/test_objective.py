@@ -53,6 +53,7 @@ def test_padding_changes_neither_loss_nor_gradient(objective):
     whole = Batch(CHARACTERS, jnp.ones(5))
     padded = Batch(jnp.pad(CHARACTERS, ((0, 3), (0, 0))), jnp.pad(jnp.ones(5), (0, 3)))
 
+    @jax.jit
     @jax.value_and_grad
     def evaluate(parameters, batch):
         return jnp.sum(batch.weights * window_losses(NETWORK, parameters, batch, objective)[0])
@@ -86,8 +87,8 @@ def test_improbable_targets_cost_and_teach_what_keras_makes_of_them(objective):
                 keras.ops.sparse_categorical_crossentropy(characters[:, -learned.shape[1] :], learned)
             )
 
-    expected, gradient = jax.value_and_grad(theirs)(parameters)
-    found, own_gradient = jax.value_and_grad(ours)(parameters, 1e-7)
+    expected, gradient = jax.jit(jax.value_and_grad(theirs))(parameters)
+    found, own_gradient = jax.jit(jax.value_and_grad(ours), static_argnums=1)(parameters, 1e-7)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     for one, other in zip(jax.tree.leaves(own_gradient), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
