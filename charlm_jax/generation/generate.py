@@ -42,14 +42,9 @@ class SamplingState:
     sampler: Sampler = field(metadata={"static": True})
 
     @property
-    def slots(self) -> int:
-        """Open windows a stream."""
-        return self.carry[0].hidden.shape[1]
-
-    @property
     def oldest(self) -> Int32[Array, ""]:
         """The slot of the window that has been open the longest: it predicts, then closes."""
-        return self.position % self.slots
+        return self.position % self.carry[0].hidden.shape[1]
 
 
 def read_character(
@@ -149,17 +144,12 @@ def generate_piece(
         ids = draw(next_logits(network, parameters, state), temperatures, uniforms)
         return read_character(network, parameters, state, ids), ids
 
-    state, ids = jax.lax.scan(step, state, draw_uniforms(keys, first, length))
-    return state, ids.T
-
-
-def draw_uniforms(keys: StreamKeys, first: int | Int32[Array, ""], length: int) -> Float[Array, "length stream"]:
-    """Return the random numbers of `length` characters of each stream, each a function of its key and its place."""
-
     def uniform(key: Key, number: Int32[Array, ""]) -> Float[Array, ""]:
         return jax.random.uniform(jax.random.fold_in(key, number))
 
-    return jax.vmap(jax.vmap(uniform, (0, None)), (None, 0))(keys, first + jnp.arange(length))
+    uniforms = jax.vmap(jax.vmap(uniform, (0, None)), (None, 0))(keys, first + jnp.arange(length))
+    state, ids = jax.lax.scan(step, state, uniforms)
+    return state, ids.T
 
 
 def generate_pieces(
@@ -196,24 +186,13 @@ def generate_pieces(
     streams = len(prompts)
     mesh = as_many_as(streams, mesh)
     rows = np.minimum(np.arange(-(-streams // mesh.size) * mesh.size), streams - 1)  # the last again, till all is even
-    padded, lengths = pad_left(prompts)
     parameters = replicate(parameters, mesh)
-    prompt_rows = split_rows((padded[rows], lengths[rows]), mesh)
-    temperature_rows = split_rows(np.asarray(temperatures, np.float32)[rows], mesh)
-    key_rows = split_rows(keys[rows], mesh)
+    whole = *pad_left(prompts), np.asarray(temperatures, np.float32), keys
+    *prompt_rows, temperature_rows, key_rows = split_rows([array[rows] for array in whole], mesh)
     state = read_prompts(network, parameters, *prompt_rows, sampler=sampler, window=window)
+    options = {"length": piece, "top_k": top_k, "top_p": top_p}
     for first in range(0, length, piece):
-        state, ids = generate_piece(
-            network,
-            parameters,
-            state,
-            temperature_rows,
-            key_rows,
-            first=first,
-            length=piece,
-            top_k=top_k,
-            top_p=top_p,
-        )
+        state, ids = generate_piece(network, parameters, state, temperature_rows, key_rows, first=first, **options)
         yield fetch(ids)[:streams, : length - first]
 
 

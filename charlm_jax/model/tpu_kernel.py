@@ -27,15 +27,9 @@ def read_and_trace(
     *,
     interpret: bool = False,
 ) -> tuple[LayerCarry, Trace]:
-    """Read a sequence of projected inputs, and keep what its derivative needs.
+    """Read a sequence of projected inputs, and keep what its derivative needs; the arguments are `lstm_sequence`'s.
 
-    Args:
-        recurrent_kernel: U.
-        projected: the inputs.
-        carry: before them.
-        gate: activation.
-        precision: of the products.
-        interpret: run the kernel step by step on any platform, slowly.
+    `interpret` runs the kernel step by step on any platform, slowly.
     """
 
     def body(kernel: Array, projected: Array, before: LayerCarry) -> tuple[LayerCarry, Trace]:
@@ -55,13 +49,7 @@ def go_back(
 ) -> tuple[LayerCarry, Float[Array, "time batch gates"]]:
     """Go back through a sequence: return the gradients of the carry before it, and of all pre-activations.
 
-    Args:
-        recurrent_kernel: U.
-        trace: what reading left.
-        by_hidden: gradient of the hidden state after each step.
-        by_carry: gradients of the carry after the last.
-        precision: of the products.
-        interpret: see `read_and_trace`.
+    The arguments are `step_back`'s, of all steps, with U itself; for `interpret` see `read_and_trace`.
     """
 
     def body(transposed: Array, here: tuple[Trace, Array], after: LayerCarry) -> tuple[LayerCarry, Array]:
