@@ -113,8 +113,10 @@ def test_a_short_text_is_refused_with_the_least_length_that_would_do(fraction, w
     message = fits(window // 2)
     assert message is not None
     least = int(message.split("at least ")[1].split(",")[0])
-    assert fits(least) is None
-    assert fits(least - 1) is not None
+    for length, enough in ((least - 1, False), (least, True)):
+        held_out = int(length * fraction)
+        shortest = min(length - held_out, held_out) if fraction else length
+        assert (shortest > window) == (fits(length) is None) == enough
 
 
 def test_thousands_of_characters():
