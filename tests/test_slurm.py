@@ -114,7 +114,7 @@ def grid(*flags):
 def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
     # Of as many epochs as it takes to be told to stop amid them.
     longer = "--epochs", "40", "--sample-every", "40"
-    vary = "--vary", "hidden_size=4,5,6", "dropout=0,0.2", "--replicas", "1", "--jobs", "2", *longer
+    vary = "--vary", "hidden_size=4,5", "dropout=0,0.2", "--replicas", "1", "--jobs", "2", *longer
     with grid(*vary, "--slurm", "time=5", "cpus-per-task=1") as submitted:
         first = checkout / "grid" / "hidden_size=4,dropout=0.0,seed=1" / "metrics.jsonl"
         wait_for(first.exists, "the first run does not begin")
@@ -122,11 +122,11 @@ def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
         cluster.run("scancel", "--signal=TERM", step(cluster, f"{number}_0"))
         out, errors = submitted.communicate(timeout=300)
     assert submitted.returncode == 0, errors
-    assert len(out.splitlines()) == 7
+    assert len(out.splitlines()) == 5
     assert cluster.job(f"{number}_0")["Restarts"] == "1"
-    assert [cluster.job(f"{number}_{task}")["JobState"] for task in range(6)] == ["COMPLETED"] * 6
+    assert [cluster.job(f"{number}_{task}")["JobState"] for task in range(4)] == ["COMPLETED"] * 4
     before = results(checkout / "grid")
-    assert [(row["hidden_size"], row["dropout"]) for row in before] == [(h, d) for h in "456" for d in ("0.0", "0.2")]
+    assert [(row["hidden_size"], row["dropout"]) for row in before] == [(h, d) for h in "45" for d in ("0.0", "0.2")]
     assert all(float(row["held_out_loss"]) < 4 for row in before)
     # The same again has nothing to submit, and what is lost is made again.
     shutil.rmtree(checkout / "grid" / "hidden_size=5,dropout=0.0,seed=1")
