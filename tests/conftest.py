@@ -1,5 +1,6 @@
 """What every test runs under: strict JAX, Keras on JAX, and the corpora that are at hand."""
 
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -25,15 +26,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-FIGURES = pytest.StashKey[dict[str, str]]()
-
-
 def pytest_addoption(parser):
     parser.addoption("--faults", action="store_true", help="run the whole fault suite, and nothing else")
-
-
-def pytest_configure(config):
-    config.stash[FIGURES] = {}
 
 
 def pytest_unconfigure():
@@ -45,10 +39,12 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.path.name in ("test_faults.py", "test_processes.py")]
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[FIGURES]:
+def pytest_terminal_summary(terminalreporter):
+    reports = itertools.chain(*terminalreporter.stats.values())
+    figures = dict(figure for report in reports for figure in getattr(report, "user_properties", ()))
+    if figures:
         terminalreporter.section("faults")
-        for fault, outcome in config.stash[FIGURES].items():
+        for fault, outcome in figures.items():
             terminalreporter.write_line(f"{fault}: {outcome}")
 
 
@@ -59,9 +55,9 @@ def sized(request):
 
 
 @pytest.fixture
-def report(request):
+def report(record_property):
     """Tell what a fault test found, for the end of the tests' output: report("kills", "200, all resumed")."""
-    return request.config.stash[FIGURES].__setitem__
+    return record_property
 
 
 @pytest.fixture(scope="session")
