@@ -138,6 +138,9 @@ def _keep_what_is_compiled():
     """Have every process of a job keep its programs: JAX keeps the first one's, which on CPUs fit no other process."""
     from jax._src import compiler, distributed
 
+    if not hasattr(compiler, "_cache_write"):
+        return  # another JAX: the tests take longer
+
     keep = compiler._cache_write
 
     def keep_as_the_first(*arguments):

@@ -137,7 +137,7 @@ def interrupted(begin, run, number, generator):
     ends = []
     while True:
         before = len(read_records(run / "metrics.jsonl"))
-        processes = begin(2, patience=20)
+        processes = begin(2, patience=45)
         victim = int(generator.integers(2))
         if generator.random() < 0.25:
             processes[victim].process.join(generator.uniform(0.1, 4))

@@ -110,3 +110,10 @@ def test_wide_text_without_a_mark_is_in_this_machines_order():
 def test_an_encoding_that_is_none_is_named(encoding):
     with pytest.raises(InputError, match="is not a text encoding that Python knows"):
         list(decode_blocks(io.BytesIO(b"text"), encoding, "it"))
+
+
+def test_a_sigma_waits_for_no_more_than_decides_it():
+    """A text need not have white space to be lower-cased in constant memory."""
+    blocks = list(lowercase_blocks(["\u03a3" + "\u5b57" * 9] + ["\u5b57" * 10] * 50))
+    assert max(map(len, blocks)) <= 20
+    assert "".join(blocks) == ("\u03a3" + "\u5b57" * 509).lower()

@@ -44,7 +44,9 @@ def trained(corpus, tmp_path_factory):
 @pytest.fixture
 def run(trained, tmp_path):
     """Its copy, for a test of its own."""
-    return replace(trained, path=shutil.copytree(trained.path, tmp_path / "run"))
+    run = replace(trained, path=shutil.copytree(trained.path, tmp_path / "run"))
+    assert len(run.metrics.epoch) == 5, "read while all are there"
+    return run
 
 
 def seen(folder, **options):

@@ -158,3 +158,11 @@ def test_rows_beyond_the_streams_are_padding():
     order = ParallelStreams(4, batch_size=5)
     batch = draw_batch(order, jnp.arange(30), jax.random.key(0), jnp.int32(0), jnp.arange(4, 8))
     np.testing.assert_array_equal(batch.weights, [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize(("step", "starts"), [(0, [87, 0, 72, 69, 60, 63]), (17, [87, 45, 57, 30, 66, 78])])
+def test_a_run_s_windows_are_those_that_they_have_always_been(step, starts):
+    """In epochs of five steps; drawn by the first version that promised exact resumption."""
+    order = ShuffledWindows(window=10, stride=3, batch_size=6)
+    batch = draw_batch(order, jnp.arange(100), jax.random.key(7), jnp.int32(step), jnp.arange(6))
+    assert batch.characters[:, 0].tolist() == starts, "states saved before go on with other batches: they are lost"

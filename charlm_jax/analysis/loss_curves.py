@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import matplotlib as mpl
@@ -59,7 +60,8 @@ def plot_comparison(
     """Draw the curves, and under them the distance from the published band in thousandths of a nat."""
     figure, (curves, distances) = new_figure(7.0, 6.0, 2, title=title, sharex=True, height_ratios=(3, 1))
     last = max(ours)
-    for number, (run, curve) in zip((0, 2, 3, 4), published.items(), strict=False):  # 1 is vermilion
+    numbers = (number for number in count() if line_style(number).colour != VERMILION)  # which is ours
+    for number, (run, curve) in zip(numbers, published.items(), strict=False):
         epochs = [epoch for epoch in sorted(curve) if epoch <= last]
         losses = [curve[epoch] for epoch in epochs]
         curves.plot(epochs, losses, label=f"published run {run}", lw=1.5, **line_style(number).options)

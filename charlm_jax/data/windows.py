@@ -32,11 +32,6 @@ class Batch(NamedTuple):
     characters: Int32[Array, "batch length"]
     weights: Float[Array, " batch"]
 
-    @property
-    def inputs(self) -> Int32[Array, "batch time"]:
-        """The windows."""
-        return self.characters[:, :-1]
-
 
 def count_windows(length: int, *, window: int, stride: int) -> int:
     """Return how many windows with a target a text of `length` characters has."""

@@ -86,13 +86,14 @@ def window_losses(
 ) -> tuple[Float[Array, " batch"], Carry]:
     """Return what each window of a batch costs, in nats per character, and the carry after it.
 
-    That is the mean over the characters that the objective learns of a window; see `targets_of`. Padding has some loss
-    too, which its weight of 0 is there to remove.
+    That is the mean over the characters that the objective learns of a window; see `targets_of`, which says too whether
+    it reads from the carry or from the zero state. Padding has some loss, which its weight of 0 is there to remove.
 
     A target less likely than `least_probability` costs what one as likely would, and has no gradient: what Keras makes
     of softmax probabilities, which it clips to 1e-7. One such target can throw the notebooks' optimizer off for good.
     """
     most = -math.log(least_probability) if least_probability else math.inf
-    learned = targets_of(objective, batch.inputs.shape[1]).learned
-    losses, carry = losses_along(network, parameters, batch.characters, carry, dropout, count=learned)
+    targets = targets_of(objective, batch.characters.shape[1] - 1)
+    start = carry if targets.consecutive else ()
+    losses, carry = losses_along(network, parameters, batch.characters, start, dropout, count=targets.learned)
     return jnp.mean(jnp.minimum(losses, most), axis=1), carry

@@ -36,7 +36,8 @@ def read_ahead(
     Raises:
         InputError: the library for it is not installed, or an id stands for no character of the vocabulary.
     """
-    with optional("a text that is read while it is learned, and not --text resident, needs grain", "streaming"):
+    what = "a text read while it is learned (--text streamed, or auto for a long one; else --text resident) needs grain"
+    with optional(what, "streaming"):
         import grain  # half a second to load, and most runs have their text in memory
 
     def read(step: int) -> tuple[int, HostBatches]:

@@ -1,6 +1,7 @@
 """What a run has left behind: its model, which writes and scores text, what it measured, the text it learned from."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,12 +66,12 @@ class LoadedRun:
     vocabulary: Vocabulary
     step: int
 
-    @property
+    @cached_property
     def metrics(self) -> Metrics:
-        """What all of the run's epochs measured, those after `step` among them, as its records have it now."""
-        run = RunDirectory(self.path)
-        epochs = read_records(run.metrics, "epoch")
-        held_out = {record["epoch"]: record["held_out_loss"] for record in read_records(run.metrics, "evaluation")}
+        """What all of the run's epochs measured, those after `step` among them, as its records had it when loaded."""
+        records = read_records(RunDirectory(self.path).metrics)
+        epochs = [record for record in records if record["event"] == "epoch"]
+        held_out = {record["epoch"]: record["held_out_loss"] for record in records if record["event"] == "evaluation"}
         return Metrics(
             epoch=np.array([record["epoch"] for record in epochs], int),
             step=np.array([record["step"] for record in epochs], int),
@@ -136,7 +137,9 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
         InputError: there is no such run, it has no model yet, or a file of it cannot be read.
     """
     use_every_core()  # before JAX is used, for whatever comes after
-    return load_model(open_run(Path(path)), checkpoint)
+    run = load_model(open_run(Path(path)), checkpoint)
+    _ = run.metrics  # read with the model: what comes of the directory later changes nothing
+    return run
 
 
 def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
