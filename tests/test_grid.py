@@ -80,6 +80,12 @@ def test_what_is_no_grid_is_refused(flags, message):
         parse(*flags)
 
 
+def test_a_run_is_no_place_for_a_grid(corpus, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"--grid-dir .* cannot be used: .* this one is a run's own"):
+        parse(*corpus, "--grid-dir", tmp_path)
+
+
 def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path, capsys):
     flags = [*corpus, "--replicas", 2, "--grid-dir"]
     run_grid(*parse(*flags, tmp_path / "unbroken"), lambda: False)

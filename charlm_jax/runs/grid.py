@@ -54,6 +54,8 @@ class GridArguments:
     """What each of Slurm's jobs asks for, as sbatch's options: partition=NAME gpus-per-node=1 exclusive time=60 ..."""
 
     def __post_init__(self) -> None:
+        free = not (self.grid_dir / "config.json").exists()
+        require("--grid-dir", self.grid_dir, free, "a directory for runs, and this one is a run's own")
         require_count("--replicas", self.replicas)
         require_count("--devices", self.devices)
         require_count("--jobs", self.jobs)
