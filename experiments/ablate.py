@@ -15,7 +15,6 @@ Then `scripts/run report GRID` makes a page of it, and `scripts/run temperature 
 
 from collections.abc import Sequence
 
-from charlm_jax.errors import require
 from charlm_jax.runs.command_line import run_command
 from charlm_jax.runs.grid import parse_grid, run_grid
 from charlm_jax.runs.stop import stop_requests
@@ -25,7 +24,6 @@ def main(flags: Sequence[str]) -> None:
     """Train, compare, print and draw."""
     with stop_requests() as stop_requested:
         arguments, runs = parse_grid("ablate", __doc__, flags, preset="quick", vary=())
-        require("--vary", "none", bool(arguments.vary), "at least one FIELD=VALUE,VALUE,...")
         run_grid(arguments, runs, stop_requested)
 
 

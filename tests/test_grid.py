@@ -127,9 +127,10 @@ def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, 
     ]
 
 
-def test_ablate_needs_something_to_vary(corpus, capsys):
-    assert call("ablate", *corpus) == 2
-    assert "--vary none cannot be used: it must be at least one FIELD=" in capsys.readouterr().err
+@pytest.mark.parametrize(("experiment", "flags"), [("ablate", []), ("hidden_size", ["--vary"])])
+def test_a_grid_needs_something_to_vary(experiment, flags, corpus, capsys):
+    assert call(experiment, *corpus, *flags) == 2
+    assert "nothing is varied; say what with --vary FIELD=VALUE,VALUE,..., such as" in capsys.readouterr().err
 
 
 def test_runs_with_one_program_are_trained_together(corpus, tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def parse_grid(
         vary: what is varied unless the command line says.
 
     Raises:
-        InputError: a choice to vary is none, or is named twice; or as in `parse_training`.
+        InputError: no choice is varied, or one is none or named twice; or as in `parse_training`.
     """
     preset, base, flags = named_preset(flags, preset)
     defaults = GridArguments(base, vary)
@@ -136,6 +136,8 @@ def _words(name: str, value: str) -> list[str]:
 
 
 def _choices(arguments: GridArguments) -> dict[str, list[str]]:
+    if not arguments.vary:
+        raise InputError("nothing is varied; say what with --vary FIELD=VALUE,VALUE,..., such as --vary dropout=0,0.2")
     choices: dict[str, list[str]] = {}
     for varied in arguments.vary:
         name, _, values = varied.partition("=")
