@@ -7,9 +7,9 @@ a run, and every run an ordinary run directory in --grid-dir. Runs that differ i
 trained together in one program. The same command again goes on with a grid that was stopped, and leaves what is done.
 
 Prints a row a combination, with means and 95 % intervals over the replicas (Student's t): the lowest held-out loss, its
-gap to the same model's loss on as much training text, parameters, floating-point operations per character of training,
-how many models were trained together, and how many characters each of them read per second. The same goes to
-results.csv, and a picture, with the speed of all models together, to results.svg and .png.
+gap to the same model's loss on as much training text, parameters, and the characters that each model read per second.
+results.csv has the gap's interval, too, floating-point operations per character of training, and how many models were
+trained together; a picture, with the speed of all models together, goes to results.svg and .png.
 Then `scripts/run report GRID` makes a page of it, and `scripts/run temperature GRID/*` measures the texts of each run.
 """
 

@@ -101,9 +101,12 @@ def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path,
             break
     assert stops >= 2
     assert results(tmp_path / "broken") == results(tmp_path / "unbroken")
-    assert printed.splitlines()[0].split()[:2] == ["hidden_size", "replicas"]
+    table = [line.split() for line in printed.splitlines()]
+    assert table[0][:3] == ["hidden_size", "replicas", "held_out_loss"], "where none diverged, none is counted"
+    assert table[0][3:] == ["low", "high", "bits_per_character", "gap", "parameters", "characters_per_second_each"]
     assert {path.suffix for path in (tmp_path / "broken").iterdir()} >= {".csv", ".svg", ".png"}
     row = results(tmp_path / "unbroken")[1]
+    assert table[2][:-1] == [row[name] for name in table[0][:-1]]
     runs = [open_run(tmp_path / "unbroken" / f"hidden_size=8,seed={seed}") for seed in (1, 2)]
     losses = [min(held_out_losses(run)) for run in runs]
     assert float(row["held_out_loss"]) == pytest.approx(sum(losses) / 2, abs=1e-4)
@@ -119,6 +122,7 @@ def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, 
     assert call("ablate", *flags, "--vary", "learning_rate=0.01,1e38", "--grid-dir", tmp_path / "grid") == 3
     captured = capsys.readouterr()
     assert "training diverged" in captured.err
+    assert captured.out.split()[:3] == ["learning_rate", "replicas", "diverged"]
     assert "learning_rate=1e+38,seed=1" in captured.err
     rows = results(tmp_path / "grid")
     assert [(row["learning_rate"], row["diverged"], bool(row["held_out_loss"])) for row in rows] == [

@@ -28,6 +28,8 @@ from charlm_jax.runs.stop import StopRequested
 if TYPE_CHECKING:
     from charlm_jax.analysis.ablation import Outcome  # needs JAX, which --help must not load
 
+# What of the results is too much for a screen, and stands in the file alone.
+_FILED = {"gap_low", "gap_high", "flops_per_character", "trained_together", "failure"}
 _FIELDS = [field.name for field in dataclasses.fields(Configuration)]
 
 
@@ -323,8 +325,9 @@ def _report(arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], f
     words = {"corpus": Path(chosen.corpus).name, "epochs": f"{chosen.epochs} epochs"}
     title = ", ".join([word for name, word in words.items() if name not in varied] + [f"{arguments.replicas} replicas"])
     header, rows = results_table(outcomes)
-    shown = [name for name in header if name != "failure"]  # it is too long for a table to read
-    print_table([shown, *(row[: len(shown)] for row in rows)])
+    columns = zip(header, *rows, strict=True)
+    shown = [column for column in columns if column[0] not in _FILED and column != ("diverged", *"0" * len(rows))]
+    print_table(list(zip(*shown, strict=True)))
     write_table(arguments.grid_dir / "results.csv", header, rows, [title])
     save_pictures(plot_outcomes(outcomes, title=title), arguments.grid_dir, "results")
     tell(f"results: {arguments.grid_dir / 'results.csv'}, .svg, .png")
