@@ -104,6 +104,18 @@ def test_a_combination_that_cannot_be_trained_leaves_the_others_their_results(co
         assert re.search(rf"{word} .* must be left out without --launcher", errors)
 
 
+def test_a_slurm_that_does_not_answer_is_told_on_one_line_with_a_way_out(corpus, tmp_path, monkeypatch, capsys):
+    for name, line in {"srun": "", "squeue": "printf 'no address\\nno contact\\n' >&2; exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4", "--launcher", "slurm"]
+    assert call("ablate", *flags, "--grid-dir", tmp_path / "grid") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot submit: squeue does not answer (no address no contact); see that" in error
+    assert error.endswith("Slurm can be reached from here, or take --launcher local")
+
+
 def test_jobs_share_the_gpus(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(launch, "_GPUS", tmp_path)

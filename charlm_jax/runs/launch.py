@@ -115,7 +115,8 @@ def launch(
         else:
             executor.update_parameters(timeout_min=60 * 24 * 365)  # there must be one
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"--launcher {launcher} cannot submit: {error}; see that the options are right") from error
+        ways = "see that the options are right and that Slurm can be reached from here, or take --launcher local"
+        raise InputError(f"--launcher {launcher} cannot submit: {' '.join(str(error).split())}; {ways}") from error
     while waiting or running:
         while waiting and slots:
             name = next(iter(waiting))
