@@ -2,8 +2,8 @@
 
     scripts/run report RUN... [--output FILE]
 
-A RUN is the directory of a run, or one that holds runs. The page is a single HTML file that needs no network, for a
-browser, a printer or a mail. It says in which choices the runs differ, draws their losses, shows the pictures in their
+A RUN is the directory of a run, or one that holds runs and grids. The page is a single HTML file that needs no network,
+for a browser, a printer or a mail. It says in which choices the runs differ, draws their losses, shows the pictures in their
 figures/ and that of a grid, and has a reader for the texts that they have written: every character shaded by how much
 it surprises the run's best model, what that expected instead, and the words that the training text does not have.
 Prints the page's path. A page has room for 100,000 characters of text and 600 kB of pictures; what is left out is said
@@ -30,7 +30,7 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, or of runs' directories."""
+    """Directories of runs, or of runs' and grids' directories."""
     output: Path | None = None
     """Where to write the page; report.html in the one run, or in the directory that all of them are in."""
 

@@ -36,7 +36,7 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, or of runs' directories; each run is measured by itself."""
+    """Directories of runs, or of runs' and grids' directories; each run is measured by itself."""
     temperatures: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(1, 21))
     """Softmax temperatures."""
     prompts: int = 32

@@ -30,7 +30,7 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, or of runs' directories."""
+    """Directories of runs, or of runs' and grids' directories."""
     follow: bool = False
     """Go on with what is recorded from now on, of runs that begin later too."""
 

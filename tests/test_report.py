@@ -354,11 +354,16 @@ def test_the_command_makes_a_page_of_a_run_and_of_a_grid(trained, tmp_path, caps
     assert capsys.readouterr().out == f"{trained / 'report.html'}\n"
     said = plain((trained / "report.html").read_text())
     assert "run epochs one 2 two 3" in said, "a run named twice is one"
+    shutil.copytree(trained / "one", tmp_path / "runs" / "alone")
+    shutil.copytree(trained, tmp_path / "runs" / "grid")
+    (tmp_path / "runs" / "link").symlink_to(trained)
+    report(tmp_path / "runs")
+    assert "run epochs alone 2 grid/one 2 grid/two 3" in plain((tmp_path / "runs" / "report.html").read_text())
     report(trained / "two", "--output", tmp_path / "page.html")
     assert "two" in (tmp_path / "page.html").read_text()
     for flags, message in [
         ([], "no run is named"),
-        ([tmp_path], "is not a run directory, and holds none"),
+        ([tmp_path / "runs" / "alone" / "best"], "is not a run directory, and holds none"),
         ([tmp_path / "nowhere"], "is not a run directory"),
         ([trained, "--output", tmp_path / "nowhere" / "page.html"], "--output .* a file in a folder that is there"),
     ]:

@@ -132,7 +132,7 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def find_runs(*paths: Path) -> list[RunDirectory]:
-    """Open the runs that paths name, or all those directly in one, in the order of the numbers in their names.
+    """Open the runs that paths name, or all those in one and in the grids there, in the order of the numbers in names.
 
     A run that is named twice, itself and with those around it, is one run. Links in a directory are not followed.
 
@@ -148,14 +148,19 @@ def find_runs(*paths: Path) -> list[RunDirectory]:
 def _runs_at(path: Path) -> list[RunDirectory]:
     if _is_run(path) or not path.is_dir():
         return [open_run(path)]
-    found = [inside for inside in path.iterdir() if _is_run(inside) and not inside.is_symlink()]
+    inside = _folders(path)
+    found = [run for each in inside for run in ([each] if _is_run(each) else filter(_is_run, _folders(each)))]
     if not found:
         raise InputError(f"{str(path)!r} is not a run directory, and holds none; name one that a run has written")
 
-    def natural(path: Path) -> list[tuple[float, str]]:
-        return [(float(part), "") if part.isdecimal() else (0.0, part) for part in re.split(r"(\d+)", path.name)]
+    def natural(run: Path) -> list[tuple[float, str]]:
+        return [(float(part), "") if part.isdecimal() else (0.0, part) for part in re.split(r"(\d+)", str(run))]
 
-    return [open_run(inside) for inside in sorted(found, key=natural)]
+    return [open_run(run) for run in sorted(found, key=natural)]
+
+
+def _folders(path: Path) -> list[Path]:
+    return [inside for inside in path.iterdir() if inside.is_dir() and not inside.is_symlink()]
 
 
 @contextmanager
