@@ -3,9 +3,9 @@
     scripts/run report RUN... [--output FILE]
 
 A RUN is the directory of a run, or one that holds runs and grids. The page is a single HTML file that needs no network,
-for a browser, a printer or a mail. It says in which choices the runs differ, draws their losses, shows the pictures in their
-figures/ and that of a grid, and has a reader for the texts that they have written: every character shaded by how much
-it surprises the run's best model, what that expected instead, and the words that the training text does not have.
+for a browser, a printer or a mail. It says in which choices the runs differ, draws their losses, shows the pictures in
+their figures/ and that of a grid, and has a reader for the texts that they have written: every character shaded by how
+much it surprises the run's best model, what that expected instead, and the words that the training text does not have.
 Prints the page's path. A page has room for 100,000 characters of text and 600 kB of pictures; what is left out is said
 on it.
 """
@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from charlm_jax.errors import require
-from charlm_jax.runs.command_line import folded, run_command, tell
+from charlm_jax.runs.command_line import folded, make_each, run_command, tell
 
 _CHARACTERS = 100_000  # of texts on a page: about 1.5 MB
 _PICTURE_BYTES = 600_000  # on a page, where they take a third more
@@ -53,17 +53,19 @@ def main(flags: Sequence[str]) -> None:
     # A grid's own picture of all its runs lies beside them.
     notes: list[str] = []
     own = pictures_of(parent.glob("results.svg"), _PICTURE_BYTES, notes) if len(runs) > 1 else []
-    for note in notes:
-        tell(note)
     left = _PICTURE_BYTES - sum(len(picture.svg) for picture in own)
     room = {"characters": _CHARACTERS // len(runs), "picture_bytes": left // len(runs)}
-    pages = [
-        gather(run, str(run.path.relative_to(parent)), **room)
-        for run in tqdm(runs, unit=" runs", leave=False, disable=None)
-    ]
+    names = {run: str(run.path.relative_to(parent)) for run in runs}
+    watched = tqdm(runs, unit=" runs", leave=False, disable=None)
+    pages = make_each(lambda run: gather(run, names[run], **room), watched)
+    unread = set(names.values()) - {page.name for page in pages}
+    notes += [f"{name} is left out, because its records cannot be read." for name in sorted(unread)]
+    notes += [f"{page.name} has no losses: its metrics.jsonl has no epoch." for page in pages if not page.epochs]
+    for note in notes:
+        tell(note)
     output = arguments.output or (runs[0].path if len(runs) == 1 else parent) / "report.html"
     title = pages[0].name if len(pages) == 1 else parent.name
-    write_atomically(output, make_report(title, pages, own).encode())
+    write_atomically(output, make_report(title, pages, own, notes).encode())
     print(output)
 
 

@@ -371,6 +371,24 @@ def test_the_command_makes_a_page_of_a_run_and_of_a_grid(trained, tmp_path, caps
             report(*flags)
 
 
+def test_a_run_that_cannot_be_read_is_left_out_and_one_without_losses_named(trained, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    for name in ("one", "two"):
+        shutil.copytree(trained / name, folder / name)
+    (folder / "one" / "metrics.jsonl").unlink()
+    (folder / "two" / "provenance.json").unlink()
+    report(folder)
+    captured = capsys.readouterr().err
+    assert re.search("left out: '.*two/provenance.json' cannot be read", captured)
+    said = plain((folder / "report.html").read_text())
+    for note in ("two is left out, because its", "one has no losses: its metrics.jsonl has no epoch."):
+        assert note in captured
+        assert note in said
+    assert "1 run one" in said
+    with pytest.raises(InputError, match=r"two/provenance\.json' cannot be read"):
+        report(folder / "two")
+
+
 @pytest.fixture
 def copy(trained, tmp_path):
     """A run to spoil."""

@@ -100,13 +100,14 @@ class Run:
         return sum(characters for characters, _ in known) / sum(seconds for _, seconds in known) if known else None
 
 
-def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = ()) -> str:
+def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = (), notes: Sequence[str] = ()) -> str:
     """Return the page about one run or more, the same one for the same runs.
 
     Args:
         title: of the page.
         runs: with names that differ.
         pictures: of all runs together.
+        notes: sentences about what is not on the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("charlm_jax.analysis", ""),
@@ -126,6 +127,7 @@ def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = (
         title=title,
         runs=runs,
         pictures=pictures,
+        notes=notes,
         choices=choices,
         origins=origins,
         incomparable=incomparable,

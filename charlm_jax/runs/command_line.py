@@ -8,11 +8,11 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Never
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Never, TypeVar
 
 import tyro
 from tqdm import tqdm
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     ProgressBar = tqdm[Never]  # which tqdm is to its stubs alone
 else:
     ProgressBar = tqdm
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 class Watcher(io.TextIOBase):
@@ -105,6 +107,25 @@ def require_picture(path: Path | None) -> None:
     if path is not None:
         require("--figure", str(path), path.suffix in (".svg", ".png"), "a file that ends in .svg or .png")
         require("--figure", str(path), path.parent.is_dir(), "in a folder that is there")
+
+
+def make_each(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
+    """Return what is made of each item, but for those of which nothing can be made: of these it is told why.
+
+    Raises:
+        InputError: nothing can be made of any; says why of the first.
+    """
+    made, failures = list[_Made](), list[InputError]()
+    for item in items:
+        try:
+            made.append(make(item))
+        except InputError as error:
+            failures.append(error)
+    if failures and not made:
+        raise failures[0]
+    for error in failures:
+        tell(f"left out: {error}")
+    return made
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
