@@ -4,8 +4,8 @@
 
 Prints a row a run: the choices in which the runs differ, the lowest held-out loss in nats per character, its epoch, the
 seconds of training up to there (evaluations, texts and checkpoints not counted), and the seconds up to the first epoch
-whose loss is at or under the target, the first run's lowest if none is given. A run that was stopped amid an epoch does
-not know that epoch's seconds: its times end there.
+whose loss is at or under the target, the first run's lowest if none is given. A run without a held-out loss is left
+out. One that was stopped amid an epoch does not know that epoch's seconds: its times end there.
 """
 
 import math
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import tyro
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import folded, print_table, require_picture, run_command, tell
+from charlm_jax.runs.command_line import folded, make_each, print_table, require_picture, run_command, tell
 
 if TYPE_CHECKING:  # what --help can do without
     import numpy as np
@@ -57,14 +57,19 @@ class Course(NamedTuple):
     """How a run's held-out loss fell.
 
     Attributes:
-        name: of its directory.
+        run: its directory.
         seconds: of training up to the end of each epoch; nan after an epoch whose own are unknown.
         losses: held-out, in nats per character, after each epoch.
     """
 
-    name: str
+    run: "RunDirectory"
     seconds: "np.ndarray"
     losses: "np.ndarray"
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return self.run.path.resolve().name
 
     def clock(self, places: Sequence[int]) -> str:
         """Return the seconds up to the first of some epochs in words; nothing where there is none, or no knowing."""
@@ -87,7 +92,7 @@ def read_course(run: "RunDirectory") -> Course:
     if not epochs:
         raise InputError(f"the run {str(run.path)!r} has no held-out loss yet; let it finish an epoch with one")
     seconds = np.cumsum(np.array([record["seconds"] for record in epochs], float))  # where None is nan
-    return Course(run.path.resolve().name, seconds, np.array([losses[record["step"]] for record in epochs]))
+    return Course(run, seconds, np.array([losses[record["step"]] for record in epochs]))
 
 
 def main(flags: Sequence[str]) -> None:
@@ -100,8 +105,8 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.files import write_table
     from charlm_jax.runs.tracking import choices_that_differ
 
-    runs = [open_run(path) for path in arguments.runs]
-    courses = [read_course(run) for run in runs]
+    courses = make_each(read_course, [open_run(path) for path in arguments.runs])
+    runs = [course.run for course in courses]
     target = courses[0].losses.min() if arguments.target is None else arguments.target
     differing = choices_that_differ(runs)
     texts = {run.provenance()["corpus"]["sha256"] for run in runs}
@@ -113,8 +118,8 @@ def main(flags: Sequence[str]) -> None:
     choices = [name for name in differing if name not in _OF_TEXTS]
     header = ["run", *choices, "held_out_loss", "epoch", "seconds", f"seconds_to_{target:.4f}"]
     rows = []
-    for run, course in zip(runs, courses, strict=True):
-        configuration, best = run.configuration().to_json(), int(course.losses.argmin())
+    for course in courses:
+        configuration, best = course.run.configuration().to_json(), int(course.losses.argmin())
         lowest = [f"{course.losses[best]:.4f}", str(best + 1), course.clock([best])]
         reached = course.clock(np.flatnonzero(course.losses <= target).tolist())
         rows.append([course.name, *(str(configuration[name]) for name in choices), *lowest, reached])

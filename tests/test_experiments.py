@@ -346,7 +346,13 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
     notes = capsys.readouterr().err
     assert "differ in text," in notes
     assert "differ in stride," in notes
+    (elsewhere / "metrics.jsonl").unlink()
+    assert call("compare", elsewhere, trained[0], other) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert re.match("left out: the run '.*elsewhere' has no held-out loss yet", captured.err)
     for bad, message in [
+        ([elsewhere], "error: the run "),
         ([], "no run is named; give directories"),
         ([tmp_path], "is not a run directory"),
         ([other, "--figure", "x.txt"], "ends in .svg or .png"),
