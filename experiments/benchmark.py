@@ -40,7 +40,7 @@ from tqdm import tqdm
 from charlm_jax.analysis.benchmark import BATCH_SIZE, OURS, REREADER, Benchmark, Timing, Title, describe, plot_benchmark
 from charlm_jax.choices import Precision
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import folded, require_picture, run_command, tell
+from charlm_jax.runs.command_line import folded, require_file, run_command, tell
 
 _PEERS = Path(__file__).with_name("peers")
 _MATMUL: dict[Precision, str] = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}  # JAX's words
@@ -134,7 +134,7 @@ class Arguments:
         for size in self.hidden_sizes:
             require_count("--hidden-sizes", size)
         require_count("--rounds", self.rounds)
-        require_picture(self.figure)
+        require_file("--figure", self.figure, ".svg", ".png")
 
 
 class Worker:

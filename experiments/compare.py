@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import tyro
 
 from charlm_jax.errors import InputError, require
-from charlm_jax.runs.command_line import folded, make_each, print_table, require_picture, run_command, tell
+from charlm_jax.runs.command_line import folded, make_each, print_table, require_file, run_command, tell
 
 if TYPE_CHECKING:  # what --help can do without
     import numpy as np
@@ -48,9 +48,8 @@ class Arguments:
         if not self.runs:
             raise InputError("no run is named; give directories of runs: scripts/run compare RUN RUN...")
         require("--target", self.target, self.target is None or math.isfinite(self.target), "a number of nats")
-        require_picture(self.figure)
-        there = self.table is None or self.table.parent.is_dir()
-        require("--table", str(self.table), there, "in a folder that is there")
+        require_file("--figure", self.figure, ".svg", ".png")
+        require_file("--table", self.table, ".csv")
 
 
 class Course(NamedTuple):

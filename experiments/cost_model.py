@@ -25,7 +25,7 @@ from charlm_jax.runs.command_line import (
     named_preset,
     print_table,
     progress_bar,
-    require_picture,
+    require_file,
     run_command,
     tell,
 )
@@ -66,7 +66,7 @@ class Arguments:
             there = [part.isdecimal() and int(part) > 0 for part in sizes.split("x")]
             require("--predict", sizes, there == [True] * 3, "three numbers, such as 1024x256x8")
         require_count("--rounds", self.rounds)
-        require_picture(self.figure)
+        require_file("--figure", self.figure, ".svg", ".png")
 
 
 def main(flags: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ import tyro
 
 from charlm_jax.choices import MOST_EVALUATED, Checkpoint
 from charlm_jax.errors import InputError, require, require_count
-from charlm_jax.runs.command_line import folded, require_picture, run_command, tell
+from charlm_jax.runs.command_line import folded, require_file, run_command, tell
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Arguments:
         require_count("--stride", self.stride)
         require_count("--characters", self.characters)
         require_count("--devices", self.devices)
-        require_picture(self.figure)
+        require_file("--figure", self.figure, ".svg", ".png")
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from charlm_jax.errors import require
-from charlm_jax.runs.command_line import folded, make_each, run_command, tell
+from charlm_jax.runs.command_line import folded, make_each, require_file, run_command, tell
 
 _CHARACTERS = 100_000  # of texts on a page: about 1.5 MB
 _PICTURE_BYTES = 600_000  # on a page, where they take a third more
@@ -35,8 +34,7 @@ class Arguments:
     """Where to write the page; report.html in the one run, or in the directory that all of them are in."""
 
     def __post_init__(self) -> None:
-        there = self.output is None or (self.output.parent.is_dir() and not self.output.is_dir())
-        require("--output", str(self.output), there, "a file in a folder that is there")
+        require_file("--output", self.output, ".html")
 
 
 def main(flags: Sequence[str]) -> None:

@@ -356,6 +356,7 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
         ([], "no run is named; give directories"),
         ([tmp_path], "is not a run directory"),
         ([other, "--figure", "x.txt"], "ends in .svg or .png"),
+        ([other, "--table", "x.txt"], "ends in .csv"),
         ([other, "--target", "nan"], "--target nan cannot be used"),
     ]:
         assert call("compare", *bad) == 2

@@ -365,7 +365,8 @@ def test_the_command_makes_a_page_of_a_run_and_of_a_grid(trained, tmp_path, caps
         ([], "no run is named"),
         ([tmp_path / "runs" / "alone" / "best"], "is not a run directory, and holds none"),
         ([tmp_path / "nowhere"], "is not a run directory"),
-        ([trained, "--output", tmp_path / "nowhere" / "page.html"], "--output .* a file in a folder that is there"),
+        ([trained, "--output", tmp_path / "nowhere" / "page.html"], "--output .* in a folder that is there"),
+        ([trained, "--output", trained / "corpus.txt"], r"--output .* a file that ends in \.html"),
     ]:
         with pytest.raises(InputError, match=message):
             report(*flags)

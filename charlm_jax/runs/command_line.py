@@ -102,11 +102,12 @@ def progress_bar(
     )
 
 
-def require_picture(path: Path | None) -> None:
-    """Raise an InputError unless a picture can be drawn into the file of --figure; None passes."""
+def require_file(flag: str, path: Path | None, *endings: str) -> None:
+    """Raise an InputError unless the file of a flag has one of some endings and can be written; None passes."""
     if path is not None:
-        require("--figure", str(path), path.suffix in (".svg", ".png"), "a file that ends in .svg or .png")
-        require("--figure", str(path), path.parent.is_dir(), "in a folder that is there")
+        right = path.suffix in endings and not path.is_dir()
+        require(flag, str(path), right, f"a file that ends in {' or '.join(endings)}")
+        require(flag, str(path), path.parent.is_dir(), "in a folder that is there")
 
 
 def make_each(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
