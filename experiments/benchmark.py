@@ -332,7 +332,8 @@ def main(flags: Sequence[str]) -> None:
         print(json.dumps({"machine": machine, "seconds": seconds, "roofline": roofline}))
     else:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        print(f"{machine['device']}, {machine['processor']}, {cores()} cores, Python {machine['python']}, {versions}")
+        where = f"{machine['device']}, {machine['processor']}, {cores()} cores, Python {machine['python']}, {versions}"
+        print(", all in ".join(filter(None, [where, benchmark.only_precision])))
         for line in describe(benchmark):
             print(line)
     if arguments.figure is not None:

@@ -15,7 +15,7 @@ import pytest
 from jax.experimental import rnn
 from oracles import lenient_jax
 
-from charlm_jax.analysis.benchmark import BATCH_SIZE, Benchmark, Timing, describe
+from charlm_jax.analysis.benchmark import BATCH_SIZE, Benchmark, Timing, describe, plot_benchmark
 from charlm_jax.choices import Precision
 from charlm_jax.runs.command_line import exit_codes
 from experiments import benchmark
@@ -255,6 +255,23 @@ def test_the_tables_say_what_was_asked_for():
     (floor,) = (line for line in lines if line.startswith("latency floor, float32"))
     assert "the 120 products" in floor
     assert floor.endswith("take 2.4 ms by themselves, 12% of it")
+
+
+def test_one_precision_is_named_once_and_every_word_stays_in_its_panel():
+    timings = [timing("training step", "charlm_jax", 0.012), timing("training step", "Keras on TensorFlow", 0.027)]
+    timings += [timing("windowed character", "charlm_jax", 6e-5), timing("windowed character", "PyTorch", 0.0376)]
+    timings += [timing("stateful character", "charlm_jax", 4e-6)]
+    measured = Benchmark(timings, devices=2, product_side=512)
+    assert "float32" not in "".join(describe(measured))
+    figure = plot_benchmark(measured)
+    figure.draw_without_rendering()
+    assert figure.get_suptitle() == "Hidden size 128, float32: median and range"
+    _, windowed, _ = figure.axes
+    assert [label.get_text() for label in windowed.get_yticklabels()] == ["charlm_jax", "PyTorch"]
+    assert {"100 us", "1 ms", "10 ms"} <= {label.get_text() for label in windowed.get_xticklabels()}
+    for axes in figure.axes:
+        assert axes.texts
+        assert all(words.get_window_extent().x1 <= axes.bbox.x1 for words in axes.texts)
 
 
 def test_a_gpus_peak_memory_is_its_librarys(monkeypatch):

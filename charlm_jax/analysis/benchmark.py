@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from charlm_jax.choices import Precision
@@ -51,11 +52,6 @@ class Timing:
     peak_bytes: int
 
     @property
-    def label(self) -> str:
-        """Who did it, and in which precision."""
-        return f"{self.contender}, {self.precision}"
-
-    @property
     def speed(self) -> str:
         """In characters, where they are what counts."""
         characters = BATCH_SIZE * WINDOW if self.title.startswith(Title.TRAINING) else int("character" in self.title)
@@ -85,6 +81,16 @@ class Benchmark:
     def precisions(self) -> list[Precision]:
         """Those in which this project was timed."""
         return list(dict.fromkeys(timing.precision for timing in self.timings if timing.contender == OURS))
+
+    @property
+    def only_precision(self) -> Precision | None:
+        """That of all timings; None if there are several."""
+        first = self.timings[0].precision
+        return first if all(timing.precision == first for timing in self.timings) else None
+
+    def named(self, words: str, precision: Precision) -> str:
+        """Return words with a precision after them, if there are several."""
+        return words if self.only_precision else f"{words}, {precision}"
 
     def medians(self, precision: Precision, hidden_size: int, contender: str = OURS) -> dict[str, float]:
         """Return a contender's seconds by title; nan of what it was not timed at."""
@@ -125,7 +131,8 @@ def describe(benchmark: Benchmark) -> Iterator[str]:
             }.get(Title(title), "")
             spread = "" if row.least == row.most else f"({in_words(row.least)} to {in_words(row.most)})"
             ours = "" if row.contender == OURS else f"{ratio:8.1f} x ours"
-            yield f"  {row.label:<30} {in_words(row.median):>8}  {spread:<22}{more}{ours}".rstrip()
+            label = benchmark.named(row.contender, row.precision)
+            yield f"  {label:<30} {in_words(row.median):>8}  {spread:<22}{more}{ours}".rstrip()
     for precision in benchmark.precisions:
         yield from _describe_own(benchmark, precision)
 
@@ -134,18 +141,19 @@ def _describe_own(benchmark: Benchmark, precision: Precision) -> Iterator[str]:
     """Yield what only this project is asked for, in one precision."""
     size, side = benchmark.hidden_size, benchmark.product_side
     ours = benchmark.medians(precision, size)
+    here = partial(benchmark.named, precision=precision)
     rate, *shares = benchmark.roofline(precision).items()
-    yield f"roofline, {precision}: matrix products of {side} x {side} run at {rate[1] / 1e9:.0f} GFLOP/s"
+    yield f"{here('roofline')}: matrix products of {side} x {side} run at {rate[1] / 1e9:.0f} GFLOP/s"
     for title, share in shares:
         yield f"  {title:<38} {share:4.0%}"
     floor, training = 2 * WINDOW * ours[Title.DEPENDENT], ours[Title.TRAINING]
     yield (
-        f"latency floor, {precision}: the {2 * WINDOW} products of a training step that wait for one another take "
+        f"{here('latency floor')}: the {2 * WINDOW} products of a training step that wait for one another take "
         f"{in_words(floor)} by themselves, {floor / training:.0%} of it"
     )
     ratio = benchmark.medians(precision, size, REREADER)[Title.WINDOWED] / ours[Title.WINDOWED]
-    yield f"the ring, {precision}: {ratio:.1f} times as fast as a window re-read for each character ({REREADER})"
-    yield f"scaling of {OURS}, {precision}, hidden size {size}"
+    yield f"{here('the ring')}: {ratio:.1f} times as fast as a window re-read for each character ({REREADER})"
+    yield f"{here(f'scaling of {OURS}')}, hidden size {size}"
     for timing in benchmark.timings:
         if (timing.contender, timing.precision) == (OURS, precision) and timing.title not in (
             *_COMPARED,
@@ -166,13 +174,15 @@ def in_words(seconds: float) -> str:
 
 def plot_benchmark(benchmark: Benchmark) -> "Figure":
     """Draw the contenders' medians and ranges, a panel a task, on logarithmic scales."""
+    from matplotlib.ticker import FuncFormatter
+
     from charlm_jax.analysis.figures import BLUE, new_figure
 
     first, titles = benchmark.hidden_size, _COMPARED[:3]
     panels = [[t for t in benchmark.timings if (t.title, t.hidden_size) == (title, first)] for title in titles]
-    most = max(map(len, panels))
-    words = f"Hidden size {first}: median and range"
-    figure, places = new_figure(12.0, 1.2 + 0.36 * most, columns=3, title=words, grid="x")
+    rows = max(map(len, panels))
+    words = ", ".join(filter(None, [f"Hidden size {first}", benchmark.only_precision])) + ": median and range"
+    figure, places = new_figure(12.0, 1.2 + 0.36 * rows, columns=3, title=words, grid="x")
     for axes, title, shown in zip(places, titles, panels, strict=True):
         for place, timing in enumerate(shown):
             colour = BLUE if timing.contender == OURS else "0.4"
@@ -181,9 +191,11 @@ def plot_benchmark(benchmark: Benchmark) -> "Figure":
             beside = (timing.most, place), (8, 0)
             axes.annotate(in_words(timing.median), *beside, textcoords="offset points", va="center")
         axes.set_xscale("log")
-        axes.set_xlim(min(timing.least for timing in shown) / 2, max(timing.most for timing in shown) * 12)
-        axes.set_yticks(range(len(shown)), [timing.label for timing in shown])
-        axes.set_ylim(most - 0.4, -0.6)  # as far apart in every panel, the first on top
+        least, most = min(timing.least for timing in shown) / 1.5, max(timing.most for timing in shown)
+        axes.set_xlim(least, least * (most / least) ** 1.6)  # of the axis three eighths are for words
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: in_words(seconds)))
+        axes.set_yticks(range(len(shown)), [benchmark.named(timing.contender, timing.precision) for timing in shown])
+        axes.set_ylim(rows - 0.4, -0.6)  # as far apart in every panel, the first on top
         axes.set_title(title, fontsize=11)
-        axes.set_xlabel("seconds (logarithmic)")
+        axes.set_xlabel("time (logarithmic)")
     return figure
