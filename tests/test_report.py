@@ -106,7 +106,9 @@ def test_what_only_one_run_has_is_a_difference():
 
 def test_losses_of_different_texts_have_no_winner():
     other = dataclasses.replace(a_run("other"), provenance={**ORIGIN, "sha256": "1" * 64})
-    assert "The runs differ in sha256: their losses are of different" in plain(make_report("x", [a_run("one"), other]))
+    assert "The runs differ in their text: the losses are of different" in plain(
+        make_report("x", [a_run("one"), other])
+    )
     assert 'class="headline"' not in make_report("x", [a_run("one"), other])
 
 
@@ -114,6 +116,9 @@ def test_a_run_that_has_done_nothing_yet_has_a_page():
     said = plain(make_report("new", [a_run("new", losses=(), step=None)]))
     assert "No epoch is done yet." in said
     assert "new – – – – 0 1,234 unknown unknown" in said
+    page = make_report("x", [a_run("one"), a_run("new", losses=()), a_run("whole", losses=(1.0,))])
+    legend = re.findall(r"<bdi>(\w+)", re.findall(r'<ul class="legend">.*?</ul>', page, re.S)[0])
+    assert legend == ["one", "whole"]
 
 
 @pytest.mark.parametrize("loss", [1e300, -1e300, 0.0])
@@ -259,6 +264,24 @@ def test_the_reader_is_used_with_the_keyboard_alone(browser, look):
     assert find("inspector").text.startswith("w 0.0 nats")
     press(Keys.ARROW_RIGHT)
     assert browser.find_element(By.CSS_SELECTOR, ".current").text == "i"
+
+
+def test_the_reader_begins_with_a_run_that_has_written(browser, look):
+    find = look(make_report("grid", [a_run("silent"), *RUNS]))
+    assert find("text").text == "the will at 1 in 4."
+    assert find("run").get_property("value") == "1"
+
+
+def test_a_wide_figure_is_readable_on_a_phone_and_scrolls_in_its_frame(browser, look):
+    wide = SVG.replace(b'"90"', b'"1200"')
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    look(make_report("one", [a_run("one", pictures=[Picture("a", wide), Picture("b", SVG)])]))
+    widths = [picture.size["width"] for picture in browser.find_elements(By.CSS_SELECTOR, ".card img")]
+    frame = browser.find_element(By.CSS_SELECTOR, ".card .scroll")
+    scrolls = browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", frame)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert (widths, scrolls) == ([768, 90 + 24], True), "none is shown larger than it is, but for its margin"
 
 
 def test_the_reader_is_used_with_a_pointer(browser, look):
@@ -412,6 +435,7 @@ def test_what_is_gathered_is_what_the_run_recorded(copy):
     model = load_model(copy)
     known = frozenset(re.findall(r"[^\W\d_]+", model.vocabulary.decode(load_text(copy)[0])))
     assert run.step == model.step
+    assert run.configuration["corpus"] == run.provenance["corpus"] == "corpus.txt"
     assert run.parameters == sum(array.size for array in jax.tree.leaves(model.parameters))
     for text in run.texts:
         alone = surprise(
@@ -461,8 +485,10 @@ def test_without_the_model_or_the_corpus_there_is_a_page_that_says_so(copy):
 def test_odd_records_are_told_in_a_sentence_or_shown_as_they_are(copy):
     provenance = json.loads((copy.path / "provenance.json").read_text())
     provenance |= {"versions": {"jax": [[]], HOSTILE: HOSTILE}, "init_from": ["x"], "device_kind": {}, "commit": 1e300}
+    provenance["command"] = "/a/report.py --corpus /b/c.txt runs/d"
     (copy.path / "provenance.json").write_text(json.dumps(provenance))
     run = gather(copy, "name", characters=10_000, picture_bytes=1000)
+    assert run.provenance["command"] == "report.py --corpus c.txt runs/d"
     assert run.provenance["jax version"] == run.provenance["device"] == "unreadable"
     make_report("title", [run]).encode()
     append_record(copy.samples, {"epoch": 3, "step": 9, "temperature": 2, "prompt": "", "text": "", "sampler": []})

@@ -3,7 +3,7 @@ const runs = JSON.parse(document.getElementById("texts").textContent);
 const find = (id) => document.getElementById(id);
 const reader = find("reader"), box = find("text"), inspector = find("inspector");
 const NAT = 4096, SURE = 65535, MOST_NATS = 6; // surprise from here on has the strongest shade
-const chosen = { run: 0, source: "", epoch: Infinity, temperature: 1, text: 0 };
+const chosen = { run: Math.max(0, runs.findIndex((run) => run.texts.length)), source: "", epoch: Infinity, temperature: 1, text: 0 };
 let characters = [], cells = [], surprises = [], likeliest = [], probabilities = [], current = 0;
 
 function make(tag, name, ...children) {

@@ -21,7 +21,8 @@ from charlm_jax.analysis.loss_curves import Curve, loss_limits, plot_losses
 from charlm_jax.analysis.reader import Text, as_json
 
 _INKS = {"light": "#3c4048", "dark": "#c3c6cc"}
-_OF_LOSSES = "held out fraction", "window", "stride", "sha256"  # which characters a loss is of, given how many
+# Which characters a loss is of, given how many, and in other words.
+_OF_LOSSES = {"sha256": "text", "held out fraction": "share held out", "window": "window", "stride": "stride"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = (
     style, script = (Markup((beside / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
     choices = _split(runs, [run.configuration for run in runs])
     origins = _split(runs, [run.provenance for run in runs])
-    incomparable = [name for name in _OF_LOSSES if name in (*choices[0], *origins[0])]
+    incomparable = [words for name, words in _OF_LOSSES.items() if name in (*choices[0], *origins[0])]
     winner = min(runs, key=lambda run: run.lowest)
     return environment.get_template("report.html.jinja").render(
         title=title,
@@ -178,17 +179,18 @@ def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     else:
         names = [run.name for run in runs]
         panels = {f"{kind} loss": dict(zip(names, those, strict=True)) for kind, those in curves.items()}
+    there = {name for named in panels.values() for name, curve in named.items() if curve}
     drawn = [curve for those in curves.values() for curve in those if curve]
 
     def picture(title: str, named: Mapping[str, Curve], ink: str) -> bytes:
-        there = {number: curve for number, curve in enumerate(named.values()) if curve}
+        numbered = {number: curve for number, curve in enumerate(named.values()) if curve}
         label = f"{title} (nats per character)"
-        return as_picture(plot_losses(there, limits=loss_limits(drawn), label=label, ink=ink), "svg")
+        return as_picture(plot_losses(numbered, limits=loss_limits(drawn), label=label, ink=ink), "svg")
 
     return [
         {
             "title": title,
-            "lines": [(name, line_style(number)) for number, name in enumerate(named)],
+            "lines": [(name, line_style(number)) for number, name in enumerate(named) if name in there],
             "images": {mode: picture(title, named, ink) for mode, ink in _INKS.items()},
         }
         for title, named in panels.items()

@@ -1,6 +1,7 @@
 """What a report tells of a run, gathered from its directory; whoever wrote that is not trusted."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -50,9 +51,11 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
             texts, step = _read(model, texts), model.step
         except InputError as error:
             notes.append(f"The texts are not shaded, because the model cannot be had: {error}.")
+    chosen = run.configuration().to_json()
+    chosen |= {name: _base(chosen[name]) for name in ("corpus", "init_from")}
     return Run(
         name=name,
-        configuration={name.replace("_", " "): value for name, value in run.configuration().to_json().items()},
+        configuration={name.replace("_", " "): value for name, value in chosen.items()},
         provenance=_provenance(run.provenance()),
         parameters=parameter_count(model_shapes(run).parameters),
         epochs=_epochs(run),
@@ -65,19 +68,25 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
 
 def _provenance(record: dict[str, Any]) -> dict[str, object]:
     corpus, source = record["corpus"], record.get("init_from")
+    command = record.get("command")
     facts = {
         "commit": record.get("commit"),
-        "command": record.get("command"),
+        "command": re.sub(r"(?<!\S)/\S*/", "", command) if isinstance(command, str) else command,
         **{f"{library} version": version for library, version in record["versions"].items()},
         "device": record.get("device_kind"),
         "devices": record.get("device_count"),
-        "corpus": corpus.get("name"),
+        "corpus": _base(corpus.get("name")),
         "characters": corpus.get("characters"),
         "distinct characters": len(corpus["vocabulary"]),
         "sha256": corpus["sha256"],
-        "started from": source.get("run") if isinstance(source, dict) else None,
+        "started from": _base(source.get("run")) if isinstance(source, dict) else None,
     }
     return {name: fact if isinstance(fact, str | int | float | None) else "unreadable" for name, fact in facts.items()}
+
+
+def _base(place: object) -> object:
+    """Return the last part of a path: where it lies is nothing to those to whom a page is sent."""
+    return Path(place).name if isinstance(place, str) else place
 
 
 def _epochs(run: RunDirectory) -> list[Epoch]:
