@@ -39,7 +39,8 @@ def optional(what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"{what} ({error}); install it with .venv/bin/python -m pip install '.[{extra}]'") from error
+        way = f".venv/bin/python -m pip install -e '.[{extra}]'"
+        raise InputError(f"{what} ({error}); install it with {way}") from error
 
 
 def require_count(flag: str, value: int | None) -> None:

@@ -28,7 +28,7 @@ from charlm_jax.runs import conversion
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.trained import load_model
 
-h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install '.[interop]'")
+h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install -e '.[interop]'")
 
 from charlm_jax.runs.keras_files import write_keras  # noqa: E402 (it needs h5py)
 
@@ -300,7 +300,7 @@ def test_without_h5py_there_is_a_way(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "charlm_jax.runs.keras_files", raising=False)
     monkeypatch.delattr("charlm_jax.runs.keras_files", raising=False)
     assert call("convert", tmp_path / "model.h5", tmp_path / "run") == 2
-    assert ".venv/bin/python -m pip install '.[interop]'" in capsys.readouterr().err
+    assert ".venv/bin/python -m pip install -e '.[interop]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("ending", "words"), [(".h5", "Keras 3 has another"), (".safetensors", "nn.LSTM has not")])
