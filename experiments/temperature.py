@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # what --help can do without
     from charlm_jax.runs.directory import RunDirectory
     from charlm_jax.runs.trained import LoadedRun
 
+_LEAST_PROMPTS = 8
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -63,8 +65,8 @@ class Arguments:
         require_temperatures("--temperatures", self.temperatures)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
         require_count("--prompts", self.prompts)
-        least = "at least 8, as the bootstrap's intervals over fewer are too narrow"
-        require("--prompts", self.prompts, self.prompts >= 8, least)
+        least = f"at least {_LEAST_PROMPTS}, as the bootstrap's intervals over fewer are too narrow"
+        require("--prompts", self.prompts, self.prompts >= _LEAST_PROMPTS, least)
         require_count("--length", self.length)
         require_count("--devices", self.devices)
         require_seed(self.seed)
@@ -168,7 +170,8 @@ def _places(characters: int, window: int, length: int, count: int) -> tuple["np.
         )
     note = ""
     if last < (count - 1) * (window + length):
-        note = " They are too narrow, because the human texts overlap: give fewer --prompts, or a longer --text."
+        fewer = "fewer --prompts, or " if count > _LEAST_PROMPTS else ""
+        note = f" They are too narrow, because the human texts overlap: give {fewer}a longer --text."
     return np.linspace(0, last, count).astype(int), note
 
 

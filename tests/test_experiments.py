@@ -279,7 +279,7 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
     flags = ["--prompts", 8, "--length", 30]
     assert call("temperature", path, *flags, "--temperatures", 0.5, 1.0, "--output", tmp_path / "two") == 0
     page = capsys.readouterr().out
-    assert "because the human texts overlap" in page
+    assert "because the human texts overlap: give a longer --text" in page, "there are no fewer --prompts to give"
     assert (tmp_path / "two" / "temperature.md").read_text().startswith(page)
     assert call("temperature", path, *flags, "--temperatures", 1.0, 0.2, 0.5, "--output", tmp_path / "three") == 0
     two, three = (read_records(tmp_path / name / "temperature_samples.jsonl") for name in ("two", "three"))
