@@ -109,6 +109,19 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     require_known(human, vocabulary)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
+    scored = jnp.array(human[:MOST_EVALUATED])
+    calibration = calibrate(model.network, model.parameters, scored, mesh, window=window, stride=1)
+    loss, uniform = calibration.losses[calibration.at_one], np.log(len(vocabulary))
+    if not np.isfinite(loss):
+        raise InputError(
+            f"the model of {str(run.path)!r}, at step {model.step:,}, predicts no text (its loss on the human text is "
+            f"{loss:g}), as training went astray; train again, with a smaller --learning-rate or with --clip 1"
+        )
+    if loss > uniform:
+        tell(
+            f"warning: in {run.path} the human text costs {loss:.4g} nats per character, more than with all characters "
+            f"equally likely ({uniform:.4f}); the model has not learned, or another kind of text"
+        )
     prompts = [human[start : start + window] for start in starts]
     continued = np.stack([human[start + window : start + window + length] for start in starts])
 
@@ -136,8 +149,6 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
         {name: table[1:] for name, table in tables.items()},
         {name: table[0] for name, table in tables.items()},
     )
-    scored = jnp.array(human[:MOST_EVALUATED])
-    calibration = calibrate(model.network, model.parameters, scored, mesh, window=window, stride=1)
 
     texts = [vocabulary.decode(row) for row in generated]
     title = f"{run.path.resolve().name}, step {model.step:,}, {sampler}: {count} texts of {length} characters"

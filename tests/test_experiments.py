@@ -301,6 +301,21 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
     }
 
 
+def test_temperature_says_that_a_model_predicts_nothing(corpus, tmp_path, capsys):
+    """After steps so large that its losses are huge, or no numbers."""
+    for rate, code, message in (
+        ("1e3", 0, r"warning: in .* costs \S+e\+\d+ nats per character, more than .* equally likely \(3.0445\)"),
+        ("1e38", 2, r"error: .* predicts no text \(its loss on the human text is (inf|nan)\)"),
+    ):
+        path = tmp_path / rate
+        call("text_generation", "--corpus", corpus, *TINY, "--epochs", 1, "--learning-rate", rate, "--run-dir", path)
+        capsys.readouterr()
+        assert call("temperature", path, "--prompts", 8, "--length", 30, "--temperatures", 1) == code
+        captured = capsys.readouterr()
+        assert re.search(message, captured.err)
+        assert ("nats per character" in captured.out) == (code == 0)
+
+
 def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
     """The trained run, and one of a larger model, whose first epoch's seconds a stop has made unknown."""
     other = tmp_path / "larger"
