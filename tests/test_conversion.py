@@ -123,6 +123,24 @@ def test_numpy_alone_writes_the_same_text(made, tmp_path, capsys):
     assert len(sampled_by_numpy(file, "", "1", "40")) == 41
 
 
+def test_numpy_alone_says_what_it_cannot_use(made, tmp_path):
+    file = tmp_path / "model.safetensors"
+    assert call("convert", made[0], file) == 0
+    for words, message in [
+        ([], "the following arguments are required: file, prompt"),
+        ([tmp_path / "nothing", "a"], f"'{tmp_path / 'nothing'}.json': No such file"),
+        ([file, "aXbX"], "the model does not know 'X' of the prompt"),
+        ([file, "a", "hot"], "invalid float value: 'hot'"),
+    ]:
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            sampled_by_numpy(*words)
+        usage, error = failed.value.stderr.splitlines()
+        assert failed.value.returncode == 2
+        assert usage.startswith("usage: sample_numpy.py [-h] file prompt [temperature] [length] [seed]")
+        assert message in error
+    assert "400 if not given" in sampled_by_numpy("--help")
+
+
 def test_numpy_draws_at_the_temperature(tmp_path):
     """Of 4,000 characters that depend on nothing before them, each one's share; 5 standard deviations are allowed."""
     parameters = jax.tree.map(jnp.zeros_like, network_and_parameters()[1])
