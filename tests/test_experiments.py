@@ -165,6 +165,16 @@ def test_a_text_that_is_asked_for_twice_is_two_texts(trained, capsys):
     assert first["text"] != second["text"]
 
 
+def test_texts_that_come_in_portions_are_those_that_come_at_once(trained, capsys, monkeypatch):
+    flags = ["--prompt", "the will", "is", "--temperature", 1, 0.5, 1, "--count", 3, "--length", 30, "--json"]
+    assert call("sample", trained[0], *flags) == 0
+    whole = capsys.readouterr().out
+    assert len(set(whole.splitlines())) == 18
+    monkeypatch.setattr("experiments.sample._PORTION", 5)
+    assert call("sample", trained[0], *flags) == 0
+    assert capsys.readouterr().out == whole
+
+
 def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(trained, tmp_path):
     path = trained[0]
     words = [sys.executable, str(ROOT / "experiments" / "sample.py"), str(path), "--length", "100000"]
