@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 # What a command exits with: what the user gave cannot be used; training diverged; stopped by a signal with the state
 # saved; stopped at once; waited in vain for another process, as where JAX aborts; the reader of the output has left.
@@ -31,6 +32,11 @@ def require(flag: str, value: object, holds: bool, wanted: str) -> None:
     """Raise an InputError that names a flag, its value and what is wanted, unless `holds`."""
     if not holds:
         raise InputError(f"{flag} {value} cannot be used: it must be {wanted}")
+
+
+def meant(word: str, words: Iterable[str]) -> str:
+    """Return how a message ends that lists words of which a user misspelt one: which may be meant, if any."""
+    return "".join(f"; did you mean {near!r}?" for near in get_close_matches(word, words, n=1))
 
 
 @contextmanager

@@ -415,8 +415,19 @@ def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys
 
 
 BAD_TRAINING = {
-    "an unknown preset": (["qick"], "no preset 'qick'; name one of quick, strong, tf-keras-2.5"),
-    "an unknown corpus": (["--corpus", "neitzsche"], "no corpus, file or folder 'neitzsche'; name one of python-docs"),
+    "an unknown preset": (
+        ["qick"],
+        r"no preset 'qick'; name one of quick, strong, tf-keras-2.5.*; did you mean 'quick'\?",
+    ),
+    "nothing like a preset": (["xyz"], "no preset 'xyz'; name one of .*, tf-keras$"),
+    "a text for a preset": (
+        ["long.txt"],
+        "no preset 'long.txt'; name one of .*; a text is given with --corpus long.txt$",
+    ),
+    "an unknown corpus": (
+        ["--corpus", "neitzsche"],
+        r"no corpus, file or folder 'neitzsche'; name one of python-docs.* to text; did you mean 'nietzsche'\?",
+    ),
     "an empty text": (["--corpus", "empty.txt"], "has 0 characters.*needs at least 610"),
     "a text of one character": (["--corpus", "one.txt"], "has 1 characters"),
     "a text too short": (["--corpus", "short.txt"], "has 300 characters.*needs at least 610"),
