@@ -72,16 +72,18 @@ def main(flags: Sequence[str]) -> None:
     """Generate, and print."""
     arguments = tyro.cli(Arguments, prog="scripts/run sample", description=folded(__doc__), args=flags)
 
+    from charlm_jax.runs.directory import open_run
+
+    run = open_run(arguments.run)  # before JAX is loaded, so that a wrong name is answered at once
+
     import jax
     import numpy as np
 
     from charlm_jax.generation.generate import generate_pieces, stream_keys
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
-    from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.records import read_records
     from charlm_jax.runs.trained import load_model
 
-    run = open_run(arguments.run)
     prompts = arguments.prompt
     if prompts is None:
         samples = read_records(run.samples)

@@ -79,6 +79,15 @@ def test_help_reads_like_documentation_and_loads_no_jax(experiment, tmp_path):
     assert max(map(len, output.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("experiment", ["compare", "evaluate", "report", "sample", "temperature"])
+def test_a_run_that_is_not_there_is_told_of_before_jax_is_loaded(experiment, tmp_path):
+    (tmp_path / "jax.py").write_text("raise SystemExit('JAX was imported')")
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    code, output, errors = run(experiment, tmp_path / "nowhere", environment=environment)
+    assert (code, output) == (2, "")
+    assert errors.startswith("error: ")
+
+
 def test_all_experiments_are_listed():
     def listing(*words):
         environment = {**os.environ, "CDPATH": "/tmp:."}  # where cd may go elsewhere, and then says so
