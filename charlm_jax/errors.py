@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 # What a command exits with: what the user gave cannot be used; training diverged; stopped by a signal with the state
 # saved; stopped at once; waited in vain for another process, as where JAX aborts; the reader of the output has left.
@@ -33,13 +34,19 @@ def require(flag: str, value: object, holds: bool, wanted: str) -> None:
         raise InputError(f"{flag} {value} cannot be used: it must be {wanted}")
 
 
+def meant(word: str, words: Iterable[str]) -> str:
+    """Return how a message ends that lists words of which a user misspelt one: which may be meant, if any."""
+    return "".join(f"; did you mean {near!r}?" for near in get_close_matches(word, words, n=1))
+
+
 @contextmanager
 def optional(what: str, extra: str) -> Iterator[None]:
     """Turn the lack of a library within the block into an InputError: what needs it, and the extra that brings it."""
     try:
         yield
     except ImportError as error:
-        raise InputError(f"{what} ({error}); install it with .venv/bin/python -m pip install '.[{extra}]'") from error
+        way = f".venv/bin/python -m pip install -e '.[{extra}]'"
+        raise InputError(f"{what} ({error}); install it with {way}") from error
 
 
 def require_count(flag: str, value: int | None) -> None:

@@ -12,8 +12,8 @@ On a GPU, the first if there are several, all are timed in float32, TF32 and bfl
 products; parameters are float32). cuDNN's LSTM is there by PyTorch, also with a CUDA graph of the whole step, and by
 JAX. What a contender cannot do is named and left out.
 
-The others come with `.venv/bin/python -m pip install '.[benchmark]'`; those that are absent are named. All of it takes
-about four minutes on two cores, which should have nothing else to do.
+The others come with `.venv/bin/python -m pip install -e '.[benchmark]'`; those that are absent are named. All of it
+takes about four minutes on two cores, which should have nothing else to do.
 """
 
 import contextlib
@@ -311,7 +311,7 @@ def main(flags: Sequence[str]) -> None:
         except InputError as error:
             if arguments.device == "cpu":
                 raise
-            needed = "it needs an NVIDIA GPU, its driver, and .venv/bin/python -m pip install '.[gpu]'"
+            needed = "it needs an NVIDIA GPU, its driver, and .venv/bin/python -m pip install -e '.[gpu]'"
             raise InputError(f"--device gpu cannot be used: {error}; {needed}") from error
         orders = [*_comparisons(workers, arguments.hidden_sizes)]
         orders += [order for worker in workers if worker.contender.name == OURS for order in _own(worker, first)]

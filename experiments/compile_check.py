@@ -9,7 +9,7 @@ chips. Nothing is run: all figures are a compiler's or a model's. Exits 2 if a p
 arithmetic predicts: in a step one all-reduce of gradients and loss, the state whole on every chip, nothing to or from
 the host.
 
-Needs the TPU compiler: .venv/bin/python -m pip install '.[tpu]' (Linux; 200 MB to download, 700 MB installed).
+Needs the TPU compiler: .venv/bin/python -m pip install -e '.[tpu]' (Linux; 200 MB to download, 700 MB installed).
 """
 
 import importlib.metadata
@@ -100,7 +100,7 @@ def topology_devices(name: str) -> list[Any]:
     from jax.experimental.topologies import get_topology_desc
 
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("the TPU compiler is not here; install it with .venv/bin/python -m pip install '.[tpu]'")
+        raise InputError("the TPU compiler is not here; install it with .venv/bin/python -m pip install -e '.[tpu]'")
     try:
         return get_topology_desc(platform="tpu", topology_name=name).devices
     except JaxRuntimeError as error:

@@ -13,6 +13,7 @@ same one goes on; corpus.json is there when all is done.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -24,9 +25,9 @@ from charlm_jax.runs.stop import stop_requests
 class Arguments:
     """The flags."""
 
-    text: tyro.conf.Positional[Path]
+    text: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE|FOLDER")]
     """File, or folder of files."""
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     """Folder to make: a new or an empty one, or one that the same command has begun."""
     encoding: str | None = None
     """Encoding of the text's bytes; UTF-8 if not given."""

@@ -59,6 +59,10 @@ def main(flags: Sequence[str]) -> None:
     """Evaluate, print and draw."""
     arguments = tyro.cli(Arguments, prog="scripts/run evaluate", description=folded(__doc__), args=flags)
 
+    from charlm_jax.runs.directory import open_run
+
+    run = open_run(arguments.run)  # before JAX is loaded, so that a wrong name is answered at once
+
     import jax.numpy as jnp
 
     from charlm_jax.analysis.baselines import baselines
@@ -66,12 +70,10 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.analysis.evaluation_figure import plot_evaluation
     from charlm_jax.learning.evaluation import BATCH_SIZE, Evaluation, evaluate, evaluate_stream, loss_by_position
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
-    from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture
     from charlm_jax.runs.trained import load_model, load_text
 
-    run = open_run(arguments.run)
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
     model = load_model(run, arguments.checkpoint)
     keep_compiled_programs()

@@ -41,12 +41,15 @@ def main(flags: Sequence[str]) -> None:
     """Gather, lay out and write."""
     arguments = tyro.cli(Arguments, prog="scripts/run report", description=folded(__doc__), args=flags)
 
-    from charlm_jax.analysis.report import make_report
     from charlm_jax.runs.directory import find_runs, open_run
+
+    # Before JAX is loaded, so that a wrong name is answered at once.
+    runs = [open_run(run.path.resolve()) for run in find_runs(*arguments.runs)]
+
+    from charlm_jax.analysis.report import make_report
     from charlm_jax.runs.files import write_atomically
     from charlm_jax.runs.gathering import gather, pictures_of
 
-    runs = [open_run(run.path.resolve()) for run in find_runs(*arguments.runs)]
     parent = Path(os.path.commonpath([run.path.parent for run in runs]))
     # A grid's own picture of all its runs lies beside them.
     notes: list[str] = []

@@ -2,15 +2,16 @@
 
     scripts/run sample RUN [flags]
 
-Every combination of prompt, temperature and number gives one text; all are generated at once. Standard output holds
-the prompts with their continuations and nothing else, or JSON, an object a line, with --json.
+Every combination of prompt, temperature and number gives one text; up to 256 are generated at once. Standard output
+holds the prompts with their continuations and nothing else, or JSON, an object a line, with --json.
 """
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import tyro
@@ -22,6 +23,7 @@ from charlm_jax.runs.command_line import folded, run_command, tell
 
 # Characters generated at a time: so few that they flow on a terminal, so many that a long text shows its progress.
 _LIVE_PIECE, _PIECE = 25, 2000
+_PORTION = 256  # texts generated at a time, which then appear
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,18 @@ def main(flags: Sequence[str]) -> None:
     """Generate, and print."""
     arguments = tyro.cli(Arguments, prog="scripts/run sample", description=folded(__doc__), args=flags)
 
+    from charlm_jax.runs.directory import open_run
+
+    run = open_run(arguments.run)  # before JAX is loaded, so that a wrong name is answered at once
+
     import jax
     import numpy as np
 
     from charlm_jax.generation.generate import generate_pieces, stream_keys
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
-    from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.records import read_records
     from charlm_jax.runs.trained import load_model
 
-    run = open_run(arguments.run)
     prompts = arguments.prompt
     if prompts is None:
         samples = read_records(run.samples)
@@ -89,58 +93,65 @@ def main(flags: Sequence[str]) -> None:
             )
         prompts = (samples[-1]["prompt"],)
     temperatures = (0.0,) if arguments.greedy else arguments.temperature
-    streams = list(product(prompts, temperatures, range(arguments.count)))
-    mesh = open_mesh(arguments.devices, rows=len(streams))
+    streams = product(prompts, temperatures, range(arguments.count))
+    total = len(prompts) * len(temperatures) * arguments.count
+    portion = _share(total, _PORTION)
+    mesh = open_mesh(arguments.devices, rows=portion)
     model = load_model(run, arguments.checkpoint)
     keep_compiled_programs()
     encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
-    prompt_of_stream, temperature_of_stream, _ = zip(*streams, strict=True)
-    keys = stream_keys(jax.random.key(arguments.seed), prompt_of_stream, temperature_of_stream)
+    key, seen = jax.random.key(arguments.seed), Counter[tuple[str, float]]()
     live = sys.stdout.isatty() and not arguments.json
-    pieces_wanted = -(-arguments.length // (_LIVE_PIECE if live else _PIECE))
-    piece = -(-arguments.length // pieces_wanted)
-    pieces = generate_pieces(
-        model.network,
-        model.parameters,
-        [encoded[prompt] for prompt in prompt_of_stream],
-        temperature_of_stream,
-        keys,
-        mesh,
-        sampler=arguments.sampler or model.configuration.sampler,
-        window=model.configuration.window,
-        length=arguments.length,
-        piece=piece,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-    )
 
     def head(stream: tuple[str, float, int]) -> None:
         prompt, temperature, number = stream
-        if len(streams) > 1:
+        if total > 1:
             tell(f"------ temperature {temperature:g}, number {number}, prompt {prompt!r}")
         print(prompt, end="", flush=True)
 
-    # On a terminal the first text appears as it is generated; the others, generated beside it, follow.
-    done = []
-    bar = tqdm(total=arguments.length, unit=" characters", leave=False, disable=live or None)
-    for ids in pieces:
-        bar.update(ids.shape[1])
-        if live:
-            if not done:
-                head(streams[0])
-            print(model.vocabulary.decode(ids[0]), end="", flush=True)
-        done.append(ids)
+    bar = tqdm(total=total * arguments.length, unit=" characters", unit_scale=True, leave=False, disable=live or None)
+    while together := list(islice(streams, portion)):
+        prompt_of_stream, temperature_of_stream, _ = zip(*together, strict=True)
+        pieces = generate_pieces(
+            model.network,
+            model.parameters,
+            [encoded[prompt] for prompt in prompt_of_stream],
+            temperature_of_stream,
+            stream_keys(key, prompt_of_stream, temperature_of_stream, seen),
+            mesh,
+            sampler=arguments.sampler or model.configuration.sampler,
+            window=model.configuration.window,
+            length=arguments.length,
+            piece=_share(arguments.length, _LIVE_PIECE if live else _PIECE),
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+        )
+        # On a terminal the first text appears as it is generated; the others, generated beside it, follow.
+        done = []
+        for ids in pieces:
+            bar.update(ids.size)
+            if live:
+                if not done:
+                    head(together[0])
+                print(model.vocabulary.decode(ids[0]), end="", flush=True)
+            done.append(ids)
+        bar.clear()
+        texts = [model.vocabulary.decode(row) for row in np.concatenate(done, axis=1)]
+        for place, (stream, text) in enumerate(zip(together, texts, strict=True)):
+            prompt, temperature, number = stream
+            if arguments.json:
+                print(json.dumps({"prompt": prompt, "temperature": temperature, "number": number, "text": text}))
+            elif live and place == 0:
+                print()
+            else:
+                head(stream)
+                print(text)
     bar.close()
-    texts = [model.vocabulary.decode(row) for row in np.concatenate(done, axis=1)]
-    for place, (stream, text) in enumerate(zip(streams, texts, strict=True)):
-        prompt, temperature, number = stream
-        if arguments.json:
-            print(json.dumps({"prompt": prompt, "temperature": temperature, "number": number, "text": text}))
-        elif live and place == 0:
-            print()
-        else:
-            head(stream)
-            print(text)
+
+
+def _share(total: int, most: int) -> int:
+    """Return how many to take at a time, at most so many, so that all shares are about as large."""
+    return -(-total // -(-total // most))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # what --help can do without
     from charlm_jax.runs.directory import RunDirectory
     from charlm_jax.runs.trained import LoadedRun
 
+_LEAST_PROMPTS = 8
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -63,8 +65,8 @@ class Arguments:
         require_temperatures("--temperatures", self.temperatures)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
         require_count("--prompts", self.prompts)
-        least = "at least 8, as the bootstrap's intervals over fewer are too narrow"
-        require("--prompts", self.prompts, self.prompts >= 8, least)
+        least = f"at least {_LEAST_PROMPTS}, as the bootstrap's intervals over fewer are too narrow"
+        require("--prompts", self.prompts, self.prompts >= _LEAST_PROMPTS, least)
         require_count("--length", self.length)
         require_count("--devices", self.devices)
         require_seed(self.seed)
@@ -107,6 +109,19 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     require_known(human, vocabulary)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
+    scored = jnp.array(human[:MOST_EVALUATED])
+    calibration = calibrate(model.network, model.parameters, scored, mesh, window=window, stride=1)
+    loss, uniform = calibration.losses[calibration.at_one], np.log(len(vocabulary))
+    if not np.isfinite(loss):
+        raise InputError(
+            f"the model of {str(run.path)!r}, at step {model.step:,}, predicts no text (its loss on the human text is "
+            f"{loss:g}), as training went astray; train again, with a smaller --learning-rate or with --clip 1"
+        )
+    if loss > uniform:
+        tell(
+            f"warning: in {run.path} the human text costs {loss:.4g} nats per character, more than with all characters "
+            f"equally likely ({uniform:.4f}); the model has not learned, or another kind of text"
+        )
     prompts = [human[start : start + window] for start in starts]
     continued = np.stack([human[start + window : start + window + length] for start in starts])
 
@@ -134,8 +149,6 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
         {name: table[1:] for name, table in tables.items()},
         {name: table[0] for name, table in tables.items()},
     )
-    scored = jnp.array(human[:MOST_EVALUATED])
-    calibration = calibrate(model.network, model.parameters, scored, mesh, window=window, stride=1)
 
     texts = [vocabulary.decode(row) for row in generated]
     title = f"{run.path.resolve().name}, step {model.step:,}, {sampler}: {count} texts of {length} characters"
@@ -168,7 +181,8 @@ def _places(characters: int, window: int, length: int, count: int) -> tuple["np.
         )
     note = ""
     if last < (count - 1) * (window + length):
-        note = " They are too narrow, because the human texts overlap: give fewer --prompts, or a longer --text."
+        fewer = "fewer --prompts, or " if count > _LEAST_PROMPTS else ""
+        note = f" They are too narrow, because the human texts overlap: give {fewer}a longer --text."
     return np.linspace(0, last, count).astype(int), note
 
 

@@ -8,7 +8,7 @@ Then `tensorboard --logdir RUN` shows the losses, in nats per character over upd
 and, for the directory of a grid, the table of the choices in which its runs differ, with the last held-out loss and the
 lowest. Training and all other commands know nothing of event files, which may be deleted.
 
-Needs tensorboardX: .venv/bin/python -m pip install '.[tracking]'. TensorBoard itself is another package.
+Needs tensorboardX: .venv/bin/python -m pip install -e '.[tracking]'. TensorBoard itself is another package.
 """
 
 import shlex

@@ -19,19 +19,27 @@ find_python() {
     exit 2
 }
 
+not_installed() {
+    echo "error: the packages could not be installed, as said above; connect to a network, or configure pip's or uv's" \
+        "index, and run again" >&2
+    exit 2
+}
+
 install_lock() {
     local lock=$1 quiet= base
     [ -t 2 ] || quiet=--quiet
     if command -v uv >/dev/null; then
-        [ -x "$python" ] || uv venv $quiet --seed --python '>=3.11' "$venv" # with pip, for the extras
-        uv pip install $quiet --python "$python" --require-hashes --no-deps -r "$lock"
+        # With pip, for the extras.
+        [ -x "$python" ] || uv venv $quiet --seed --python '>=3.11' "$venv" || not_installed
+        uv pip install $quiet --python "$python" --require-hashes --no-deps -r "$lock" || not_installed
     else
         if [ ! -x "$python" ]; then
             base=$(find_python)
             "$base" -m venv "$venv"
         fi
         "$python" -m ensurepip >/dev/null 2>&1 || true # a .venv that uv made has no pip
-        "$python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock"
+        "$python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock" ||
+            not_installed
     fi >&2
 }
 
@@ -45,7 +53,7 @@ is_installed() {
 
 set_up() {
     local lock=$1 other marks
-    echo "setting up $venv, once: about 300 MB to download, about a minute" >&2
+    echo "setting up $venv, once: about 300 MB to download, 0.9 GB on disk, about a minute" >&2
     [ -f "$record" ] || rm -rf "$venv"
     # What another lock installed stays recorded only while that lock is what it was.
     marks=$(for other in "$root"/scripts/*.lock; do if is_installed "$other"; then mark_of "$other"; fi; done)

@@ -29,5 +29,5 @@ on_all_hosts() {
 gcloud compute tpus tpu-vm scp "$archive" "$name:charlm_jax.tar" --zone="$zone" --worker=all
 on_all_hosts 'mkdir -p charlm_jax && rm -rf charlm_jax/charlm_jax charlm_jax/experiments && tar -xf charlm_jax.tar -C charlm_jax && cd charlm_jax &&
     scripts/run text_generation --help >/dev/null &&
-    (.venv/bin/python -m ensurepip >/dev/null 2>&1; .venv/bin/python -m pip install --quiet ".[tpu]")'
+    (.venv/bin/python -m ensurepip >/dev/null 2>&1; .venv/bin/python -m pip install --quiet -e ".[tpu]")'
 on_all_hosts "cd charlm_jax && scripts/run text_generation ${*:+$(printf '%q ' "$@")} --distributed auto"

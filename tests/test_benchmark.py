@@ -169,7 +169,7 @@ def test_without_a_gpu_one_sentence_says_the_way_out(monkeypatch, capsys):
     assert all(line.startswith("absent: ") for line in absent)
     assert error.startswith("error: --device gpu cannot be used: charlm_jax in float32 cannot do ")
     assert "JAX sees no CUDA device" in error
-    assert "pip install '.[gpu]'" in error
+    assert "pip install -e '.[gpu]'" in error
 
 
 def test_what_one_contender_cannot_do_is_named_and_leaves_the_others_theirs(monkeypatch, capsys):

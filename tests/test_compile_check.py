@@ -42,7 +42,7 @@ def devices_of(topology):
     if topology == "cpu":
         return jax.devices()
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("the TPU compiler is not here: .venv/bin/python -m pip install '.[tpu]'")
+        pytest.skip("the TPU compiler is not here: .venv/bin/python -m pip install -e '.[tpu]'")
     os.environ.update(
         {name: value for name, value in compile_check._ENVIRONMENT.items() if not name.startswith("JAX_")}
     )
@@ -245,7 +245,7 @@ def test_without_the_compiler_there_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(compile_check, "_ENVIRONMENT", {})
     assert call("compile_check") == 2
     assert capsys.readouterr().err == (
-        "error: the TPU compiler is not here; install it with .venv/bin/python -m pip install '.[tpu]'\n"
+        "error: the TPU compiler is not here; install it with .venv/bin/python -m pip install -e '.[tpu]'\n"
     )
 
 

@@ -28,7 +28,7 @@ from charlm_jax.runs import conversion
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.trained import load_model
 
-h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install '.[interop]'")
+h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install -e '.[interop]'")
 
 from charlm_jax.runs.keras_files import write_keras  # noqa: E402 (it needs h5py)
 
@@ -123,6 +123,24 @@ def test_numpy_alone_writes_the_same_text(made, tmp_path, capsys):
     assert len(sampled_by_numpy(file, "", "1", "40")) == 41
 
 
+def test_numpy_alone_says_what_it_cannot_use(made, tmp_path):
+    file = tmp_path / "model.safetensors"
+    assert call("convert", made[0], file) == 0
+    for words, message in [
+        ([], "the following arguments are required: file, prompt"),
+        ([tmp_path / "nothing", "a"], f"'{tmp_path / 'nothing'}.json': No such file"),
+        ([file, "aXbX"], "the model does not know 'X' of the prompt"),
+        ([file, "a", "hot"], "invalid float value: 'hot'"),
+    ]:
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            sampled_by_numpy(*words)
+        usage, error = failed.value.stderr.splitlines()
+        assert failed.value.returncode == 2
+        assert usage.startswith("usage: sample_numpy.py [-h] file prompt [temperature] [length] [seed]")
+        assert message in error
+    assert "400 if not given" in sampled_by_numpy("--help")
+
+
 def test_numpy_draws_at_the_temperature(tmp_path):
     """Of 4,000 characters that depend on nothing before them, each one's share; 5 standard deviations are allowed."""
     parameters = jax.tree.map(jnp.zeros_like, network_and_parameters()[1])
@@ -188,7 +206,8 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
     text.write_text(TEXT.upper())
     command = ["convert", source, tmp_path / "run"]
     for flags, words in [
-        ([], "does not say the gate activation of its model; give --gate-activation sigmoid or hard_sigmoid"),
+        ([], "not say the gate activation and the vocabulary of its model; give --gate-activation sigmoid or"),
+        ([], "sigmoid or hard_sigmoid and --corpus TEXT\n"),
         (["--gate-activation", "sigmoid"], "does not say the vocabulary of its model; give --corpus TEXT"),
         (["--gate-activation", "sigmoid", "--corpus", ROOT / "LICENSE"], "knows 9 characters, not the "),
     ]:
@@ -300,7 +319,7 @@ def test_without_h5py_there_is_a_way(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "charlm_jax.runs.keras_files", raising=False)
     monkeypatch.delattr("charlm_jax.runs.keras_files", raising=False)
     assert call("convert", tmp_path / "model.h5", tmp_path / "run") == 2
-    assert ".venv/bin/python -m pip install '.[interop]'" in capsys.readouterr().err
+    assert ".venv/bin/python -m pip install -e '.[interop]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("ending", "words"), [(".h5", "Keras 3 has another"), (".safetensors", "nn.LSTM has not")])

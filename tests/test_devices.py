@@ -43,6 +43,17 @@ def test_a_cpu_is_one_device_a_core_unless_that_was_decided_before(before, expec
     assert result.stdout.strip() == expected.format(cores=devices.cores()), result.stderr
 
 
+@pytest.mark.parametrize("platforms", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_here_is_one_sentence(platforms):
+    program = "from charlm_jax.runs.devices import *; open_mesh(None, 8)"
+    environment = {**os.environ, "JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.stderr.splitlines()[-1] == (
+        f"charlm_jax.errors.InputError: JAX was told to compute on {platforms} (JAX_PLATFORMS), and finds no such "
+        "device; unset that, or name what is here, such as cpu"
+    )
+
+
 @pytest.mark.parametrize(
     ("share", "of_eight"),
     [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("", 8), (None, 8)],

@@ -76,7 +76,16 @@ def test_help_reads_like_documentation_and_loads_no_jax(experiment, tmp_path):
     assert documentation is not None
     assert output.startswith(f"usage: scripts/run {experiment}")
     assert documentation.splitlines()[0] in " ".join(output.split())
-    assert max(map(len, output.splitlines()[1:])) <= 80
+    assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("experiment", ["compare", "evaluate", "report", "sample", "temperature"])
+def test_a_run_that_is_not_there_is_told_of_before_jax_is_loaded(experiment, tmp_path):
+    (tmp_path / "jax.py").write_text("raise SystemExit('JAX was imported')")
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    code, output, errors = run(experiment, tmp_path / "nowhere", environment=environment)
+    assert (code, output) == (2, "")
+    assert errors.startswith("error: ")
 
 
 def test_all_experiments_are_listed():
@@ -163,6 +172,16 @@ def test_a_text_that_is_asked_for_twice_is_two_texts(trained, capsys):
     assert call("sample", trained[0], *flags, "--json") == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["text"] != second["text"]
+
+
+def test_texts_that_come_in_portions_are_those_that_come_at_once(trained, capsys, monkeypatch):
+    flags = ["--prompt", "the will", "is", "--temperature", 1, 0.5, 1, "--count", 3, "--length", 30, "--json"]
+    assert call("sample", trained[0], *flags) == 0
+    whole = capsys.readouterr().out
+    assert len(set(whole.splitlines())) == 18
+    monkeypatch.setattr("experiments.sample._PORTION", 5)
+    assert call("sample", trained[0], *flags) == 0
+    assert capsys.readouterr().out == whole
 
 
 def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(trained, tmp_path):
@@ -279,7 +298,7 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
     flags = ["--prompts", 8, "--length", 30]
     assert call("temperature", path, *flags, "--temperatures", 0.5, 1.0, "--output", tmp_path / "two") == 0
     page = capsys.readouterr().out
-    assert "because the human texts overlap" in page
+    assert "because the human texts overlap: give a longer --text" in page, "there are no fewer --prompts to give"
     assert (tmp_path / "two" / "temperature.md").read_text().startswith(page)
     assert call("temperature", path, *flags, "--temperatures", 1.0, 0.2, 0.5, "--output", tmp_path / "three") == 0
     two, three = (read_records(tmp_path / name / "temperature_samples.jsonl") for name in ("two", "three"))
@@ -299,6 +318,21 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         f"temperature{ending}" for ending in (".md", ".csv", ".svg", ".png", "_samples.jsonl")
     }
+
+
+def test_temperature_says_that_a_model_predicts_nothing(corpus, tmp_path, capsys):
+    """After steps so large that its losses are huge, or no numbers."""
+    for rate, code, message in (
+        ("1e3", 0, r"warning: in .* costs \S+e\+\d+ nats per character, more than .* equally likely \(3.0445\)"),
+        ("1e38", 2, r"error: .* predicts no text \(its loss on the human text is (inf|nan)\)"),
+    ):
+        path = tmp_path / rate
+        call("text_generation", "--corpus", corpus, *TINY, "--epochs", 1, "--learning-rate", rate, "--run-dir", path)
+        capsys.readouterr()
+        assert call("temperature", path, "--prompts", 8, "--length", 30, "--temperatures", 1) == code
+        captured = capsys.readouterr()
+        assert re.search(message, captured.err)
+        assert ("nats per character" in captured.out) == (code == 0)
 
 
 def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
@@ -397,8 +431,19 @@ def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys
 
 
 BAD_TRAINING = {
-    "an unknown preset": (["qick"], "no preset 'qick'; name one of quick, strong, tf-keras-2.5"),
-    "an unknown corpus": (["--corpus", "neitzsche"], "no corpus, file or folder 'neitzsche'; name one of python-docs"),
+    "an unknown preset": (
+        ["qick"],
+        r"no preset 'qick'; name one of quick, strong, tf-keras-2.5.*; did you mean 'quick'\?",
+    ),
+    "nothing like a preset": (["xyz"], "no preset 'xyz'; name one of .*, tf-keras$"),
+    "a text for a preset": (
+        ["long.txt"],
+        "no preset 'long.txt'; name one of .*; a text is given with --corpus long.txt$",
+    ),
+    "an unknown corpus": (
+        ["--corpus", "neitzsche"],
+        r"no corpus, file or folder 'neitzsche'; name one of python-docs.* to text; did you mean 'nietzsche'\?",
+    ),
     "an empty text": (["--corpus", "empty.txt"], "has 0 characters.*needs at least 610"),
     "a text of one character": (["--corpus", "one.txt"], "has 1 characters"),
     "a text too short": (["--corpus", "short.txt"], "has 300 characters.*needs at least 610"),

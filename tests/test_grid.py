@@ -62,7 +62,10 @@ def test_the_gap_is_to_windows_from_all_over_the_training_text(corpus, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--vary", "hidden=4"], "--vary hidden=4 .* FIELD=VALUE,VALUE,... with one of corpus, "),
+        (
+            ["--vary", "hidden=4"],
+            r"--vary hidden=4 .* FIELD=VALUE,VALUE,... with one of corpus, .*; did you mean 'hidden_size'\?$",
+        ),
         (["--vary", "hidden_size"], "--vary hidden_size .*commas between"),
         (["--vary", "hidden_size=4,,8"], "--vary.*commas between"),
         (["--vary", "hidden_size=4,4"], "--vary.*a list of different values"),

@@ -20,7 +20,7 @@ from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.interop import KERAS_3_SLOPE, from_keras, from_torch, scale_gates, to_keras, to_torch
 from charlm_jax.model.network import CharacterLSTM
 
-h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install '.[interop]'")
+h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install -e '.[interop]'")
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 
 from charlm_jax.runs.keras_files import read_keras, write_keras  # noqa: E402 (it needs h5py)

@@ -113,3 +113,14 @@ def test_the_installed_wheel_trains_and_reports(packages, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(target)}
     output = run(sys.executable, "-c", USE, cwd=tmp_path, env=environment)
     assert output.splitlines()[-1] == f"{target}/charlm_jax/__init__.py True"
+
+
+def test_a_set_up_that_reaches_no_index_says_what_to_do(tmp_path):
+    for folder in ("scripts", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=CACHES)
+    offline = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_NO_CACHE": "1"}
+    words = [tmp_path / "scripts" / "run", "verify", "--help"]
+    done = subprocess.run(words, env={**os.environ, **offline}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "0.9 GB on disk" in done.stderr.splitlines()[0]
+    assert done.stderr.splitlines()[-1].startswith("error: the packages could not be installed, as said above; connect")

@@ -204,7 +204,7 @@ def test_without_the_library_it_says_how_to_get_it(run, capsys, monkeypatch):
     assert call("track", run.path) == 2
     (sentence,) = capsys.readouterr().err.splitlines()
     assert sentence.startswith("error: TensorBoard's event files need tensorboardX")
-    assert sentence.endswith("-m pip install '.[tracking]'")
+    assert sentence.endswith("-m pip install -e '.[tracking]'")
     assert not list(run.path.glob("*tfevents*"))
 
 

@@ -153,7 +153,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     for marker, fill, label in (("o", "0.4", "parameters"), ("s", "none", "FLOPs per character of training")):
         cost.plot([], [], marker, color="0.4", mfc=fill, label=label)
     loss.set_ylabel("held-out loss (nats per character)")
-    gap.set_ylabel("held-out less training loss\n(nats per character)")
+    gap.set_ylabel("held-out minus training loss\n(nats per character)")
     cost.set_ylabel("parameters; FLOPs")
     speed.set_ylabel("characters read per second,\nall models trained together")
     speed.set_ylim(bottom=0)

@@ -57,7 +57,7 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
 
 def _mark(place: Axes, temperature: float, meaning: str) -> None:
     place.axvline(temperature, color="0.4", lw=1, ls=":", label=meaning)
-    words = f"{temperature:g}" if meaning.startswith("nearest") else f"{temperature:g}, {meaning}"
+    words = f"{temperature:g}" if meaning.startswith("nearest") else f"{temperature:.2f}, {meaning}"
     place.annotate(
         words, (temperature, 1), xycoords=("data", "axes fraction"), xytext=(2, -2),
         textcoords="offset points", va="top", fontsize=8, color="0.35",
@@ -76,6 +76,15 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
     """
     distances = sweep.distances()
     best, closest = calibration.temperatures[calibration.best], sweep.temperatures[np.argmin(distances)]
+    summary = (
+        f"human text costs least at a temperature of {best:.2f} ({calibration.losses[calibration.best]:.4f} nats per "
+        f"character). Intervals: 95 %, over prompts.{note}"
+    )
+    if len(distances) > 1:
+        summary = (
+            f"over all measures the texts at **{closest:g}** are the nearest to human ones (mean absolute Cliff's "
+            f"delta {distances.min():.2f}: 0 alike, 1 wholly apart); {summary}"
+        )
     claims = [[verdict.claim, f"**{verdict.answer}**", verdict.evidence] for verdict in verdicts(sweep)]
     measures = []
     for name, measure in MEASURES.items():
@@ -95,11 +104,7 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
         [
             f"# {title}",
             "",
-            (
-                f"Over all measures the texts at **{closest:g}** are the nearest to human ones (mean absolute Cliff's "
-                f"delta {distances.min():.2f}: 0 alike, 1 wholly apart); human text is the likeliest at {best:g} "
-                f"({calibration.losses[calibration.best]:.4f} nats per character). Intervals: 95 %, over prompts.{note}"
-            ),
+            summary[0].upper() + summary[1:],
             "",
             *_markdown_table(["what the notebooks say", "", "evidence"], claims),
             "",

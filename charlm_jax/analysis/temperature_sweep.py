@@ -96,7 +96,7 @@ class Sweep:
         """Return how far each temperature's texts are from the human ones, over all measures, from 0 to 1.
 
         The mean over the measures of the absolute value of Cliff's delta (1993): the probability that a generated text
-        exceeds a human one, less that of the reverse. 0 is neither more nor less, 1 is wholly apart; no measure's unit
+        exceeds a human one, minus that of the reverse. 0 is neither more nor less, 1 is wholly apart; no measure's unit
         or spread counts.
 
         Args:
@@ -150,15 +150,15 @@ def verdicts(sweep: Sweep) -> list[Verdict]:
         found.append(Verdict(claim, answer, f"{words}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]{effect}"))
 
     claim = "A low temperature makes text repetitive."
-    judge(claim, "distinct 4-grams at 0.2 less human text's", at(0.2, "distinct_4") - human["distinct_4"], -1)
+    judge(claim, "distinct 4-grams at 0.2 minus human text's", at(0.2, "distinct_4") - human["distinct_4"], -1)
     claim = "A low temperature makes text predictable."
-    judge(claim, "loss under the model at 0.2 less human text's", at(0.2, "model_nats") - human["model_nats"], -1)
+    judge(claim, "loss under the model at 0.2 minus human text's", at(0.2, "model_nats") - human["model_nats"], -1)
     claim = "At a low temperature words are real: known no less often than human text's, but for one in a hundred."
-    judge(claim, "known words at 0.2 less human text's", at(0.2, "known_words") - human["known_words"], 1, margin=0.01)
+    judge(claim, "known words at 0.2 minus human text's", at(0.2, "known_words") - human["known_words"], 1, margin=0.01)
     claim = "A higher temperature invents words."
-    judge(claim, "known words at 1.0 less those at 0.2", at(1.0, "known_words") - at(0.2, "known_words"), -1)
+    judge(claim, "known words at 1.0 minus those at 0.2", at(1.0, "known_words") - at(0.2, "known_words"), -1)
     claim = "At a high temperature most words are random strings."
-    judge(claim, "known words at 1.2 less one half", at(1.2, "known_words") - 0.5, -1)
+    judge(claim, "known words at 1.2 minus one half", at(1.2, "known_words") - 0.5, -1)
     places = np.flatnonzero(np.isclose(sweep.temperatures, 0.5, rtol=0, atol=5e-4))
     if len(places) and len(sweep.temperatures) > 1:
         found.append(_most_human(sweep, int(places[0])))

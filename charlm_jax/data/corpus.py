@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charlm_jax.data.text_blocks import decode_blocks
-from charlm_jax.errors import InputError
+from charlm_jax.errors import InputError, meant
 
 DATA_FOLDER_VARIABLE = "CHARLM_JAX_DATA"
 PYTHON_DOCS = "python-docs"
@@ -126,6 +126,7 @@ def text_files(name: str) -> list[Path]:
     if not name or not path.exists():
         raise InputError(
             f"there is no corpus, file or folder {name!r}; name one of {', '.join(NAMES)}, or a path to text"
+            f"{meant(name, NAMES)}"
         )
     if not path.is_dir():
         return [path]

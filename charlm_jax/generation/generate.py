@@ -235,12 +235,15 @@ def pad_left(
     return padded, np.array(lengths, np.int32)
 
 
-def stream_keys(key: Key, prompts: Sequence[str], temperatures: Sequence[float]) -> StreamKeys:
+def stream_keys(
+    key: Key, prompts: Sequence[str], temperatures: Sequence[float], seen: Counter[tuple[str, float]] | None = None
+) -> StreamKeys:
     """Return a key for each stream, a function of its prompt and temperature and not of the streams beside it.
 
-    The same prompt at the same temperature again gives the second key of its kind, then the third, and so on.
+    The same prompt at the same temperature again gives the second key of its kind, then the third, and so on; `seen`
+    counts them on from one call to the next.
     """
-    seen: Counter[tuple[str, float]] = Counter()
+    seen = Counter() if seen is None else seen
     keys = []
     for prompt, temperature in zip(prompts, np.abs(np.asarray(temperatures, np.float32)).tolist(), strict=True):
         keys.append(jax.random.fold_in(fold_float(fold_text(key, prompt), temperature), seen[prompt, temperature]))

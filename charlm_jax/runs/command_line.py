@@ -28,6 +28,7 @@ from charlm_jax.errors import (
     DivergedError,
     InputError,
     Preempted,
+    meant,
     require,
     require_count,
 )
@@ -213,7 +214,8 @@ def named_preset(flags: Sequence[str], preset: str) -> tuple[str, Configuration,
     if flags and not flags[0].startswith("-"):
         preset, *flags = flags
     if preset not in PRESETS:
-        raise InputError(f"there is no preset {preset!r}; name one of {', '.join(PRESETS)}")
+        text = f"; a text is given with --corpus {preset}" if Path(preset).is_file() else meant(preset, PRESETS)
+        raise InputError(f"there is no preset {preset!r}; name one of {', '.join(PRESETS)}{text}")
     return preset, PRESETS[preset], flags
 
 

@@ -108,12 +108,12 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
             repr(str(source)): {"gate_activation": gate, "window": window, **sizes},
         }
     )
-    for name, way in (
-        ("gate_activation", "--gate-activation sigmoid or hard_sigmoid"),
-        ("vocabulary", "--corpus TEXT"),
-    ):
-        if name not in said:
-            raise InputError(f"{str(source)!r} does not say the {name.replace('_', ' ')} of its model; give {way}")
+    ways = {"gate_activation": "--gate-activation sigmoid or hard_sigmoid", "vocabulary": "--corpus TEXT"}
+    if missing := {name.replace("_", " "): way for name, way in ways.items() if name not in said}:
+        raise InputError(
+            f"{str(source)!r} does not say the {' and the '.join(missing)} of its model; "
+            f"give {' and '.join(missing.values())}"
+        )
     vocabulary = Vocabulary(said["vocabulary"])
     if len(vocabulary) != characters:
         raise InputError(

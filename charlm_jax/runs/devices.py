@@ -68,9 +68,10 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
         rows: of a batch, or streams: what is split over the devices.
 
     Raises:
-        InputError: there are not so many devices, or more than rows.
+        InputError: there are not so many devices, or more than rows, or none.
     """
     use_every_core()
+    require_devices()
     processes = jax.process_count()
     own = [[device for device in jax.devices() if device.process_index == process] for process in range(processes)]
     there = processes * min(map(len, own))
@@ -85,6 +86,19 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
     if devices > rows:
         raise InputError(f"--devices {devices} is more than the {rows} rows that would be split over them")
     return data_mesh([device for devices_of_one in own for device in devices_of_one[: devices // processes]])
+
+
+def require_devices() -> None:
+    """Raise an InputError if JAX was told to compute on a platform that is not here."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for cuda where there is no GPU
+        if not (told := jax.config.values["jax_platforms"]):
+            raise
+        raise InputError(
+            f"JAX was told to compute on {told} (JAX_PLATFORMS), and finds no such device; unset that, or name what is "
+            "here, such as cpu"
+        ) from error
 
 
 def use_every_core() -> None:

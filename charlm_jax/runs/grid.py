@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from charlm_jax.choices import Launcher
-from charlm_jax.errors import DivergedError, InputError, Preempted, require, require_count
+from charlm_jax.errors import DivergedError, InputError, Preempted, meant, require, require_count
 from charlm_jax.runs.command_line import absolute_places, folded, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration, flag
 from charlm_jax.runs.files import hold_folder, save_pictures, write_table
@@ -144,7 +144,8 @@ def _choices(arguments: GridArguments) -> dict[str, list[str]]:
     for varied in arguments.vary:
         name, _, values = varied.partition("=")
         name = name.strip().removeprefix("--").replace("-", "_")
-        require("--vary", varied, name in _FIELDS, f"FIELD=VALUE,VALUE,... with one of {', '.join(_FIELDS)}")
+        wanted = f"FIELD=VALUE,VALUE,... with one of {', '.join(_FIELDS)}{meant(name, _FIELDS)}"
+        require("--vary", varied, name in _FIELDS, wanted)
         require("--vary", varied, name not in choices, "named once")
         require("--vary", varied, name != "seed", "left to --replicas and --seed")
         choices[name] = values.split(",")

@@ -22,7 +22,7 @@ from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import Model, newest_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.devices import open_mesh, use_every_core
+from charlm_jax.runs.devices import open_mesh, require_devices, use_every_core
 from charlm_jax.runs.directory import RunDirectory, open_run
 from charlm_jax.runs.encoding import encoded, open_corpus
 from charlm_jax.runs.records import read_records
@@ -174,6 +174,7 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
 
 def model_shapes(run: RunDirectory) -> Model:
     """Return the shapes and types of a run's model in place of its arrays."""
+    require_devices()
     network = make_network(run.configuration(), run.vocabulary())
     return jax.eval_shape(lambda key: Model(jnp.int32(0), flax_parameters(network, key)), jax.random.key(0))
 
