@@ -45,6 +45,8 @@ def optional(what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if (error.name or "").startswith("charlm_jax"):  # a defect of ours
+            raise
         way = f".venv/bin/python -m pip install -e '.[{extra}]'"
         raise InputError(f"{what} ({error}); install it with {way}") from error
 
