@@ -4,8 +4,9 @@
     scripts/run verify FOLDER
 
 Reads every file of the run, and compares each array of each saved state with the SHA-256, shape and type that it was
-saved with. Prints a line a file: sound, NOT SO and why, or aside, for a damaged one that training has renamed and done
-without. Exits 2 if one is not sound, else 0. Nothing is changed.
+saved with. Prints a line a file: sound; NOT SO and why; aside, for a damaged one that training has renamed and done
+without; or unread, for a state that config.json or provenance.json, not sound themselves, leave unjudged. Exits 2 if
+one is not sound, else 0. Nothing is changed.
 Of an encoded corpus, the text that its ids stand for is compared with the SHA-256 of the one that it was made from.
 """
 
@@ -34,7 +35,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.data.corpus import IDS_FILE
     from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.encoding import is_encoded, verify_encoded
-    from charlm_jax.runs.verification import verify
+    from charlm_jax.runs.verification import verify, ways_out
 
     if is_encoded(arguments.run):
         verify_encoded(arguments.run)
@@ -45,16 +46,12 @@ def main(flags: Sequence[str]) -> None:
     run = open_run(arguments.run)
     findings = list(verify(run))
     for finding in findings:
-        place = finding.path.relative_to(run.path)
-        if finding.problem is not None:
-            print(f"NOT SO   {place}: {finding.problem}")
-        else:
-            print(f"{'aside' if finding.aside else 'sound':<8} {place}")
-    unsound = sum(finding.problem is not None for finding in findings)
+        why = f": {finding.problem}" if finding.problem else ""
+        print(f"{finding.verdict:<8} {finding.path.relative_to(run.path)}{why}")
+    unsound = sum(bool(finding.problem) for finding in findings)
     if unsound:
         raise InputError(
-            f"{unsound} of {len(findings)} files of {str(run.path)!r} are not sound; put back copies of them, or train "
-            "on, which goes on from the newest sound state"
+            f"{unsound} of {len(findings)} files of {str(run.path)!r} are not sound; {ways_out(run, findings)}"
         )
 
 

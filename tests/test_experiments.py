@@ -23,6 +23,7 @@ from charlm_jax.analysis.baselines import baselines
 from charlm_jax.analysis.text_statistics import Reference, text_statistics
 from charlm_jax.learning.evaluation import Evaluation
 from charlm_jax.runs import loop
+from charlm_jax.runs.checkpoints import state_files
 from charlm_jax.runs.configuration import PRESETS
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import encode
@@ -415,6 +416,35 @@ def test_verify_names_what_is_not_sound(trained, tmp_path, capsys):
     ]  # fmt: skip
     assert "does not have the SHA-256 that it was saved with" in bad[2]
     assert f"3 of {len(captured.out.splitlines())} files" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("missing", "verdict", "way"),
+    [
+        ("samples.jsonl", "it is missing", r"start from its model in another run: --init-from \S+ --run-dir OTHER$"),
+        ("metrics.jsonl", "it is missing", r"start from its model in another run: --init-from \S+ --run-dir OTHER$"),
+        ("provenance.json", "it is missing", "put back copies of them$"),
+        ("checkpoints/NEWEST", "it is recorded, and is not there", "train on, which goes on from the newest sound"),
+        ("best/NEWEST", "it is recorded, and is not there", "train on, which goes on from the newest sound"),
+    ],
+)
+def test_verify_names_what_is_missing_once_and_what_can_be_done(trained, tmp_path, capsys, missing, verdict, way):
+    """What training would refuse is not to be trained on; states that nothing tells of are not called sound."""
+    path = tmp_path / "run"
+    shutil.copytree(trained[0], path)
+    folder = missing.partition("/")[0]
+    states = sorted(str(state.relative_to(path)) for state in path.glob("*/*.safetensors"))
+    missing = missing.replace("NEWEST", max(state_files(path / folder).values(), default=path).name)
+    (path / missing).unlink()
+    assert call("verify", path) == 2
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line for line in lines if missing in line] == [f"NOT SO   {missing}: {verdict}"]
+    assert captured.err.startswith(f"error: 1 of {4 + len(states)} files of")
+    assert re.search(way, captured.err.strip())
+    others = {line for line in lines if ".safetensors" in line and missing not in line}
+    word = "unread" if missing == "provenance.json" else "sound"
+    assert others == {f"{word:<8} {state}" for state in states if state != missing}
 
 
 def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys):

@@ -37,7 +37,8 @@ class Model(NamedTuple):
 
 
 _State = TypeVar("_State", TrainingState, Model)
-_SUFFIX = ".safetensors"
+SUFFIX = ".safetensors"
+"""What a state's file is named, after its step."""
 QUARANTINED = ".damaged"
 """What stands in the name of a file that is set aside."""
 Spoiled = Callable[[Path, DamagedError], None]
@@ -45,7 +46,7 @@ Spoiled = Callable[[Path, DamagedError], None]
 
 def state_files(folder: Path) -> dict[int, Path]:
     """Return the files of a folder that are named for a step, by that step, the newest last."""
-    names = {path.name.removesuffix(_SUFFIX): path for path in folder.glob(f"*{_SUFFIX}")}
+    names = {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")}
     steps = sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
     return {step: names[str(step)] for step in steps}
 
@@ -65,7 +66,7 @@ def save_state(folder: Path, state: TrainingState | Model, identity: str) -> Non
     digests = {name: _digest(name, array) for name, array in arrays.items()}
     folder.mkdir(exist_ok=True)
     metadata = {"run": identity, "sha256": json.dumps(digests)}
-    write_atomically(folder / f"{int(state.step)}{_SUFFIX}", save(arrays, metadata))
+    write_atomically(folder / f"{int(state.step)}{SUFFIX}", save(arrays, metadata))
 
 
 def read_state(path: Path, like: _State, identity: str) -> _State:
@@ -104,7 +105,7 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
             raise DamagedError(f"array {name!r} is {there}, not {here}")
     # Copies: on a CPU a device array may be a view of NumPy's memory, and a state is overwritten by the next.
     state = jax.tree.unflatten(jax.tree.structure(like), [jnp.array(arrays[name]) for name in wanted])
-    if path.name != f"{int(state.step)}{_SUFFIX}":
+    if path.name != f"{int(state.step)}{SUFFIX}":
         raise DamagedError(f"it holds step {int(state.step)}")
     return state
 

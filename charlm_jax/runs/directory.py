@@ -54,6 +54,11 @@ class RunDirectory:
         return self.path / "best"
 
     @property
+    def states(self) -> tuple[Path, Path]:
+        """The folders of states, all of which training can go on from."""
+        return self.checkpoints, self.best
+
+    @property
     def figures(self) -> Path:
         """The folder of pictures."""
         return self.path / "figures"

@@ -1,12 +1,13 @@
 """Whether a run is what it was when it was written."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from charlm_jax.errors import InputError
-from charlm_jax.runs.checkpoints import QUARANTINED, read_state, state_files
+from charlm_jax.runs.checkpoints import QUARANTINED, SUFFIX, read_state, state_files
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.files import is_temporary
 from charlm_jax.runs.history import held_out_losses
@@ -20,13 +21,14 @@ class Finding:
 
     Attributes:
         path: of the file.
-        problem: what is wrong with it; None if nothing is.
-        aside: whether it was damaged, and training has set it aside.
+        verdict: `aside` is a file that was damaged, and that training has set aside; `unread` a state that cannot be
+            judged, as the run's configuration or provenance is not sound.
+        problem: what is wrong with it; empty if nothing is, as far as is known.
     """
 
     path: Path
-    problem: str | None
-    aside: bool = False
+    verdict: Literal["sound", "NOT SO", "aside", "unread"]
+    problem: str = ""
 
 
 def verify(run: RunDirectory) -> Iterator[Finding]:
@@ -34,46 +36,76 @@ def verify(run: RunDirectory) -> Iterator[Finding]:
 
     Of states only the newest one and the best have to be there; others are checked if they are.
     """
-    files: list[tuple[Path, Callable[[], object]]] = [
-        (run.path / "config.json", run.configuration),
-        (run.path / "provenance.json", run.provenance),
-        (run.metrics, lambda: read_records(run.metrics)),
-        (run.samples, lambda: read_records(run.samples)),
-    ]
-    findings = [Finding(path, _problem(check)) for path, check in files]
-    yield from findings
-    if any(finding.problem for finding in findings[:2]):
-        return  # states are judged by these two
-    for folder in (run.checkpoints, run.best):
-        states = state_files(folder)
-        for path in states.values():
+    configuration = _judge(run.path / "config.json", run.configuration)
+    provenance = _judge(run.path / "provenance.json", run.provenance)
+    metrics = _judge(run.metrics, lambda: _require_epochs(run))
+    recorded = not (configuration.problem or metrics.problem)
+    samples = _judge(run.samples, lambda: _require_texts(run) if recorded else read_records(run.samples))
+    for finding in (configuration, provenance, metrics, samples):
+        if finding.problem or finding.path.exists():
+            yield finding
+    known = not (configuration.problem or provenance.problem)
+    for folder in run.states:
+        for path in state_files(folder).values():
             with suppress(FileNotFoundError):  # removed since, by the process that trains
-                yield Finding(path, _problem(lambda path=path: read_state(path, model_shapes(run), run.identity())))
+                if known:
+                    yield _judge(path, lambda path=path: read_state(path, model_shapes(run), run.identity()))
+                else:
+                    yield Finding(path, "unread")
         others = set(folder.iterdir()) - set(state_files(folder).values()) if folder.is_dir() else set()
         for path in sorted(path for path in others if not is_temporary(path)):
-            aside = QUARANTINED in path.name
-            yield Finding(path, None if aside else "it is no state of this run, and is not used", aside)
-    if findings[2].problem is None:
-        yield from _missing(run)
+            if QUARANTINED in path.name:
+                yield Finding(path, "aside")
+            else:
+                yield Finding(path, "NOT SO", "it is no state of this run, and is not used")
+    if not metrics.problem:
+        yield from _missing_states(run)
 
 
-def _missing(run: RunDirectory) -> Iterator[Finding]:
-    records = read_records(run.metrics, "epoch")
-    steps, losses = [record["step"] for record in records], held_out_losses(run)
-    if [record["epoch"] for record in records] != list(range(1, len(records) + 1)) or (
-        state_files(run.best) and not losses
-    ):
-        yield Finding(run.metrics, "it does not hold every epoch once")
-    elif steps:
-        wanted = [(run.checkpoints, steps[-1])] + [(run.best, steps[losses.index(min(losses))])] * bool(losses)
-        for folder, step in wanted:
-            if max(state_files(folder), default=-1) < step:
-                yield Finding(folder, f"the state of step {step} is recorded, and is not there")
+def ways_out(run: RunDirectory, findings: Sequence[Finding]) -> str:
+    """Say what can be done about what is not sound."""
+    has_model = any(finding.verdict == "sound" and finding.path.parent != run.path for finding in findings)
+    goes_on = not any(finding.problem and finding.path.parent == run.path for finding in findings)
+    way = "put back copies of them"
+    if has_model and goes_on:
+        return f"{way}, or train on, which goes on from the newest sound state"
+    return (
+        f"{way}, or start from its model in another run: --init-from {run.path} --run-dir OTHER" if has_model else way
+    )
 
 
-def _problem(check: Callable[[], object]) -> str | None:
+def _judge(path: Path, check: Callable[[], object]) -> Finding:
     try:
         check()
     except InputError as error:
-        return str(error)
-    return None
+        return Finding(path, "NOT SO", str(error) if path.exists() or path.is_symlink() else "it is missing")
+    return Finding(path, "sound")
+
+
+def _require_epochs(run: RunDirectory) -> None:
+    """Raise an InputError unless every epoch is recorded once; the one that ends at the newest state may not be yet."""
+    newest = max(state_files(run.checkpoints), default=0)
+    records = read_records(run.metrics, "epoch")
+    due = (newest - 1) // max(1, records[0]["step"]) if records else bool(state_files(run.best)) or run.samples.exists()
+    if len(records) < due or [record["epoch"] for record in records] != list(range(1, len(records) + 1)):
+        raise InputError("it does not hold every epoch once")
+
+
+def _require_texts(run: RunDirectory) -> None:
+    """Raise an InputError unless the texts are there that were written before an epoch was recorded."""
+    chosen = run.configuration()
+    epochs = [record["epoch"] for record in read_records(run.metrics, "epoch")] if chosen.temperatures else []
+    due = {epoch for epoch in epochs if epoch % chosen.sample_every == 0 or epoch == chosen.epochs}
+    if lacking := due - {record["epoch"] for record in read_records(run.samples)}:
+        raise InputError(f"it does not hold the texts of epoch {min(lacking)}")
+
+
+def _missing_states(run: RunDirectory) -> Iterator[Finding]:
+    steps = [record["step"] for record in read_records(run.metrics, "epoch")]
+    losses = held_out_losses(run)
+    wanted = [(run.checkpoints, steps[-1])] if steps else []
+    if steps and losses:
+        wanted.append((run.best, steps[losses.index(min(losses))]))
+    for folder, step in wanted:
+        if max(state_files(folder), default=-1) < step:
+            yield Finding(folder / f"{step}{SUFFIX}", "NOT SO", "it is recorded, and is not there")
