@@ -165,7 +165,9 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
     shutil.copytree(unbroken[0], path)
     newest = list(state_files(path / "checkpoints").values())[-1]
     DAMAGE[how](newest, another)
-    assert [finding.path for finding in verify(open_run(path)) if finding.problem] == [newest]
+    best = path / "best" / newest.name  # as good
+    best.unlink()
+    assert [finding.path for finding in verify(open_run(path)) if finding.problem] == [newest, best]
     capsys.readouterr()
     assert load_model(open_run(path), "newest").step < int(newest.stem)
     said = capsys.readouterr().err
@@ -249,21 +251,22 @@ def test_a_run_without_its_records_does_not_lose_its_best_model(begin, unbroken,
 
 
 def test_where_no_state_is_sound_the_run_stops(begin, unbroken, tmp_path):
-    """It does not begin anew over what may yet be saved, at the first try or the next."""
+    """It does not begin anew over what may yet be saved, at the first try or the next; the best state will do."""
     path = tmp_path / "run"
     shutil.copytree(unbroken[0], path)
-    for state in state_files(path / "checkpoints").values():
+    for state in path.glob("*/*.safetensors"):
         state.write_bytes(b"rot")
-    before = sorted(file.name for file in (path / "checkpoints").iterdir())
+    before = untouched(path / "checkpoints"), untouched(path / "best")
     for _ in range(2):
         ended = begin().wait()
         assert ended.code == 2
-        assert re.search(r"no sound state is left in .* put back a copy, or remove the folder", ended.errors)
-        assert sorted(file.name for file in (path / "checkpoints").iterdir()) == before
-    assert load_model(open_run(path), "best").step > 0, "the best is kept apart"
-    shutil.rmtree(path / "checkpoints")
+        assert re.search(r"no sound state is left in .* put back a copy, or start anew in another", ended.errors)
+        assert (untouched(path / "checkpoints"), untouched(path / "best")) == before
+    shutil.rmtree(path / "best")
+    shutil.copytree(unbroken[0] / "best", path / "best")
+    assert load_model(open_run(path), "newest").step == load_model(open_run(path), "best").step > 0
     assert begin().wait().code == 0
-    assert result(path) == unbroken[1]
+    assert result(path) == unbroken[1], "it is a checkpoint again"
 
 
 def test_a_changed_configuration_is_not_a_damaged_state(begin, unbroken, tmp_path):
@@ -386,7 +389,7 @@ def test_another_number_of_devices_goes_on_with_the_same_parameters(unbroken, tm
     capsys.readouterr()
     job = prepare(chosen, devices=after)
     run = RunDirectory(path)
-    restored = newest_state(run.checkpoints, model_shapes(run), run.identity(), lambda *_: None)
+    restored = newest_state(run.states, model_shapes(run), run.identity(), lambda *_: None)
     assert restored is not None
     assert all(map(np.array_equal, jax.tree.leaves(restored.parameters), jax.tree.leaves(saved.parameters)))
     assert [epoch.epoch for epoch in train(job, path)] == [2, 3]

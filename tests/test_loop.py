@@ -212,11 +212,23 @@ def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, 
     assert open_run(tmp_path / "run").configuration().patience == 3
 
 
-def test_a_best_model_that_no_record_supports_is_dropped(tiny, unbroken, tmp_path):
-    """Whoever removes the checkpoints starts over, and what was best before is no more."""
-    finish(tiny, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    assert same(finish(tiny, tmp_path / "run"), unbroken)
+def test_a_run_without_its_checkpoints_goes_on_from_its_best_model(tiny, unbroken, tmp_path, monkeypatch):
+    """Which holds all that it takes; without that one too, nothing is begun anew over what the records tell of."""
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", dying(loop.save_state, 4))  # before the second epoch's best
+        with pytest.raises(KeyboardInterrupt):
+            finish(tiny, path)
+    shutil.rmtree(path / "checkpoints")
+    again = finish(tiny, path)
+    assert [epoch.epoch for epoch in again[0]] == [2]
+    assert same(again, unbroken)
+    for folder in ("checkpoints", "best"):
+        shutil.rmtree(path / folder)
+    before = (path / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match=r"are gone, of which there are records up to step \d+; put back .* anew in"):
+        finish(tiny, path)
+    assert (path / "metrics.jsonl").read_text() == before
 
 
 def test_texts_come_every_few_epochs_and_at_the_end(tiny, tmp_path):

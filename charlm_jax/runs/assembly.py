@@ -25,7 +25,7 @@ from charlm_jax.model.network import CharacterLSTM
 from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, open_mesh
-from charlm_jax.runs.directory import open_run
+from charlm_jax.runs.directory import RunDirectory, open_run
 from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus, require_known
 from charlm_jax.runs.processes import agreed
 from charlm_jax.runs.trained import LoadedRun, load_model, make_network
@@ -144,7 +144,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     keep_compiled_programs()
     text = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     source = vocabulary = None
-    if chosen.init_from and path is not None and agreed(lambda: bool(state_files(path / "checkpoints"))):
+    if chosen.init_from and path is not None and agreed(lambda: any(map(state_files, RunDirectory(path).states))):
         vocabulary = Vocabulary(agreed(lambda: open_run(path).vocabulary().characters))
     elif chosen.init_from:
         source = _source(Path(chosen.init_from), chosen)

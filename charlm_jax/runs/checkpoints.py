@@ -7,7 +7,7 @@ of the run. Whatever does not agree with them, or with what the run's configurat
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -110,11 +110,11 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
     return state
 
 
-def newest_state(folder: Path, like: _State, identity: str, spoiled: Spoiled) -> _State | None:
-    """Return a folder's newest sound state, on one device, or None where none was ever saved.
+def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: Spoiled) -> _State | None:
+    """Return the newest sound state of some folders, on one device, or None where none was ever saved.
 
     Args:
-        folder: of the states.
+        folders: of the states; where two have one of the same step, the first one's is taken.
         like: see `read_state`.
         identity: of the run.
         spoiled: told of every newer file that is damaged, once a sound one is found.
@@ -123,21 +123,23 @@ def newest_state(folder: Path, like: _State, identity: str, spoiled: Spoiled) ->
         InputError: states were saved, but none is sound.
     """
     damaged: list[tuple[Path, DamagedError]] = []
-    for path in reversed(state_files(folder).values()):
+    files = [(step, path) for folder in folders for step, path in state_files(folder).items()]
+    for _, path in sorted(files, key=lambda file: file[0], reverse=True):
         try:
             state = read_state(path, like, identity)
         except DamagedError as error:
             damaged.append((path, error))
         except FileNotFoundError:  # removed by the process that trains, which has written a newer one
-            return newest_state(folder, like, identity, spoiled)
+            return newest_state(folders, like, identity, spoiled)
         else:
             for spoiled_path, error in damaged:
                 spoiled(spoiled_path, error)
             return state
-    if folder.is_dir() and any(not is_temporary(path) for path in folder.iterdir()):
+    if any(not is_temporary(path) for folder in folders if folder.is_dir() for path in folder.iterdir()):
         why = f" ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
+        places = " or ".join(repr(str(folder)) for folder in folders)
         raise InputError(
-            f"no sound state is left in {str(folder)!r}{why}; put back a copy, or remove the folder to start anew"
+            f"no sound state is left in {places}{why}; put back a copy, or start anew in another --run-dir"
         )
     return None
 

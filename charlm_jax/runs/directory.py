@@ -186,7 +186,7 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
                 raise InputError(f"--run-dir {str(path)!r} holds files but no run; name an empty or a new directory")
             path.mkdir(parents=True, exist_ok=True)
             run.refuse_links()
-            held.enter_context(hold_folder("--run-dir", path, run.checkpoints, run.best))
+            held.enter_context(hold_folder("--run-dir", path, *run.states))
             if _is_run(path):
                 _check_same(run, configuration, provenance)
                 there = run.configuration()

@@ -4,7 +4,7 @@ A run does not know who takes its steps, nor what is trained beside it: it is a 
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from charlm_jax.choices import MOST_EVALUATED
-from charlm_jax.errors import DamagedError, DivergedError, Preempted
+from charlm_jax.errors import DamagedError, DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import evaluate
 from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
 from charlm_jax.mesh import replicate
@@ -86,7 +86,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
         agreed(lambda: held.enter_context(hold_run(path, chosen, provenance)) and None)
         if watched:
             tell(job.describe(path))
-        restored = _restore(run, run.checkpoints, job)
+        restored = _restore(run, run.states, job)
         state = first_state(job) if restored is None else restored
 
         def open_records() -> bool:
@@ -94,7 +94,10 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
             _tell_where(run, int(state.step), job)
             return drop_unfinished_records(run, int(state.step), job.steps_per_epoch)
 
-        if agreed(open_records):
+        unrecorded = agreed(open_records)
+        if restored is not None and agreed(lambda: int(state.step) not in state_files(run.checkpoints)):
+            _save(run, job, state)  # it was among the best alone
+        if unrecorded:
             yield _finish_epoch(run, job, state, held_out_ids, None)
         while True:
             starts_epoch = int(state.step) % job.steps_per_epoch == 0
@@ -116,17 +119,17 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
             yield _finish_epoch(run, job, state, held_out_ids, seconds)
 
 
-def _restore(run: RunDirectory, folder: Path, job: Job) -> TrainingState | None:
-    """Return a folder's newest sound state, and rename what is newer and damaged."""
+def _restore(run: RunDirectory, folders: Sequence[Path], job: Job) -> TrainingState | None:
+    """Return the newest sound state of some folders, and rename what is newer and damaged."""
 
     def spoiled(path: Path, error: DamagedError) -> None:
-        tell(f"the state {str(path)!r} is damaged: {error}. It is now {quarantine(path).name}; an older one is used")
+        tell(f"the state {str(path)!r} is damaged: {error}. It is now {quarantine(path).name}; another is used")
 
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
     states: list[TrainingState | None] = [None]  # read by the first process alone
 
     def read() -> bool:
-        states[0] = newest_state(folder, like, run.identity(), spoiled)
+        states[0] = newest_state(folders, like, run.identity(), spoiled)
         return states[0] is not None
 
     return replicate(first_ones(states[0], like), job.mesh) if agreed(read) else None
@@ -141,7 +144,13 @@ def _save(run: RunDirectory, job: Job, state: TrainingState) -> None:
 
 
 def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
+    """Say from where a run goes on, or raise an InputError if it would begin anew over what is recorded."""
     recorded = max((record["step"] for record in read_records(run.metrics)), default=0)
+    if recorded and not step:
+        raise InputError(
+            f"the states of {str(run.path)!r} are gone, of which there are records up to step {recorded:,}; put back "
+            "checkpoints/ or best/ from a copy, or start anew in another --run-dir"
+        )
     if recorded > step:
         tell(f"the state of step {recorded:,}, of which there are records, is not to be had")
     if recorded or step:
@@ -150,14 +159,12 @@ def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
 
 def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
     """Return the best state in the place of one that has gone astray, to be learned from at half the rate."""
-    best = _restore(run, run.best, job)
+    best = _restore(run, [run.best], job)
     if best is None or float(state.learning_rate) <= _LEAST_RATE * job.configuration.learning_rate:
         raise DivergedError(
             f"training went astray in epoch {int(state.step) // job.steps_per_epoch}, and going back does not help; "
             "try a smaller --learning-rate, or --clip 1, in another --run-dir"
         )
-    if int(best.step) > int(state.step):
-        tell(f"the best model kept is of step {int(best.step):,}, which lies ahead; an unbroken run had another")
     halved = state.learning_rate / 2
     back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, learning_rate=halved)
     step, rate = int(state.step), float(halved)

@@ -156,17 +156,17 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     like, identity = model_shapes(run), run.identity()
 
     def spoiled(path: Path, error: DamagedError) -> None:
-        tell(f"the state {str(path)!r} is damaged: {error}; an older one is used")
+        tell(f"the state {str(path)!r} is damaged: {error}; another is used")
 
     model = None
     if checkpoint == "best" and configuration.held_out_fraction:
         try:
-            model = newest_state(run.best, like, identity, spoiled)
+            model = newest_state([run.best], like, identity, spoiled)
             if model is None:
                 tell(f"{str(run.best)!r} holds no model; the newest is used")
         except InputError as error:
             tell(f"{error}; the newest model is used")
-    model = model or newest_state(run.checkpoints, like, identity, spoiled)
+    model = model or newest_state(run.states, like, identity, spoiled)
     if model is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
     return LoadedRun(run.path, configuration, network, model.parameters, vocabulary, int(model.step))
