@@ -104,7 +104,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
             losses, measured = agreed(lambda: (training_losses(run), held_out_losses(run)))
             gone_astray = starts_epoch and astray(losses, len(job.vocabulary))
             if gone_astray:
-                tell(_astray(losses, path))
+                tell(_astray(job, losses, path))
             if int(state.step) == job.steps:
                 return
             if out_of_patience(chosen.patience, measured):
@@ -163,7 +163,7 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
     if best is None or float(state.learning_rate) <= _LEAST_RATE * job.configuration.learning_rate:
         raise DivergedError(
             f"training went astray in epoch {int(state.step) // job.steps_per_epoch}, and going back does not help; "
-            "try a smaller --learning-rate, or --clip 1, in another --run-dir"
+            f"try {_calmer(job)}, in another --run-dir"
         )
     halved = state.learning_rate / 2
     back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, learning_rate=halved)
@@ -187,7 +187,7 @@ def _finish_epoch(
     chosen, step = job.configuration, int(state.step)
     epoch = step // job.steps_per_epoch
     if not int(state.epoch.windows):
-        raise DivergedError(_diverged(step, epoch, run.path))
+        raise DivergedError(_diverged(job, step, run.path, "no step was finite"))
     if int(state.epoch.skipped):
         tell(f"{run.path.name} epoch {epoch}: {int(state.epoch.skipped)} steps were not finite, and were skipped")
     held_out = None
@@ -195,7 +195,7 @@ def _finish_epoch(
         window, stride = chosen.window, chosen.stride
         held_out = evaluate(job.network, state.parameters, held_out_ids, job.mesh, window=window, stride=stride)
         if not math.isfinite(held_out.loss_nats):
-            raise DivergedError(_diverged(step, epoch, run.path))
+            raise DivergedError(_diverged(job, step, run.path, "the evaluation after it was not finite"))
     before = agreed(lambda: held_out_losses(run))
     losses = [] if held_out is None else [*before, held_out.loss_nats]
     last = epoch == chosen.epochs or out_of_patience(chosen.patience, losses)
@@ -240,7 +240,7 @@ def _train_epoch(
             step, unsaved, total = step + taken, unsaved + seconds, total + seconds
             if state.diverged:
                 _save(run, job, state)
-                raise DivergedError(_diverged(step, epoch, run.path))
+                raise DivergedError(_diverged(job, step, run.path, f"{MOST_SKIPPED} steps in a row were not finite"))
             bar.set_postfix(loss=f"{float(state.epoch.loss):.4f}", refresh=False)
             bar.update(taken)
             stopped = any(everyones(stop_requested()))
@@ -257,20 +257,26 @@ def _train_epoch(
     return state, total if done == 0 else None
 
 
-def _diverged(step: int, epoch: int, path: Path) -> str:
+def _diverged(job: Job, step: int, path: Path, what: str) -> str:
+    epoch = -(-step // job.steps_per_epoch)
     return (
-        f"training diverged in {path}: in epoch {epoch}, up to step {step:,}, {MOST_SKIPPED} steps in a row, or the "
-        "evaluation after them, were not finite; the last good state is saved. Try a smaller --learning-rate, or "
-        "--clip 1, in another --run-dir"
+        f"training diverged in {path}: in epoch {epoch}, up to step {step:,}, {what}; the last good state is "
+        f"saved. Try {_calmer(job)}, in another --run-dir"
     )
 
 
-def _astray(losses: list[float], path: Path) -> str:
+def _astray(job: Job, losses: list[float], path: Path) -> str:
     return (
         f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above what it was "
-        f"or would be with all characters equally likely (lowest: {min(losses):.4f}); training has gone astray. Try a "
-        "smaller --learning-rate, --clip 1, or --on-divergence rollback"
+        f"or would be with all characters equally likely (lowest: {min(losses):.4f}); training has gone astray. Try "
+        f"{_calmer(job)}, or --on-divergence rollback"
     )
+
+
+def _calmer(job: Job) -> str:
+    """Return the flags that keep training from going astray, but for what is chosen already."""
+    clip = job.configuration.clip
+    return "a smaller --learning-rate" + (", or --clip 1" if clip is None or clip > 1 else "")
 
 
 def _warn_of_other_bits(there: dict[str, Any], here: dict[str, Any]) -> None:
