@@ -313,9 +313,13 @@ def test_another_configuration_is_refused_with_its_differences(tiny, tmp_path):
 
 
 def test_another_text_is_refused(tiny, tmp_path, small_text):
+    """In a few words: that its hash and its characters differ follows."""
     finish(tiny, tmp_path / "run")
+    (tmp_path / "other.txt").write_text(f"{small_text} another")
+    with pytest.raises(InputError, match=r"another run: --corpus \S+corpus.txt there, \S+other.txt here\. Use"):
+        finish(dataclasses.replace(tiny, corpus=str(tmp_path / "other.txt")), tmp_path / "run")
     (tmp_path / "corpus.txt").write_text(small_text.replace("power", "tower", 1))
-    with pytest.raises(InputError, match="the text's sha256"):
+    with pytest.raises(InputError, match=r"another run: the text of --corpus \S+corpus.txt has changed since\. Use"):
         finish(tiny, tmp_path / "run")
 
 
@@ -336,11 +340,12 @@ def test_fewer_epochs_and_a_longer_cosine_are_refused(tiny, tmp_path):
     finish(cosine, tmp_path / "run")
     with pytest.raises(InputError, match="--epochs 2 there, 1 here"):
         finish(dataclasses.replace(cosine, epochs=1), tmp_path / "run")
-    with pytest.raises(InputError, match="a warm-up and a cosine schedule span all epochs"):
+    more = r"2 there, 3 here; a warm-up and a cosine schedule span all epochs.* --init-from \S+ --run-dir OTHER\. Use"
+    with pytest.raises(InputError, match=more):
         finish(dataclasses.replace(cosine, epochs=3), tmp_path / "run")
     warm = dataclasses.replace(tiny, warmup=0.5)
     finish(warm, tmp_path / "warm")
-    with pytest.raises(InputError, match="a warm-up and a cosine schedule span all epochs"):
+    with pytest.raises(InputError, match=more):
         finish(dataclasses.replace(warm, epochs=3), tmp_path / "warm")
 
 

@@ -218,10 +218,10 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
     text, text_here = recorded["corpus"], provenance["corpus"]
     if text["sha256"] == text_here["sha256"]:
         configuration = dataclasses.replace(configuration, corpus=there.corpus)  # the same text from another place
-    differences = _differences(there, configuration)
-    for name in ("characters", "sha256", "vocabulary"):
-        if text.get(name) != text_here[name]:
-            differences.append(f"the text's {name} {text.get(name)} there, {text_here[name]} here")
+    differences = _differences(run, configuration)
+    read, read_here = ((chosen.corpus, chosen.encoding, chosen.lowercase) for chosen in (there, configuration))
+    if text["sha256"] != text_here["sha256"] and read == read_here:  # else it follows from these
+        differences.append(f"the text of --corpus {there.corpus} has changed since")
     if (source := provenance["init_from"]) is not None and source != recorded.get("init_from"):
         differences.append(f"the model to start from has changed: {source['run']} is at step {source['step']} now")
     if recorded.get("converted_from") is not None:
@@ -233,17 +233,21 @@ def require_same_choices(path: Path, configuration: Configuration) -> None:
     """Raise an InputError if a run is in a directory, and was made with other choices than can go on there."""
     if _is_run(path):
         run = open_run(path)
-        _refuse(run, _differences(run.configuration(), configuration))
+        _refuse(run, _differences(run, configuration))
 
 
-def _differences(there: Configuration, here: Configuration) -> list[str]:
+def _differences(run: RunDirectory, here: Configuration) -> list[str]:
     """Return what keeps a run from going on with other choices than those that it was begun with."""
+    there = run.configuration()
     extends = here.epochs > there.epochs and there.schedule == "constant" and not there.warmup
     compared = dataclasses.replace(here, epochs=there.epochs) if extends else here
     free = {name: getattr(there, name) for name in _FREE if name != "epochs"}
     differences = there.differences(dataclasses.replace(compared, **free))
     if here.epochs > there.epochs and not extends:
-        differences.append("(a warm-up and a cosine schedule span all epochs, so the run cannot be extended)")
+        differences.append(
+            "a warm-up and a cosine schedule span all epochs, so the run cannot be extended, but another can start "
+            f"from its model: --init-from {run.path} --run-dir OTHER"
+        )
     return differences
 
 
