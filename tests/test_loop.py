@@ -349,6 +349,19 @@ def test_fewer_epochs_and_a_longer_cosine_are_refused(tiny, tmp_path):
         finish(dataclasses.replace(warm, epochs=3), tmp_path / "warm")
 
 
+def test_what_is_no_run_is_named_for_what_it_is(tiny, tmp_path):
+    path = tmp_path / "runs" / "run"
+    finish(dataclasses.replace(tiny, epochs=1), path)
+    with pytest.raises(InputError, match="but holds runs; name one of them"):
+        open_run(path.parent)
+    with pytest.raises(InputError, match="it does not exist; name one"):
+        open_run(tmp_path / "nowhere")
+    (path / "config.json").unlink()
+    for use in (open_run, lambda path: finish(tiny, path)):
+        with pytest.raises(InputError, match=r"it was one, but its config.json is missing; put back a copy"):
+            use(path)
+
+
 @pytest.mark.parametrize("use", ["a file", "in a file", "other files"])
 def test_a_directory_that_cannot_hold_a_run(tiny, tmp_path, use):
     path = tmp_path / "taken"

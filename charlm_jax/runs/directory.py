@@ -128,9 +128,7 @@ def open_run(path: Path) -> RunDirectory:
         InputError: there is none.
     """
     if not _is_run(path):
-        raise InputError(
-            f"{str(path)!r} is not a run directory (it has no config.json); name one that a run has written"
-        )
+        raise InputError(f"{str(path)!r} is not a run directory{_why_no_run(path)}")
     run = RunDirectory(path)
     run.refuse_links()
     return run
@@ -151,17 +149,16 @@ def find_runs(*paths: Path) -> list[RunDirectory]:
 
 
 def _runs_at(path: Path) -> list[RunDirectory]:
-    if _is_run(path) or not path.is_dir():
-        return [open_run(path)]
-    inside = _folders(path)
-    found = [run for each in inside for run in ([each] if _is_run(each) else filter(_is_run, _folders(each)))]
-    if not found:
-        raise InputError(f"{str(path)!r} is not a run directory, and holds none; name one that a run has written")
-
     def natural(run: Path) -> list[tuple[float, str]]:
         return [(float(part), "") if part.isdecimal() else (0.0, part) for part in re.split(r"(\d+)", str(run))]
 
-    return [open_run(run) for run in sorted(found, key=natural)]
+    return [open_run(run) for run in sorted(_runs_in(path), key=natural) or [path]]
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """Return the runs in a directory that is none itself, and in the grids there."""
+    inside = [] if _is_run(path) or not path.is_dir() else _folders(path)
+    return [run for each in inside for run in ([each] if _is_run(each) else filter(_is_run, _folders(each)))]
 
 
 def _folders(path: Path) -> list[Path]:
@@ -183,7 +180,8 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
     with ExitStack() as held:
         try:
             if path.exists() and not _is_run(path) and any(map(_is_foreign, path.iterdir())):
-                raise InputError(f"--run-dir {str(path)!r} holds files but no run; name an empty or a new directory")
+                why = _why_no_run(path) if _was_run(path) else "; name an empty or a new directory"
+                raise InputError(f"--run-dir {str(path)!r} holds files but no run{why}")
             path.mkdir(parents=True, exist_ok=True)
             run.refuse_links()
             held.enter_context(hold_folder("--run-dir", path, *run.states))
@@ -205,6 +203,21 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
 
 def _is_run(path: Path) -> bool:
     return (path / "config.json").is_file()
+
+
+def _was_run(path: Path) -> bool:
+    return any(map(Path.is_dir, RunDirectory(path).states))
+
+
+def _why_no_run(path: Path) -> str:
+    """Return the end of the sentence that a path is not, or does not hold, a run: why, and the way out."""
+    if not path.exists():
+        return ": it does not exist; name one that a run has written"
+    if _was_run(path):
+        return ": it was one, but its config.json is missing; put back a copy"
+    if _runs_in(path):
+        return ", but holds runs; name one of them"
+    return ", and holds none; name one that a run has written"
 
 
 def _is_foreign(path: Path) -> bool:
