@@ -581,6 +581,15 @@ def test_bad_evaluation_is_one_sentence(trained, corpus, tmp_path, capsys):
     ]:
         assert call("evaluate", path, *flags) == 2
         assert re.search(message, capsys.readouterr().err)
+    moved = tmp_path / "moved"
+    shutil.copytree(path, moved)
+    settings = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**settings, "corpus": str(tmp_path / "gone.txt")}))
+    assert call("evaluate", moved) == 2
+    assert re.search(r"the text that the run '.*moved' learned from is gone from '.*gone.txt'", capsys.readouterr().err)
+    (moved / "provenance.json").unlink()
+    assert call("evaluate", moved) == 2
+    assert capsys.readouterr().err.count(str(moved)) == 1
     whole = tmp_path / "whole"
     assert (
         call("text_generation", "--corpus", corpus, *TINY, "--held-out-fraction", 0, "--run-dir", whole, "--epochs", 1)

@@ -106,8 +106,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise OSError("it is no file")
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or error  # which does not say the path again
         raise InputError(
-            f"{str(path)!r} cannot be read: {error}; restore it from a copy, or make all of it again"
+            f"{str(path)!r} cannot be read: {why}; restore it from a copy, or make all of it again"
         ) from error
     if not isinstance(record, dict):
         raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or make all of it again")

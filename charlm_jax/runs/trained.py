@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Integer
 
 from charlm_jax.analysis.reader import Reading
 from charlm_jax.choices import Checkpoint
+from charlm_jax.data.corpus import NAMES
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import split_held_out
 from charlm_jax.errors import DamagedError, InputError, require_count, require_seed, require_temperatures
@@ -205,6 +206,11 @@ def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Inte
         raise InputError(
             f"the text that the model of {str(run.path)!r} learned from is not known, as it is from another library; "
             "name a text with --text FILE"
+        )
+    if chosen.corpus not in NAMES and not Path(chosen.corpus).exists():
+        raise InputError(
+            f"the text that the run {str(run.path)!r} learned from is gone from {chosen.corpus!r}; put it back, or "
+            "evaluate another with --text FILE"
         )
     corpus = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     if corpus.sha256 != recorded["sha256"]:
