@@ -14,6 +14,10 @@ GRACE = 8.0  # seconds from the first signal to the end, whatever is under way; 
 _SIGNALS = signal.SIGTERM, signal.SIGINT
 
 StopRequested = Callable[[], bool]
+_STAYS = (
+    "what was saved stays, and the same command goes on from it if it names the directory, as by --run-dir; if nothing "
+    "was, it begins anew"
+)
 
 
 @contextmanager
@@ -51,10 +55,10 @@ def _watch(reader: int, requested: threading.Event, grace: float) -> None:
     _say("\nstopping as soon as nothing is lost by it; Ctrl-C (SIGINT) stops at once")
     again = _signalled(reader, (signal.SIGINT,), time.monotonic() + grace)
     if again is None:
-        _say(f"not done {grace:g} seconds after the signal: the last saved state stays, run the same command to go on")
+        _say(f"not done {grace:g} seconds after the signal: {_STAYS}")
         os._exit(PREEMPTED)
     if again:
-        _say("stopped at once: the last saved state stays, run the same command to go on")
+        _say(f"stopped at once: {_STAYS}")
         os._exit(INTERRUPTED)
 
 
