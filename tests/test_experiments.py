@@ -203,6 +203,11 @@ def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(traine
             process.stdout.close()
             assert process.stderr.read() == ""
         assert process.returncode == 141
+    words = [sys.executable, str(ROOT / "experiments" / "verify.py"), str(path)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, env=environment, text=True)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("error: standard output, or a file: No space left on device;")
     (tmp_path / "corpus.txt").write_text("天地玄黄宇宙洪荒" * 30)
     flags = ["--corpus", tmp_path / "corpus.txt", *TINY, "--epochs", 1, "--run-dir", tmp_path / "run"]
     code, output, errors = run("text_generation", *flags, environment={"PYTHONIOENCODING": "ascii"})

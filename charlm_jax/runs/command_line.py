@@ -234,8 +234,8 @@ def mendable(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-        place = "" if error.filename is None else f"{str(error.filename)!r}: "
-        return f"{place}{error.strerror or error}; name another place, or mend this one"
+        place = "standard output, or a file" if error.filename is None else repr(str(error.filename))
+        return f"{place}: {error.strerror or error}; name another place, or mend this one"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return "the device's memory is too small for this; try a smaller --batch-size, --hidden-size or --window"
     return None
