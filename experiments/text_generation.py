@@ -37,7 +37,8 @@ def main(flags: Sequence[str]) -> None:
 def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     from charlm_jax.analysis.baselines import LIMIT, baselines
     from charlm_jax.runs.assembly import prepare
-    from charlm_jax.runs.history import Epoch
+    from charlm_jax.runs.directory import RunDirectory
+    from charlm_jax.runs.history import Epoch, held_out_losses
     from charlm_jax.runs.processes import agreed
     from charlm_jax.runs.train import train
 
@@ -66,11 +67,15 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
         beside = agreed(lambda: baselines(job.training_ids, job.held_out_ids, size, decode))
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in beside.items())
         print(f"without a network, the held-out text costs, in nats per character: {losses}")
-    run_dir = shlex.quote(str(run_dir))
-    tell(f"finished; {run_dir} holds the losses, the texts and the model. Next, for example:")
-    tell(f"  scripts/run sample {run_dir} --temperature 0.5 --length 1000")
-    tell(f"  scripts/run evaluate {run_dir}")
-    tell(f"  scripts/run report {run_dir}")
+    losses = agreed(lambda: held_out_losses(RunDirectory(run_dir)))
+    best = ""
+    if losses:
+        best = f"; best: epoch {losses.index(min(losses)) + 1}, {min(losses):.4f} nats per character of held-out text"
+    there = shlex.quote(str(run_dir))
+    tell(f"finished{best}; {there} holds the losses, the texts and the model. Next, for example:")
+    tell(f"  scripts/run sample {there} --temperature 0.5 --length 1000")
+    tell(f"  scripts/run evaluate {there}")
+    tell(f"  scripts/run report {there}")
 
 
 if __name__ == "__main__":

@@ -122,6 +122,9 @@ def test_the_main_job_prints_results_to_stdout_and_the_rest_to_stderr(trained):
     for word in ("1,064 characters", "21 distinct", "parameters", "cpu", "float32", "scripts/run sample"):
         assert word in errors, errors
     assert "epoch" not in output.split("epoch 1")[0]
+    losses = [record["held_out_loss"] for record in read_records(trained[0] / "metrics.jsonl", "evaluation")]
+    number, loss = min(enumerate(losses, start=1), key=lambda entry: entry[1])
+    assert f"finished; best: epoch {number}, {loss:.4f} nats per character of held-out text; " in errors
     model, texts = load_model(open_run(trained[0])), load_text(open_run(trained[0]))
     losses = baselines(*texts, len(model.vocabulary), model.vocabulary.decode)
     words = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
