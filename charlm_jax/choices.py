@@ -21,3 +21,8 @@ MOST_EVALUATED = 10_000_000
 """Characters of a long text that are scored unless more are asked for: its beginning, which every device holds."""
 MODEL_FILES = ".keras", ".weights.h5", ".h5", ".safetensors", ".jax"
 """The endings of the files that models are converted into, and, the last aside, out of."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and what it counts, in the plural unless it is one."""
+    return f"{number:,} {noun}" + "s" * (number != 1)

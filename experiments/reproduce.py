@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from charlm_jax.choices import counted
 from charlm_jax.errors import InputError
 from charlm_jax.runs.command_line import TrainingArguments, parse_training, print_table, run_command, tell
 from charlm_jax.runs.configuration import PRESETS, Configuration
@@ -87,7 +88,7 @@ def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
         rows.append([str(comparison.epoch), f"{comparison.loss:.4f}", *shown, f"{comparison.distance:+.4f}", verdict])
     print_table([header, *rows])
     reproduced = sum(abs(comparison.distance) <= _TOLERANCE for comparison in comparisons)
-    print(f"{reproduced} of {len(comparisons)} epochs within {_TOLERANCE} nats of the published band")
+    print(f"{reproduced} of {counted(len(comparisons), 'epoch')} within {_TOLERANCE} nats of the published band")
 
     title = f"{Path(corpus).name}, {configuration.gate_activation} gates, {configuration.optimizer}"
     title += "\n(not the published job)" if differences else ""

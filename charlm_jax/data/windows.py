@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Integer, UInt32
 from numpy import ndarray
 
+from charlm_jax.choices import counted
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 
@@ -39,7 +40,7 @@ def count_windows(length: int, *, window: int, stride: int) -> int:
 
 
 def split_held_out(
-    ids: Integer[ndarray, " character"], *, held_out_fraction: float, window: int
+    ids: Integer[ndarray, " character"], *, held_out_fraction: float, window: int, name: str = "the text"
 ) -> tuple[Integer[ndarray, " training"], Integer[ndarray, " held_out"]]:
     """Split a text into its beginning, to train on, and its end, held out: no training window reaches into the end.
 
@@ -47,6 +48,7 @@ def split_held_out(
         ids: the whole text.
         held_out_fraction: the share of the characters to hold out, rounded down; 0 holds out none.
         window: characters in a window.
+        name: what an error calls the text.
 
     Raises:
         InputError: a part would not hold one window and its target; says how long the text must be.
@@ -61,8 +63,8 @@ def split_held_out(
     if not fits(len(ids)):
         least = bisect_left(range(2**62), True, key=fits)
         raise InputError(
-            f"the text has {len(ids)} characters, but --window {window} with --held-out-fraction {held_out_fraction:g} "
-            f"needs at least {least}, whatever the batch; name a longer text or a smaller window"
+            f"{name} has {counted(len(ids), 'character')}, but --window {window} with --held-out-fraction "
+            f"{held_out_fraction:g} needs at least {least}, whatever the batch; name a longer text or a smaller window"
         )
     return ids[: border(len(ids))], ids[border(len(ids)) :]
 

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
-from charlm_jax.choices import MOST_EVALUATED
+from charlm_jax.choices import MOST_EVALUATED, counted
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
 from charlm_jax.errors import InputError
@@ -102,7 +102,7 @@ class Job:
         held_out = f"{len(self.held_out_ids):,} characters" if len(self.held_out_ids) else "nothing"
         if len(self.held_out_ids) > MOST_EVALUATED:
             held_out += f", of which each epoch scores the first {MOST_EVALUATED:,}"
-        layers = "1 layer" if chosen.layers == 1 else f"{chosen.layers} layers"
+        layers = counted(chosen.layers, "layer")
         how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
         embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
 
@@ -152,7 +152,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     corpus = encoded(text, vocabulary)
     vocabulary = corpus.vocabulary
     training_ids, held_out_ids = split_held_out(
-        corpus.ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window
+        corpus.ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window, name=repr(corpus.name)
     )
     require_known(held_out_ids[:MOST_EVALUATED], vocabulary)
     if len(vocabulary) == 1:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from charlm_jax.choices import Launcher
+from charlm_jax.choices import Launcher, counted
 from charlm_jax.errors import DivergedError, InputError, Preempted, meant, require, require_count
 from charlm_jax.runs.command_line import absolute_places, folded, named_preset, print_table, tell
 from charlm_jax.runs.configuration import Configuration, flag
@@ -168,7 +168,7 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
 
     groups = _groups(runs)
     with joined(arguments.distributed):
-        tell(f"grid       {arguments.grid_dir}: {len(runs)} runs in {len(groups)} programs")
+        tell(f"grid       {arguments.grid_dir}: {counted(len(runs), 'run')} in {counted(len(groups), 'program')}")
         agreed(lambda: [require_same_choices(run.path, run.configuration) for run in runs])
         train = _train_in_turn if arguments.launcher == "here" else _train_in_jobs
         endings = train(arguments, groups, stop_requested)
@@ -323,8 +323,10 @@ def _report(arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], f
     runs = [(run, failed.get(name, "")) for name, group in groups.items() for run in group]
     outcomes = [outcome_of(run, arguments.devices, failure) for run, failure in runs]
     chosen, varied = arguments.configuration, runs[0][0].varied
-    words = {"corpus": Path(chosen.corpus).name, "epochs": f"{chosen.epochs} epochs"}
-    title = ", ".join([word for name, word in words.items() if name not in varied] + [f"{arguments.replicas} replicas"])
+    words = {"corpus": Path(chosen.corpus).name, "epochs": counted(chosen.epochs, "epoch")}
+    title = ", ".join(
+        [word for name, word in words.items() if name not in varied] + [counted(arguments.replicas, "replica")]
+    )
     header, rows = results_table(outcomes)
     columns = zip(header, *rows, strict=True)
     shown = [column for column in columns if column[0] not in _FILED and column != ("diverged", *"0" * len(rows))]

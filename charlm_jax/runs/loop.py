@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from charlm_jax.choices import MOST_EVALUATED
+from charlm_jax.choices import MOST_EVALUATED, counted
 from charlm_jax.errors import DamagedError, DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import evaluate
 from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
@@ -107,9 +107,9 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
                 tell(_astray(job, losses, path))
             if int(state.step) == job.steps:
                 return
-            if out_of_patience(chosen.patience, measured):
+            if chosen.patience and out_of_patience(chosen.patience, measured):
                 tell(
-                    f"stopped early: no lower held-out loss for {chosen.patience} epochs; "
+                    f"stopped early: no lower held-out loss for {counted(chosen.patience, 'epoch')}; "
                     f"the best model is kept in {run.best}"
                 )
                 return
