@@ -85,9 +85,8 @@ def read_course(run: "RunDirectory") -> Course:
 
     from charlm_jax.runs.records import read_records
 
-    records = read_records(run.metrics)
-    losses = {record["step"]: record["held_out_loss"] for record in records if record.get("event") == "evaluation"}
-    epochs = [record for record in records if record.get("event") == "epoch" and record["step"] in losses]
+    losses = {record["step"]: record["held_out_loss"] for record in read_records(run.metrics, "evaluation")}
+    epochs = [record for record in read_records(run.metrics, "epoch") if record["step"] in losses]
     if not epochs:
         raise InputError(f"the run {str(run.path)!r} has no held-out loss yet; let it finish an epoch with one")
     seconds = np.cumsum(np.array([record["seconds"] for record in epochs], float))  # where None is nan
@@ -100,9 +99,8 @@ def main(flags: Sequence[str]) -> None:
 
     import numpy as np
 
-    from charlm_jax.runs.directory import open_run
+    from charlm_jax.runs.directory import choices_that_differ, open_run
     from charlm_jax.runs.files import write_table
-    from charlm_jax.runs.tracking import choices_that_differ
 
     courses = make_each(read_course, [open_run(path) for path in arguments.runs])
     runs = [course.run for course in courses]

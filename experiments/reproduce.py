@@ -70,7 +70,7 @@ def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
 
     run = open_run(run_dir)
     configuration = run.configuration()
-    epochs = (record for record in read_records(run.metrics) if record.get("event") == "epoch")
+    epochs = read_records(run.metrics, "epoch")
     ours = {record["epoch"]: record["training_loss"] for record in epochs}
     published = read_published(_PUBLISHED.read_text(), configuration.gate_activation)
     comparisons = compare(ours, published)

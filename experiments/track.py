@@ -39,8 +39,8 @@ def main(flags: Sequence[str]) -> None:
     """Write, and follow."""
     arguments = tyro.cli(Arguments, prog="scripts/run track", description=folded(__doc__), args=flags)
 
-    from charlm_jax.runs.directory import find_runs
-    from charlm_jax.runs.tracking import EventFile, choices_that_differ, points_of
+    from charlm_jax.runs.directory import choices_that_differ, find_runs
+    from charlm_jax.runs.tracking import EventFile, points_of
 
     files: dict[Path, EventFile] = {}
 

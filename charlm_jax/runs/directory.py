@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,3 +270,9 @@ def _refuse(run: RunDirectory, differences: list[str]) -> None:
             f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
             "Use its configuration to go on with it, or name another directory"
         )
+
+
+def choices_that_differ(runs: Sequence[RunDirectory]) -> list[str]:
+    """Return the fields of their configurations in which runs differ."""
+    first, *others = [run.configuration().to_json() for run in runs]
+    return [name for name in first if any(other[name] != first[name] for other in others)]

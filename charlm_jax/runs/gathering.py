@@ -90,24 +90,19 @@ def _base(place: object) -> object:
 
 
 def _epochs(run: RunDirectory) -> list[Epoch]:
-    records, window = read_records(run.metrics), run.configuration().window
-    held_out = {
-        record["epoch"]: float(record["held_out_loss"]) for record in records if record.get("event") == "evaluation"
-    }
-    epochs = {}
-    for record in records:
-        if record.get("event") == "epoch":
-            epoch, seconds, windows = record["epoch"], record["seconds"], record.get("windows")
-            if not (0 < epoch < 2**31 and (seconds is None or 0 <= seconds < 2**31)):
-                raise InputError(f"{str(run.metrics)!r} has an epoch {epoch} of {seconds} seconds; remove its line")
-            characters = window * windows if isinstance(windows, int) and 0 <= windows < 2**31 else 0
-            epochs[epoch] = Epoch(
-                epoch,
-                training_loss=float(record["training_loss"]),
-                held_out_loss=held_out.get(epoch),
-                seconds=None if seconds is None else float(seconds),
-                characters=characters,
-            )
+    window, epochs = run.configuration().window, dict[int, Epoch]()
+    held_out = {record["epoch"]: float(record["held_out_loss"]) for record in read_records(run.metrics, "evaluation")}
+    for record in read_records(run.metrics, "epoch"):
+        epoch, seconds, windows = record["epoch"], record["seconds"], record.get("windows")
+        if not (0 < epoch < 2**31 and (seconds is None or 0 <= seconds < 2**31)):
+            raise InputError(f"{str(run.metrics)!r} has an epoch {epoch} of {seconds} seconds; remove its line")
+        epochs[epoch] = Epoch(
+            epoch,
+            training_loss=float(record["training_loss"]),
+            held_out_loss=held_out.get(epoch),
+            seconds=None if seconds is None else float(seconds),
+            characters=window * windows if isinstance(windows, int) and 0 <= windows < 2**31 else 0,
+        )
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 

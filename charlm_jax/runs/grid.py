@@ -298,7 +298,7 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
         again = evaluate(model.network, model.parameters, jnp.array(training), mesh, **windows)
         training_loss = again.loss_nats
     network = make_network(chosen, there.vocabulary())
-    epochs = [record for record in read_records(there.metrics) if record.get("event") == "epoch"]
+    epochs = read_records(there.metrics, "epoch")
     speeds = [speed for record in epochs if (speed := record.get("characters_per_second"))]
     warm = speeds[1:] or speeds  # the first epoch is compiled, too
     return Outcome(

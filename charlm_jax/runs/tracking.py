@@ -29,12 +29,6 @@ class Point(NamedTuple):
     value: float | str | dict[str, bool | int | float | str]
 
 
-def choices_that_differ(runs: Sequence[RunDirectory]) -> list[str]:
-    """Return the fields of their configurations in which runs differ."""
-    first, *others = [run.configuration().to_json() for run in runs]
-    return [name for name in first if any(other[name] != first[name] for other in others)]
-
-
 def points_of(run: RunDirectory, compared: Sequence[str]) -> list[Point]:
     """Return what TensorBoard shows of a run so far, in the order in which it was recorded.
 
