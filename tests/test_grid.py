@@ -95,7 +95,7 @@ def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path,
     printed = capsys.readouterr().out
     stops = 0
     while True:
-        asked = iter([False] * 6)
+        asked = iter([False] * 3)
         try:
             run_grid(*parse(*flags, tmp_path / "broken"), lambda: next(asked, True))  # noqa: B023
         except Preempted:

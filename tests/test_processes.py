@@ -137,7 +137,7 @@ def interrupted(begin, run, number, generator):
     ends = []
     while True:
         before = len(read_records(run / "metrics.jsonl"))
-        processes = begin(2, patience=45)
+        processes = begin(2)
         victim = int(generator.integers(2))
         if generator.random() < 0.25:
             processes[victim].process.join(generator.uniform(0.1, 4))
@@ -162,7 +162,7 @@ def is_lost(ended):
     """Say whether a process ended because another was gone: JAX itself ends one outside of a collective."""
     return (
         (ended.code == 1 and "another process of this job is gone; the last saved state stays" in ended.errors)
-        or (ended.code == 134 and "error: the processes of this job were not all there within " in ended.errors)
+        or (ended.code == 134 and "error: the processes of this job were not all there within 45 s" in ended.errors)
         or (ended.code == -signal.SIGABRT and "another task died" in ended.errors)
     )
 

@@ -94,19 +94,19 @@ def test_a_process_that_is_killed_takes_the_job_back_into_the_queue(cluster, che
     assert epochs == [1, 2, 3, 4, 5, 6]
 
 
-# It asks this cluster for its jobs ten times as often as others like to be asked.
 ABLATE = """
 import runpy, sys
 from charlm_jax.runs import launch
-launch._ASK = 1.0
+launch._ASK = {ask}
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def grid(*flags):
-    script = ROOT / "experiments" / "ablate.py"
-    command = [sys.executable, "-c", ABLATE, script, *SMALL, "--launcher", "slurm", "--grid-dir", "grid"]
+def grid(*flags, ask=10.0):
+    """Submit a grid, and ask the cluster for its jobs every so many seconds; a job queued again is away for some."""
+    program = [sys.executable, "-c", ABLATE.format(ask=ask), ROOT / "experiments" / "ablate.py"]
+    command = [*program, *SMALL, "--launcher", "slurm", "--grid-dir", "grid"]
     return subprocess.Popen([*map(str, command), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -114,7 +114,7 @@ def grid(*flags):
 def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
     # Of as many epochs as it takes to be told to stop amid them.
     longer = "--epochs", "40", "--sample-every", "40"
-    vary = "--vary", "hidden_size=4,5", "dropout=0,0.2", "--replicas", "1", "--jobs", "2", *longer
+    vary = "--vary", "hidden_size=4,5,6", "dropout=0,0.2", "--replicas", "1", "--jobs", "2", *longer
     with grid(*vary, "--slurm", "time=5", "cpus-per-task=1") as submitted:
         first = checkout / "grid" / "hidden_size=4,dropout=0.0,seed=1" / "metrics.jsonl"
         wait_for(first.exists, "the first run does not begin")
@@ -122,11 +122,11 @@ def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
         cluster.run("scancel", "--signal=TERM", step(cluster, f"{number}_0"))
         out, errors = submitted.communicate(timeout=300)
     assert submitted.returncode == 0, errors
-    assert len(out.splitlines()) == 5
+    assert len(out.splitlines()) == 7
     assert cluster.job(f"{number}_0")["Restarts"] == "1"
-    assert [cluster.job(f"{number}_{task}")["JobState"] for task in range(4)] == ["COMPLETED"] * 4
+    assert [cluster.job(f"{number}_{task}")["JobState"] for task in range(6)] == ["COMPLETED"] * 6
     before = results(checkout / "grid")
-    assert [(row["hidden_size"], row["dropout"]) for row in before] == [(h, d) for h in "45" for d in ("0.0", "0.2")]
+    assert [(row["hidden_size"], row["dropout"]) for row in before] == [(h, d) for h in "456" for d in ("0.0", "0.2")]
     assert all(float(row["held_out_loss"]) < 4 for row in before)
     # The same again has nothing to submit, and what is lost is made again.
     shutil.rmtree(checkout / "grid" / "hidden_size=5,dropout=0.0,seed=1")
@@ -141,7 +141,7 @@ def test_why_a_job_failed_stands_in_the_table(cluster, checkout):
     """It was given what cannot be used, or taken out of the queue, where no accounting tells."""
     corpora = ",".join(str(checkout / name) for name in ("corpus.txt", "missing.txt", "third.txt"))
     shutil.copy(checkout / "corpus.txt", checkout / "third.txt")
-    with grid("--vary", f"corpus={corpora}", "--replicas", "1", "--jobs", "1") as submitted:
+    with grid("--vary", f"corpus={corpora}", "--replicas", "1", "--jobs", "1", ask=1.0) as submitted:
         wait_for(lambda: cluster.run("squeue", "--noheader"), "nothing is submitted")
         number = cluster.run("squeue", "--noheader", "--format=%F").split()[0]
         cluster.run("scancel", f"{number}_2")
