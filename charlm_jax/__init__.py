@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from charlm_jax.learning.training import TrainingState, initial_state, make_train_steps
     from charlm_jax.mesh import data_mesh, replica_mesh, replicate
     from charlm_jax.model.initializers import initial_parameters, parameter_count
-    from charlm_jax.model.network import CharacterLSTM
+    from charlm_jax.model.network import CharacterLSTM, Model
     from charlm_jax.runs.configuration import PRESETS, Configuration
     from charlm_jax.runs.train import train_run
     from charlm_jax.runs.trained import LoadedRun, Metrics, load_run
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 # By what they are about, as `_PLACES` says where they are.
 __all__ = [  # noqa: RUF022
     "Corpus", "load_corpus", "Vocabulary", "split_held_out", "ParallelStreams", "ShuffledWindows",
-    "CharacterLSTM", "initial_parameters", "parameter_count", "data_mesh", "replica_mesh", "replicate",
+    "CharacterLSTM", "Model", "initial_parameters", "parameter_count", "data_mesh", "replica_mesh", "replicate",
     "make_optimizer", "TrainingState", "initial_state", "make_train_steps",
     "Evaluation", "evaluate", "evaluate_stream", "generate", "stream_keys", "Surprise", "surprise", "Reading",
     "PRESETS", "Configuration", "LoadedRun", "Metrics", "load_run", "train_run",
@@ -48,7 +48,7 @@ _PLACES = {
     "learning.training": ["TrainingState", "initial_state", "make_train_steps"],
     "mesh": ["data_mesh", "replica_mesh", "replicate"],
     "model.initializers": ["initial_parameters", "parameter_count"],
-    "model.network": ["CharacterLSTM"],
+    "model.network": ["CharacterLSTM", "Model"],
     "runs.configuration": ["PRESETS", "Configuration"],
     "runs.train": ["train_run"],
     "runs.trained": ["LoadedRun", "Metrics", "load_run"],

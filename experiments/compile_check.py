@@ -156,6 +156,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
     from charlm_jax.generation.generate import generate_piece, read_prompts
     from charlm_jax.mesh import DATA, as_many_as
     from charlm_jax.model.initializers import parameter_shapes
+    from charlm_jax.model.network import Model
     from charlm_jax.runs.devices import describe_devices
 
     chosen = job.configuration
@@ -168,16 +169,16 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
     def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    parameters = jax.tree.map(lambda leaf: placed(leaf, whole), parameter_shapes(job.network))
+    model = Model(job.network, jax.tree.map(lambda leaf: placed(leaf, whole), parameter_shapes(job.network)))
     prompts = jax.ShapeDtypeStruct((rows, chosen.window), jnp.int32, sharding=split)
     types = jnp.int32, jnp.float32, job.key.dtype
     lengths, temperatures, keys = (jax.ShapeDtypeStruct((rows,), dtype, sharding=split) for dtype in types)
     window = {"sampler": chosen.sampler, "window": chosen.window}
-    reading = read_prompts.lower(job.network, parameters, prompts, lengths, **window)
+    reading = read_prompts.lower(model, prompts, lengths, **window)
     read = build("read_prompts", reading)
     state = jax.tree.map(placed, reading.out_info, read.compiled.output_shardings)
     length = chosen.sample_length
-    generating = generate_piece.lower(job.network, parameters, state, temperatures, keys, first=0, length=length)
+    generating = generate_piece.lower(model, state, temperatures, keys, first=0, length=length)
     return [read, build("generate_piece", generating)]
 
 

@@ -75,18 +75,18 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.trained import load_model, load_text
 
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
-    model = load_model(run, arguments.checkpoint)
+    loaded = load_model(run, arguments.checkpoint)
     keep_compiled_programs()
-    window, stride = model.configuration.window, arguments.stride
+    window, stride = loaded.configuration.window, arguments.stride
     training = None
     if arguments.text is None:
         training, text = load_text(run)
         if not len(text):
             raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
     else:
-        lowercase = model.configuration.lowercase
+        lowercase = loaded.configuration.lowercase
         text = open_corpus(arguments.text, encoding=arguments.encoding, lowercase=lowercase)
-        text = encoded(text, model.vocabulary).ids
+        text = encoded(text, loaded.vocabulary).ids
         try:
             training, _ = load_text(run)
         except InputError as error:
@@ -99,13 +99,13 @@ def main(flags: Sequence[str]) -> None:
             f"the text has {len(text)} characters to score, but a window and its target need {window + 1}; "
             "name a longer one with --text FILE, or give more --characters"
         )
-    require_known(text, model.vocabulary)
+    require_known(text, loaded.vocabulary)
     ids, windows = jnp.array(text), {"window": window, "stride": stride}
-    windowed = evaluate(model.network, model.parameters, ids, mesh, **windows)
-    stream = evaluate_stream(model.network, model.parameters, text)
-    positions = loss_by_position(model.network, model.parameters, ids, mesh, **windows)
-    calibration = calibrate(model.network, model.parameters, ids, mesh, window=window, stride=stride)
-    others = {} if training is None else baselines(training, text, len(model.vocabulary), model.vocabulary.decode)
+    windowed = evaluate(loaded.model, ids, mesh, **windows)
+    stream = evaluate_stream(loaded.model, text)
+    positions = loss_by_position(loaded.model, ids, mesh, **windows)
+    calibration = calibrate(loaded.model, ids, mesh, window=window, stride=stride)
+    others = {} if training is None else baselines(training, text, len(loaded.vocabulary), loaded.vocabulary.decode)
 
     def record(evaluation: Evaluation) -> dict[str, Any]:
         return {name: getattr(evaluation, name) for name in ("loss_nats", "bits_per_character", "characters")}
@@ -116,7 +116,7 @@ def main(flags: Sequence[str]) -> None:
     result = {
         **record(windowed),
         **windows,
-        "step": model.step,
+        "step": loaded.step,
         "stateful": record(stream),
         "baselines": others,
         "calibration": {
@@ -132,7 +132,7 @@ def main(flags: Sequence[str]) -> None:
     print(json.dumps(result), flush=True)
     if arguments.figure is not None:
         subject = "held-out text" if arguments.text is None else Path(arguments.text).name
-        title = f"{run.path.resolve().name}, step {model.step:,}: {subject}"
+        title = f"{run.path.resolve().name}, step {loaded.step:,}: {subject}"
         save_picture(plot_evaluation(positions, stream.loss_nats, others, calibration, title=title), arguments.figure)
         tell(f"figure: {arguments.figure}")
 

@@ -97,9 +97,9 @@ def main(flags: Sequence[str]) -> None:
     total = len(prompts) * len(temperatures) * arguments.count
     portion = _share(total, _PORTION)
     mesh = open_mesh(arguments.devices, rows=portion)
-    model = load_model(run, arguments.checkpoint)
+    loaded = load_model(run, arguments.checkpoint)
     keep_compiled_programs()
-    encoded = {prompt: model.vocabulary.encode(prompt, "prompt") for prompt in prompts}
+    encoded = {prompt: loaded.vocabulary.encode(prompt, "prompt") for prompt in prompts}
     key, seen = jax.random.key(arguments.seed), Counter[tuple[str, float]]()
     live = sys.stdout.isatty() and not arguments.json
 
@@ -113,14 +113,13 @@ def main(flags: Sequence[str]) -> None:
     while together := list(islice(streams, portion)):
         prompt_of_stream, temperature_of_stream, _ = zip(*together, strict=True)
         pieces = generate_pieces(
-            model.network,
-            model.parameters,
+            loaded.model,
             [encoded[prompt] for prompt in prompt_of_stream],
             temperature_of_stream,
             stream_keys(key, prompt_of_stream, temperature_of_stream, seen),
             mesh,
-            sampler=arguments.sampler or model.configuration.sampler,
-            window=model.configuration.window,
+            sampler=arguments.sampler or loaded.configuration.sampler,
+            window=loaded.configuration.window,
             length=arguments.length,
             piece=_share(arguments.length, _LIVE_PIECE if live else _PIECE),
             top_k=arguments.top_k,
@@ -133,10 +132,10 @@ def main(flags: Sequence[str]) -> None:
             if live:
                 if not done:
                     head(together[0])
-                print(model.vocabulary.decode(ids[0]), end="", flush=True)
+                print(loaded.vocabulary.decode(ids[0]), end="", flush=True)
             done.append(ids)
         bar.clear()
-        texts = [model.vocabulary.decode(row) for row in np.concatenate(done, axis=1)]
+        texts = [loaded.vocabulary.decode(row) for row in np.concatenate(done, axis=1)]
         for place, (stream, text) in enumerate(zip(together, texts, strict=True)):
             prompt, temperature, number = stream
             if arguments.json:

@@ -98,8 +98,8 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.runs.trained import load_model, load_text
 
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
-    model = load_model(run, arguments.checkpoint)
-    chosen, vocabulary = model.configuration, model.vocabulary
+    loaded = load_model(run, arguments.checkpoint)
+    chosen, vocabulary = loaded.configuration, loaded.vocabulary
     keep_compiled_programs()
     training, human = load_text(run)
     if arguments.text is not None:
@@ -110,11 +110,11 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
     scored = jnp.array(human[:MOST_EVALUATED])
-    calibration = calibrate(model.network, model.parameters, scored, mesh, window=window, stride=1)
+    calibration = calibrate(loaded.model, scored, mesh, window=window, stride=1)
     loss, uniform = calibration.losses[calibration.at_one], np.log(len(vocabulary))
     if not np.isfinite(loss):
         raise InputError(
-            f"the model of {str(run.path)!r}, at step {model.step:,}, predicts no text (its loss on the human text is "
+            f"the model of {str(run.path)!r}, at step {loaded.step:,}, predicts no text (its loss on the human text is "
             f"{loss:g}), as training went astray; train again, with a smaller --learning-rate or with --clip 1"
         )
     if loss > uniform:
@@ -131,8 +131,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     # A text's random numbers are its prompt's, whatever its temperature.
     keys = stream_keys(jax.random.key(arguments.seed), names, [1.0] * count)
     generated = generate(
-        model.network,
-        model.parameters,
+        loaded.model,
         prompts * len(temperatures),
         np.repeat(temperatures, count).tolist(),
         jnp.tile(keys, len(temperatures)),
@@ -142,7 +141,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
         window=window,
     )
     ids = np.concatenate([continued, generated])
-    measured = _measures(model, training, prompts * (1 + len(temperatures)), ids, sampler)
+    measured = _measures(loaded, training, prompts * (1 + len(temperatures)), ids, sampler)
     tables = {name: values.reshape(1 + len(temperatures), count) for name, values in measured.items()}
     sweep = Sweep(
         temperatures.astype(float).round(6),
@@ -151,7 +150,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     )
 
     texts = [vocabulary.decode(row) for row in generated]
-    title = f"{run.path.resolve().name}, step {model.step:,}, {sampler}: {count} texts of {length} characters"
+    title = f"{run.path.resolve().name}, step {loaded.step:,}, {sampler}: {count} texts of {length} characters"
     page = sweep_page(sweep, calibration, texts[::count], title=title, note=note)
     print(page, flush=True)
     folder = arguments.output or run.figures
@@ -159,7 +158,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     write_atomically(folder / "temperature.md", f"{page}\n![Measures against temperature](temperature.svg)\n".encode())
     header, rows = sweep_table(sweep)
     write_table(folder / "temperature.csv", header, rows, [title + note])
-    drawn = {"epoch": _epoch(run, model.step), "step": model.step, "sampler": sampler}
+    drawn = {"epoch": _epoch(run, loaded.step), "step": loaded.step, "sampler": sampler}
     places = [(float(temperature), name) for temperature in sweep.temperatures for name in names]
     lines = [
         json.dumps({**drawn, "temperature": temperature, "prompt": prompt, "text": text}) + "\n"
@@ -187,7 +186,7 @@ def _places(characters: int, window: int, length: int, count: int) -> tuple["np.
 
 
 def _measures(
-    model: "LoadedRun", training: "np.ndarray", prompts: list["np.ndarray"], ids: "np.ndarray", sampler: Sampler
+    loaded: "LoadedRun", training: "np.ndarray", prompts: list["np.ndarray"], ids: "np.ndarray", sampler: Sampler
 ) -> dict[str, "np.ndarray"]:
     """Return all that is measured of texts, a number each: what they are by themselves, and how likely."""
     import numpy as np
@@ -196,9 +195,9 @@ def _measures(
     from charlm_jax.analysis.text_statistics import Reference, text_statistics
     from charlm_jax.generation.surprise import surprise
 
-    vocabulary, window, recent = model.vocabulary, model.configuration.window, training[-LIMIT:]
+    vocabulary, window, recent = loaded.vocabulary, loaded.configuration.window, training[-LIMIT:]
     measured = text_statistics(Reference.of(vocabulary.decode(recent)), [vocabulary.decode(row) for row in ids])
-    likely = surprise(model.network, model.parameters, prompts, ids, top=1, sampler=sampler, window=window)
+    likely = surprise(loaded.model, prompts, ids, top=1, sampler=sampler, window=window)
     measured["model_nats"] = likely.nats.mean(axis=1, dtype=float)
     ngram = KneserNey.fit(recent, len(vocabulary), ORDER)
     measured["ngram_nats"] = np.array(

@@ -10,7 +10,7 @@ from charlm_jax.analysis.calibration import BINS, calibrate
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import initial_parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Model
 
 MESH = data_mesh()
 
@@ -21,7 +21,9 @@ def test_losses_and_bins_equal_counting_by_hand(small_text):
     ids, network = vocabulary.encode(text), CharacterLSTM(len(vocabulary), 8)
     # Far from uniform, so that the predictions fall into many bins.
     parameters = jax.tree.map(lambda leaf: 4 * leaf, initial_parameters(network, "keras", jax.random.key(0)))
-    result = calibrate(network, parameters, jnp.array(ids), MESH, window=9, stride=2, temperatures=(0.5, 1.0, 2.0))
+    result = calibrate(
+        Model(network, parameters), jnp.array(ids), MESH, window=9, stride=2, temperatures=(0.5, 1.0, 2.0)
+    )
     starts = range(0, len(ids) - 9, 2)
     logits = np.stack([numpy_logits(parameters, ids[None, start : start + 9])[0, -1] for start in starts])
     targets = np.array([ids[start + 9] for start in starts])
@@ -51,7 +53,7 @@ def test_a_model_whose_logits_are_scaled_is_best_at_that_temperature():
     parameters = jax.tree.map(jnp.zeros_like, initial_parameters(network, "keras", jax.random.key(0)))
     for factor, best in ((1.0, 1.0), (1.3, 1.3), (0.7, 0.7)):
         head = {**parameters["head"], "bias": factor * jnp.log(jnp.array(probabilities, jnp.float32))}
-        result = calibrate(network, {**parameters, "head": head}, ids, MESH, window=3, stride=1)
+        result = calibrate(Model(network, {**parameters, "head": head}), ids, MESH, window=3, stride=1)
         assert result.temperatures[result.best] == pytest.approx(best, abs=0.05)
         assert result.losses.min() == pytest.approx(-(probabilities * np.log(probabilities)).sum(), rel=0.01)
         assert result.expected_errors[result.best] < 0.02

@@ -23,7 +23,7 @@ from charlm_jax.generation.serving import PLATFORMS
 from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.interop import to_keras, to_torch
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.runs import conversion
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.trained import load_model
@@ -69,7 +69,7 @@ def made(request, tmp_path_factory):
 
 def assert_same(run, parameters, **tolerance):
     for here, there in zip(
-        jax.tree.leaves(load_model(open_run(run)).parameters), jax.tree.leaves(parameters), strict=True
+        jax.tree.leaves(load_model(open_run(run)).model.parameters), jax.tree.leaves(parameters), strict=True
     ):
         np.testing.assert_allclose(here, there, **{"rtol": 0, "atol": 0, **tolerance})
 
@@ -82,9 +82,9 @@ def sampled(capsys, run, *flags):
 
 def test_a_run_of_a_file_is_what_the_file_and_its_record_say(made):
     path, network, parameters, said = made
-    model = load_model(open_run(path))
-    assert (model.network, model.step, model.vocabulary) == (network, 0, Vocabulary(CHARACTERS))
-    assert (model.configuration.window, model.configuration.sampler) == (WINDOW, said["sampler"])
+    loaded = load_model(open_run(path))
+    assert (loaded.model.network, loaded.step, loaded.vocabulary) == (network, 0, Vocabulary(CHARACTERS))
+    assert (loaded.configuration.window, loaded.configuration.sampler) == (WINDOW, said["sampler"])
     assert_same(path, parameters)
     source = path.with_name("source.safetensors")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -169,7 +169,8 @@ def test_the_exported_sampler_writes_what_the_sampler_writes(made, tmp_path):
         seeds = np.arange(len(prompts), dtype=np.uint32)
         keys = jax.vmap(jax.random.key)(seeds)
         options = {"sampler": said["sampler"], "window": WINDOW, "length": 50}
-        expected = generate(network, parameters, prompts, temperatures.tolist(), keys, data_mesh(), **options)
+        model = Model(network, parameters)
+        expected = generate(model, prompts, temperatures.tolist(), keys, data_mesh(), **options)
         np.testing.assert_array_equal(program.call(*pad_left(prompts), temperatures, seeds), expected)
 
 

@@ -9,7 +9,7 @@ from charlm_jax.learning import evaluation
 from charlm_jax.learning.evaluation import Evaluation, evaluate, evaluate_stream, loss_by_position
 from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import initial_parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Model
 
 
 def costs(parameters, ids):
@@ -21,7 +21,7 @@ def costs(parameters, ids):
 def small_model(text):
     vocabulary = Vocabulary.of(text)
     network = CharacterLSTM(len(vocabulary), 8)
-    return vocabulary.encode(text), network, initial_parameters(network, "keras", jax.random.key(0))
+    return vocabulary.encode(text), Model(network, initial_parameters(network, "keras", jax.random.key(0)))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
@@ -29,12 +29,12 @@ def small_model(text):
 def test_every_window_is_read_alone_and_scored_once(small_text, monkeypatch, devices, window, stride, batch_size):
     """However many are read at once, and however many devices share them."""
     monkeypatch.setattr(evaluation, "BATCH_SIZE", batch_size)
-    ids, network, parameters = small_model(small_text[:200])
-    arguments = network, parameters, jnp.array(ids), data_mesh(jax.devices()[:devices])
+    ids, model = small_model(small_text[:200])
+    arguments = model, jnp.array(ids), data_mesh(jax.devices()[:devices])
     result = evaluate(*arguments, window=window, stride=stride)
     along = loss_by_position(*arguments, window=window, stride=stride)
     starts = range(0, len(ids) - window, stride)
-    expected = np.mean([costs(parameters, ids[start : start + window + 1]) for start in starts], axis=0)
+    expected = np.mean([costs(model.parameters, ids[start : start + window + 1]) for start in starts], axis=0)
     assert result.characters == len(starts)
     np.testing.assert_allclose(along, expected, rtol=1e-6)
     assert result.loss_nats == pytest.approx(expected[-1], rel=1e-6)
@@ -44,10 +44,10 @@ def test_every_window_is_read_alone_and_scored_once(small_text, monkeypatch, dev
 def test_a_stream_is_scored_to_its_end(small_text, monkeypatch, logits):
     """In pieces of 256 characters, the fewest, and whole."""
     monkeypatch.setattr(evaluation, "LOGITS", logits)
-    ids, network, parameters = small_model(small_text)
-    result = evaluate_stream(network, parameters, ids)
+    ids, model = small_model(small_text)
+    result = evaluate_stream(model, ids)
     assert result.characters == 999
-    assert result.loss_nats == pytest.approx(costs(parameters, ids).mean(), rel=1e-6)
+    assert result.loss_nats == pytest.approx(costs(model.parameters, ids).mean(), rel=1e-6)
 
 
 def test_bits():

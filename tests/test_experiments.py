@@ -242,13 +242,13 @@ def test_evaluate_says_what_the_model_earns_and_draws_it(trained, tmp_path, caps
     assert call("evaluate", path, "--figure", figure) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    model, (training, held_out) = load_model(open_run(path)), load_text(open_run(path))
-    assert (result["window"], result["stride"], result["step"]) == (10, 1, model.step)
-    assert result["baselines"] == baselines(training, held_out, len(model.vocabulary), model.vocabulary.decode)
+    loaded, (training, held_out) = load_model(open_run(path)), load_text(open_run(path))
+    assert (result["window"], result["stride"], result["step"]) == (10, 1, loaded.step)
+    assert result["baselines"] == baselines(training, held_out, len(loaded.vocabulary), loaded.vocabulary.decode)
     assert list(result["baselines"]) == ["uniform", "unigram", "7-gram", "bz2", "xz"]
 
     def nats(ids):
-        logits = numpy_logits(model.parameters, ids[..., :-1], GATES["sigmoid"])
+        logits = numpy_logits(loaded.model.parameters, ids[..., :-1], GATES["sigmoid"])
         here = np.take_along_axis(logits, ids[..., 1:, None], -1)[..., 0]
         return np.log(np.exp(logits).sum(-1)) - here, logits[..., -1, :]
 
@@ -634,7 +634,7 @@ def test_a_killed_command_run_again_ends_as_if_unbroken(corpus, tmp_path, unbrok
     assert Command(flags, tmp_path).wait().code == 0
     broken, whole = load_model(open_run(path), "newest"), load_model(open_run(unbroken), "newest")
     assert step < broken.step == whole.step
-    assert all(map(np.array_equal, jax.tree.leaves(broken.parameters), jax.tree.leaves(whole.parameters)))
+    assert all(map(np.array_equal, jax.tree.leaves(broken.model), jax.tree.leaves(whole.model)))
     assert read_records(path / "samples.jsonl") == read_records(unbroken / "samples.jsonl")
 
 

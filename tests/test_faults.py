@@ -391,7 +391,7 @@ def test_another_number_of_devices_goes_on_with_the_same_parameters(unbroken, tm
     run = RunDirectory(path)
     restored = newest_state(run.states, model_shapes(run), run.identity(), lambda *_: None)
     assert restored is not None
-    assert all(map(np.array_equal, jax.tree.leaves(restored.parameters), jax.tree.leaves(saved.parameters)))
+    assert all(map(np.array_equal, jax.tree.leaves(restored.parameters), jax.tree.leaves(saved.model)))
     assert [epoch.epoch for epoch in train(job, path)] == [2, 3]
     assert f"not bit-exact: this run was started elsewhere (device_count {before} then and {after} now" in (
         capsys.readouterr().err

@@ -18,18 +18,18 @@ from charlm_jax.generation.generate import (
 from charlm_jax.generation.temperature import draw_character
 from charlm_jax.mesh import data_mesh, replicate, split_rows
 from charlm_jax.model.initializers import initial_parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Model
 
 VOCABULARY, WINDOW, LENGTH = 11, 12, 60
 KEY = jax.random.key(5)
 MESH = data_mesh()
 
 
-def decided_network(layers=1):
-    """A network whose logits are spread widely enough that rounding decides no draw."""
+def decided_model(layers=1):
+    """A model whose logits are spread widely enough that rounding decides no draw."""
     network = CharacterLSTM(VOCABULARY, hidden_size=24, layers=layers)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
-    return network, jax.tree.map(lambda leaf: 3 * leaf, parameters)
+    return Model(network, jax.tree.map(lambda leaf: 3 * leaf, parameters))
 
 
 def prompt_of(length, seed=0):
@@ -50,53 +50,49 @@ def naive(parameters, prompt, temperature, key, *, sampler):
     return np.array(text[len(prompt) :])
 
 
-def run(network, parameters, prompts, temperatures, keys, *, sampler: Sampler = "windowed", length=LENGTH):
+def run(model, prompts, temperatures, keys, *, sampler: Sampler = "windowed", length=LENGTH):
     keys = jnp.stack(keys) if isinstance(keys, list) else keys
-    return generate(
-        network, parameters, prompts, temperatures, keys, MESH, sampler=sampler, window=WINDOW, length=length
-    )
+    return generate(model, prompts, temperatures, keys, MESH, sampler=sampler, window=WINDOW, length=length)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("sampler", ["windowed", "stateful"])
 @pytest.mark.parametrize("prompt_length", [0, 1, 5, WINDOW, 2 * WINDOW + 3])
 def test_tokens_equal_naive_re_reading(layers, sampler, prompt_length):
-    network, parameters = decided_network(layers)
+    model = decided_model(layers)
     prompt, key = prompt_of(prompt_length), jax.random.fold_in(KEY, prompt_length)
-    (ours,) = run(network, parameters, [prompt], [0.8], [key], sampler=sampler)
-    np.testing.assert_array_equal(ours, naive(parameters, prompt, 0.8, key, sampler=sampler))
+    (ours,) = run(model, [prompt], [0.8], [key], sampler=sampler)
+    np.testing.assert_array_equal(ours, naive(model.parameters, prompt, 0.8, key, sampler=sampler))
 
 
 def test_windowed_and_stateful_differ_beyond_the_window():
-    network, parameters = decided_network()
-    arguments = (network, parameters, [prompt_of(WINDOW)], [0.8], [KEY])
+    model = decided_model()
+    arguments = (model, [prompt_of(WINDOW)], [0.8], [KEY])
     assert not np.array_equal(run(*arguments, sampler="windowed"), run(*arguments, sampler="stateful"))
 
 
 def test_many_streams_at_once_equal_each_alone():
     """Prompts of all lengths, temperatures and keys side by side: no stream sees another."""
-    network, parameters = decided_network()
+    model = decided_model()
     prompts = [prompt_of(length, seed=length) for length in (0, 3, WINDOW, 20)]
     temperatures = [0.0, 0.5, 1.0, 2.0]
     keys = [jax.random.fold_in(KEY, number) for number in range(4)]
     for sampler in ("windowed", "stateful"):
-        together = run(network, parameters, prompts, temperatures, keys, sampler=sampler)
+        together = run(model, prompts, temperatures, keys, sampler=sampler)
         for row, prompt, temperature, key in zip(together, prompts, temperatures, keys, strict=True):
-            (alone,) = run(network, parameters, [prompt], [temperature], [key], sampler=sampler)
+            (alone,) = run(model, [prompt], [temperature], [key], sampler=sampler)
             np.testing.assert_array_equal(row, alone)
 
 
 @pytest.mark.parametrize("sampler", ["windowed", "stateful"])
 def test_devices_share_the_streams_and_never_wait_for_one_another(sampler):
     """Four streams on one device, two and three: the same texts, by programs without communication."""
-    network, parameters = decided_network()
+    model = decided_model()
     prompts, keys = [prompt_of(WINDOW, seed=seed) for seed in range(4)], jax.random.split(KEY, 4)
 
     def texts(devices):
         mesh = data_mesh(jax.devices()[:devices])
-        return generate(
-            network, parameters, prompts, [0.8] * 4, keys, mesh, sampler=sampler, window=WINDOW, length=LENGTH
-        )
+        return generate(model, prompts, [0.8] * 4, keys, mesh, sampler=sampler, window=WINDOW, length=LENGTH)
 
     alone = texts(1)
     for devices in (2, 3):
@@ -104,13 +100,14 @@ def test_devices_share_the_streams_and_never_wait_for_one_another(sampler):
 
     mesh = data_mesh(jax.devices()[:2])
     rows = split_rows((jnp.stack(prompts).astype(jnp.int32), jnp.full(4, WINDOW)), mesh)
-    state = read_prompts(network, replicate(parameters, mesh), *rows, sampler=sampler, window=WINDOW)
+    model = replicate(model, mesh)
+    state = read_prompts(model, *rows, sampler=sampler, window=WINDOW)
 
-    def go_on(parameters, carry, position, temperatures, keys):
+    def go_on(model, carry, position, temperatures, keys):
         state = SamplingState(carry, position, sampler)
-        return generate_piece(network, parameters, state, temperatures, keys, length=LENGTH)[1]
+        return generate_piece(model, state, temperatures, keys, length=LENGTH)[1]
 
-    arguments = (replicate(parameters, mesh), state.carry, state.position, *split_rows((jnp.ones(4), keys), mesh))
+    arguments = (model, state.carry, state.position, *split_rows((jnp.ones(4), keys), mesh))
     program = str(jax.jit(go_on).lower(*arguments).compile().as_text())
     assert "while" in program
     for communication in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
@@ -118,8 +115,8 @@ def test_devices_share_the_streams_and_never_wait_for_one_another(sampler):
 
 
 def test_pieces_join_to_the_whole():
-    network, parameters = decided_network()
-    arguments = (network, parameters, [prompt_of(5)], [1.0], jnp.stack([KEY]))
+    model = decided_model()
+    arguments = (model, [prompt_of(5)], [1.0], jnp.stack([KEY]))
     whole = run(*arguments)
     pieces = list(generate_pieces(*arguments, MESH, sampler="windowed", window=WINDOW, length=LENGTH, piece=7))
     assert [piece.shape[1] for piece in pieces] == [7] * 8 + [4]
@@ -127,13 +124,13 @@ def test_pieces_join_to_the_whole():
 
 
 def test_temperature_zero_always_takes_the_likeliest():
-    network, parameters = decided_network()
-    (text,) = run(network, parameters, [prompt_of(WINDOW)], [0.0], [KEY])
+    model = decided_model()
+    (text,) = run(model, [prompt_of(WINDOW)], [0.0], [KEY])
     context = list(prompt_of(WINDOW))
     for character in text:
-        assert character == np.argmax(numpy_logits(parameters, np.array([context[-WINDOW:]]))[0, -1])
+        assert character == np.argmax(numpy_logits(model.parameters, np.array([context[-WINDOW:]]))[0, -1])
         context.append(int(character))
-    (other,) = run(network, parameters, [prompt_of(WINDOW)], [0.0], [jax.random.key(99)])
+    (other,) = run(model, [prompt_of(WINDOW)], [0.0], [jax.random.key(99)])
     np.testing.assert_array_equal(other, text)
 
 
@@ -151,7 +148,7 @@ def test_characters_are_distributed_as_the_notebooks_draw_them(temperature):
     parameters = {**parameters, "head": head}
     prompt, streams = prompt_of(WINDOW), 20_000
     keys = jax.random.split(KEY, streams)
-    ids = run(network, parameters, [prompt] * streams, [temperature] * streams, keys, length=2)
+    ids = run(Model(network, parameters), [prompt] * streams, [temperature] * streams, keys, length=2)
     seen = np.zeros((VOCABULARY, VOCABULARY))
     np.add.at(seen, (ids[:, 0], ids[:, 1]), 1)
 
@@ -179,11 +176,11 @@ def test_keys_are_functions_of_values():
 
 
 def test_adding_a_temperature_changes_no_other_text():
-    network, parameters = decided_network()
+    model = decided_model()
 
     def texts(temperatures):
         keys = stream_keys(KEY, ["p"] * len(temperatures), temperatures)
-        ids = run(network, parameters, [prompt_of(WINDOW)] * len(temperatures), temperatures, keys)
+        ids = run(model, [prompt_of(WINDOW)] * len(temperatures), temperatures, keys)
         return dict(zip(temperatures, map(tuple, ids.tolist()), strict=True))
 
     few, more = texts([0.5, 1.2]), texts([0.2, 0.5, 0.7, 1.2])

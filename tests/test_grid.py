@@ -50,11 +50,11 @@ def test_truths_and_nothing_can_be_varied(corpus, tmp_path):
 def test_the_gap_is_to_windows_from_all_over_the_training_text(corpus, tmp_path):
     arguments, runs = parse(*corpus, "--vary", "hidden_size=4", "--replicas", 1, "--grid-dir", tmp_path / "grid")
     run_grid(arguments, runs, lambda: False)
-    model = load_model(open_run(runs[0].path))
+    loaded = load_model(open_run(runs[0].path))
     training, held_out = load_text(open_run(runs[0].path))
     starts = range(0, len(training) - 10, 3 * (len(training) // len(held_out)))
     windows = jnp.array([training[start : start + 11] for start in starts], jnp.int32)
-    expected = float(last_losses(model.network, model.parameters, windows).mean())
+    expected = float(last_losses(loaded.model, windows).mean())
     assert grid.outcome_of(runs[0], None).training_loss == pytest.approx(expected, rel=1e-5)
     assert starts[-1] > 0.9 * len(training)
 

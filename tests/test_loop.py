@@ -54,12 +54,12 @@ def finish(configuration, path):
 def left_behind(path):
     """Return what a run must reproduce: its final and best parameters and its records but for the clock."""
     run = RunDirectory(path)
-    model, best = load_model(run, "newest"), load_model(run, "best")
+    newest, best = load_model(run, "newest"), load_model(run, "best")
     clock = ("seconds", "characters_per_second")
     metrics = [
         {key: value for key, value in record.items() if key not in clock} for record in read_records(run.metrics)
     ]
-    return jax.tree.leaves((model.parameters, best.parameters)), metrics, read_records(run.samples)
+    return jax.tree.leaves((newest.model, best.model)), metrics, read_records(run.samples)
 
 
 @pytest.fixture(scope="module")
@@ -247,13 +247,13 @@ def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_pat
     assert source.step < load_model(open_run(tmp_path / "first"), "newest").step, "it goes on from the best"
     assert job.vocabulary == source.vocabulary
     start = loop.first_state(job)
-    assert all(map(np.array_equal, jax.tree.leaves(start.parameters), jax.tree.leaves(source.parameters)))
+    assert all(map(np.array_equal, jax.tree.leaves(start.parameters), jax.tree.leaves(source.model)))
     assert int(start.step) == 0
     epochs, *_ = finish(second, tmp_path / "second")
     assert epochs[0].training_loss < finish(tiny, tmp_path / "first")[2][1]["training_loss"]
 
     finish(dataclasses.replace(tiny, precision="bfloat16", epochs=1), tmp_path / "coarse")
-    assert load_model(open_run(tmp_path / "coarse")).network.precision == "bfloat16"
+    assert load_model(open_run(tmp_path / "coarse")).model.network.precision == "bfloat16"
     finer = prepare(dataclasses.replace(second, init_from=str(tmp_path / "coarse")))
     assert finer.network.precision == "float32", "the source's precision stays its own"
     loop.first_state(finer)
@@ -379,8 +379,8 @@ def test_training_that_diverges_keeps_the_last_finite_state(tiny, tmp_path):
     said = r"in epoch 1, up to step \d+, 10 steps in a row were not finite; .* --learning-rate, or --clip 1, in another"
     with pytest.raises(DivergedError, match=said):
         finish(wild, tmp_path / "run")
-    model = load_model(open_run(tmp_path / "run"))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.parameters))
+    loaded = load_model(open_run(tmp_path / "run"))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.model))
 
 
 def test_divergence_that_only_the_evaluation_sees(tiny, tmp_path):

@@ -11,10 +11,11 @@ from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch
 from charlm_jax.learning.objective import cross_entropy, last_losses, losses_along, window_losses
 from charlm_jax.model.initializers import initial_parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Model
 
 NETWORK = CharacterLSTM(13, hidden_size=8)
 PARAMETERS = initial_parameters(NETWORK, "keras", jax.random.key(0))
+MODEL = Model(NETWORK, PARAMETERS)
 CHARACTERS = jax.random.randint(jax.random.key(1), (5, 13), 0, 13)
 
 
@@ -31,19 +32,19 @@ def test_uniform_logits_cost_log_v_nats():
 
 def test_losses_equal_numpy():
     expected, ones = numpy_losses(CHARACTERS), jnp.ones(5)
-    np.testing.assert_allclose(last_losses(NETWORK, PARAMETERS, CHARACTERS), expected[:, -1], rtol=1e-6)
-    np.testing.assert_allclose(losses_along(NETWORK, PARAMETERS, CHARACTERS)[0], expected, rtol=2e-6)
+    np.testing.assert_allclose(last_losses(MODEL, CHARACTERS), expected[:, -1], rtol=1e-6)
+    np.testing.assert_allclose(losses_along(MODEL, CHARACTERS)[0], expected, rtol=2e-6)
     batch = Batch(CHARACTERS, ones)
-    last, _ = window_losses(NETWORK, PARAMETERS, batch, "last-character")
-    every, _ = window_losses(NETWORK, PARAMETERS, batch, "every-character")
+    last, _ = window_losses(MODEL, batch, "last-character")
+    every, _ = window_losses(MODEL, batch, "every-character")
     np.testing.assert_allclose(last, expected[:, -1], rtol=1e-6)
     np.testing.assert_allclose(every, expected.mean(axis=1), rtol=1e-6)
 
 
 def test_a_carry_goes_on_where_the_text_before_ended():
     """Twelve characters in two halves cost what they cost in one piece."""
-    first, carry = losses_along(NETWORK, PARAMETERS, CHARACTERS[:, :7])
-    second, _ = losses_along(NETWORK, PARAMETERS, CHARACTERS[:, 6:], carry)
+    first, carry = losses_along(MODEL, CHARACTERS[:, :7])
+    second, _ = losses_along(MODEL, CHARACTERS[:, 6:], carry)
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), numpy_losses(CHARACTERS), rtol=2e-6)
 
 
@@ -56,7 +57,7 @@ def test_padding_changes_neither_loss_nor_gradient(objective):
     @jax.jit
     @jax.value_and_grad
     def evaluate(parameters, batch):
-        return jnp.sum(batch.weights * window_losses(NETWORK, parameters, batch, objective)[0])
+        return jnp.sum(batch.weights * window_losses(Model(NETWORK, parameters), batch, objective)[0])
 
     loss, gradient = evaluate(PARAMETERS, whole)
     padded_loss, padded_gradient = evaluate(PARAMETERS, padded)
@@ -77,7 +78,7 @@ def test_improbable_targets_cost_and_teach_what_keras_makes_of_them(objective, l
     batch = Batch(characters, jnp.ones(9))
 
     def ours(parameters, least):
-        return window_losses(network, parameters, batch, objective, least_probability=least)[0].mean()
+        return window_losses(Model(network, parameters), batch, objective, least_probability=least)[0].mean()
 
     def theirs(parameters):
         logits = network.apply({"params": parameters}, characters[:, :-1])[0]

@@ -18,7 +18,7 @@ from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import initial_state, make_train_steps
 from charlm_jax.mesh import data_mesh
 from charlm_jax.model.initializers import initial_parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.model.products import multiply
 
 
@@ -68,16 +68,18 @@ def test_every_product_of_training_and_sampling_asks_an_accelerator_for_it(preci
     network = CharacterLSTM(11, hidden_size=8, layers=2, embedding_size=5, precision=precision)
     mesh, optimizer, order = data_mesh(jax.devices()[:1]), make_optimizer("adam"), ParallelStreams(10, batch_size=4)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
-    state = initial_state(network, parameters, optimizer, order, mesh, learning_rate=0.01)
+    state = initial_state(Model(network, parameters), optimizer, order, mesh, learning_rate=0.01)
     ids, key, keys = jnp.zeros(200, jnp.uint8), jax.random.key(1), jax.random.split(jax.random.key(2), 2)
     prompts, lengths = jnp.zeros((2, 10), jnp.int32), jnp.array([10, 3])
-    sampling = read_prompts(network, parameters, prompts, lengths, sampler="windowed", window=10)
+    sampling = read_prompts(Model(network, parameters), prompts, lengths, sampler="windowed", window=10)
     train_steps: Any = make_train_steps(network, optimizer, order, "every-character", mesh)
     programs = [
         train_steps.trace(state, ids, key, 5),
-        jax.jit(lambda ids: losses_along(network, parameters, ids)).trace(prompts),
-        read_prompts.trace(network, parameters, prompts, lengths, sampler="windowed", window=10),
-        jax.jit(lambda keys: generate_piece(network, parameters, sampling, jnp.ones(2), keys, length=4)).trace(keys),
+        jax.jit(lambda ids: losses_along(Model(network, parameters), ids)).trace(prompts),
+        read_prompts.trace(Model(network, parameters), prompts, lengths, sampler="windowed", window=10),
+        jax.jit(lambda keys: generate_piece(Model(network, parameters), sampling, jnp.ones(2), keys, length=4)).trace(
+            keys
+        ),
     ]
     for program, platform in itertools.product(programs, ["cuda", "tpu"]):
         text = program.lower(lowering_platforms=(platform,)).as_text()
@@ -100,7 +102,7 @@ def test_training_in_less_precision_stays_near(precision, least, small_text):
     for chosen in ("float32", precision):
         network = CharacterLSTM(len(vocabulary), hidden_size=16, precision=chosen)
         parameters = initial_parameters(network, "keras", jax.random.key(0))
-        state = initial_state(network, parameters, optimizer, order, mesh, learning_rate=0.01)
+        state = initial_state(Model(network, parameters), optimizer, order, mesh, learning_rate=0.01)
         state = make_train_steps(network, optimizer, order, "every-character", mesh)(state, ids, key, 96)
         assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {jnp.dtype(jnp.float32)}
         losses[chosen] = float(state.epoch.loss)

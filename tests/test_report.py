@@ -432,19 +432,19 @@ def test_what_is_gathered_is_what_the_run_recorded(copy):
     records = read_records(copy.metrics)
     assert [epoch.held_out_loss for epoch in run.epochs] == [records[0]["held_out_loss"], records[2]["held_out_loss"]]
     assert [epoch.training_loss for epoch in run.epochs] == [records[1]["training_loss"], records[3]["training_loss"]]
-    model = load_model(copy)
-    known = frozenset(re.findall(r"[^\W\d_]+", model.vocabulary.decode(load_text(copy)[0])))
-    assert run.step == model.step
+    loaded = load_model(copy)
+    known = frozenset(re.findall(r"[^\W\d_]+", loaded.vocabulary.decode(load_text(copy)[0])))
+    assert run.step == loaded.step
     assert run.configuration["corpus"] == run.provenance["corpus"] == "corpus.txt"
-    assert run.parameters == sum(array.size for array in jax.tree.leaves(model.parameters))
+    assert run.parameters == sum(array.size for array in jax.tree.leaves(loaded.model))
     for text in run.texts:
         alone = surprise(
-            model.network, model.parameters, [model.vocabulary.encode(text.prompt)],
-            model.vocabulary.encode(text.text)[None], sampler=text.sampler, window=10, top=3,
+            loaded.model, [loaded.vocabulary.encode(text.prompt)],
+            loaded.vocabulary.encode(text.text)[None], sampler=text.sampler, window=10, top=3,
         )  # fmt: skip
         assert text.reading is not None
         np.testing.assert_allclose(text.reading.nats, alone.nats[0], rtol=1e-4, atol=1e-5)
-        assert text.reading.likeliest == model.vocabulary.decode(alone.likeliest[0].ravel())
+        assert text.reading.likeliest == loaded.vocabulary.decode(alone.likeliest[0].ravel())
         assert text.unknown == unknown_words(text.prompt, text.text, known)
     assert any(text.unknown for text in run.texts)
 

@@ -23,7 +23,7 @@ from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import MOST_SKIPPED, Batches, initial_state, make_train_steps
 from charlm_jax.mesh import data_mesh, local_rows, replica_mesh, replicate, split_columns
 from charlm_jax.model.initializers import initial_parameters
-from charlm_jax.model.network import CharacterLSTM, Dropout
+from charlm_jax.model.network import CharacterLSTM, Dropout, Model
 
 KEY = jax.random.key(7)
 MESH = data_mesh()
@@ -54,7 +54,7 @@ def start(
 
     def first():
         parameters = initial_parameters(model, "keras", KEY)
-        return initial_state(model, parameters, optimizer, order, mesh, learning_rate=rate)
+        return initial_state(Model(model, parameters), optimizer, order, mesh, learning_rate=rate)
 
     return train_steps, first
 
@@ -332,7 +332,7 @@ def test_fresh_carries_learn_from_every_character_of_shuffled_windows(small_text
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, rate=1e-30, objective="every-character")
     state = train_steps(first(), ids, KEY, ORDER.steps(len(ids)))
-    along = loss_by_position(CharacterLSTM(size, 16), state.parameters, ids, MESH, window=20, stride=3)
+    along = loss_by_position(Model(CharacterLSTM(size, 16), state.parameters), ids, MESH, window=20, stride=3)
     assert float(state.epoch.loss) == pytest.approx(along.mean(), rel=1e-5)
     assert state.carry == ()
 
@@ -359,7 +359,7 @@ def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
     steps = ORDER.steps(len(ids))
     for epochs in (1, 2):
         state = train_steps(first(), ids, KEY, epochs * steps)
-        expected = evaluate(CharacterLSTM(size, 16), state.parameters, ids, MESH, window=20, stride=3)
+        expected = evaluate(Model(CharacterLSTM(size, 16), state.parameters), ids, MESH, window=20, stride=3)
         assert float(state.epoch.loss) == pytest.approx(expected.loss_nats, rel=1e-5)
 
 
@@ -403,7 +403,7 @@ def test_dropout_is_drawn_anew_at_every_step(small_text):
     def loss(step, key_step):
         characters = characters_of(ORDER, ids, step)
         dropout = Dropout(jax.random.fold_in(fold_text(KEY, "dropout"), key_step), jnp.arange(16))
-        return float(losses_along(model, parameters, characters, dropout=dropout, count=1)[0].mean())
+        return float(losses_along(Model(model, parameters), characters, dropout=dropout, count=1)[0].mean())
 
     one, two = (float(train_steps(first(), ids, KEY, stop).epoch.loss) for stop in (1, 2))
     assert one == pytest.approx(loss(0, 0), rel=1e-6)
@@ -420,7 +420,8 @@ def test_every_step_learns_from_its_own_batch(small_text):
     parameters = jax.tree.map(jnp.copy, state.parameters)
     state = train_steps(state, ids, KEY, steps + 1)
     for epoch in (0, 1, 2):
-        expected = last_losses(CharacterLSTM(size, 16), parameters, characters_of(ORDER, ids, epoch * steps)).mean()
+        model = Model(CharacterLSTM(size, 16), parameters)
+        expected = last_losses(model, characters_of(ORDER, ids, epoch * steps)).mean()
         assert (float(state.epoch.loss) == pytest.approx(float(expected), rel=1e-5)) is (epoch == 1)
 
 
@@ -446,7 +447,7 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
     training, fresh = jnp.array(chain[:30_000]), jnp.array(chain[30_000:])
     train_steps, first = start(training, 4, rule="adam", order=ShuffledWindows(8, stride=1, batch_size=128))
     state = train_steps(first(), training, KEY, 700)
-    result = evaluate(CharacterLSTM(4, 16), state.parameters, fresh, MESH, window=8, stride=1)
+    result = evaluate(Model(CharacterLSTM(4, 16), state.parameters), fresh, MESH, window=8, stride=1)
 
     scored, before = chain[30_008:], chain[30_007:-1]
     true_loss = surprise[before, scored]

@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, Int32, Integer
 from charlm_jax.generation.temperature import reweight
 from charlm_jax.learning.evaluation import Score, sum_over_windows
 from charlm_jax.learning.objective import cross_entropy
-from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import Model
 
 TEMPERATURES = tuple(round(1.03**step, 4) for step in range(-30, 31))  # 0.41 to 2.43, each 3 % above the last
 BINS = 15
@@ -63,8 +62,7 @@ class Calibration:
 
 
 def calibrate(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     ids: Integer[Array, " character"],
     mesh: Mesh,
     *,
@@ -74,7 +72,7 @@ def calibrate(
 ) -> Calibration:
     """Compare predictions with what came, after every window of a text read from the zero state."""
     score = _score_at(temperatures)
-    (losses, bins), count = sum_over_windows(score, network, parameters, ids, mesh, window=window, stride=stride)
+    (losses, bins), count = sum_over_windows(score, model, ids, mesh, window=window, stride=stride)
     counts, confidences, accuracies = np.moveaxis(bins, -1, 0)
     with np.errstate(invalid="ignore"):
         return Calibration(np.array(temperatures), losses / count, counts, confidences / counts, accuracies / counts)
@@ -86,14 +84,12 @@ def _score_at(temperatures: tuple[float, ...]) -> Score:
 
 
 def _score(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     characters: Int32[Array, "batch length"],
     temperatures: tuple[float, ...],
 ) -> tuple[Float[Array, "batch temperature"], Float[Array, "batch temperature bin 3"]]:
     """Return each window's loss at each temperature, and its one prediction in its bin: 1, confidence, accuracy."""
-    model = network.bind({"params": parameters})
-    hidden, _ = model.read(characters[:, :-1])
+    hidden, _ = model.bound.read(characters[:, :-1])
     targets = characters[:, -1]
 
     def one(
@@ -107,4 +103,4 @@ def _score(
         return cross_entropy(weighed, target), jax.nn.one_hot(place, BINS)[:, None] * facts[None, :]
 
     every = jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))
-    return every(model.predict(hidden[:, -1]), targets, jnp.array(temperatures))
+    return every(model.bound.predict(hidden[:, -1]), targets, jnp.array(temperatures))

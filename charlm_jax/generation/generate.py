@@ -22,8 +22,7 @@ from charlm_jax.choices import Sampler
 from charlm_jax.generation.temperature import draw_character
 from charlm_jax.keys import Key, StreamKeys, fold_float, fold_text
 from charlm_jax.mesh import as_many_as, fetch, replicate, split_rows
-from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import Carry, CharacterLSTM
+from charlm_jax.model.network import Carry, Model
 
 
 @jax.tree_util.register_dataclass
@@ -48,8 +47,7 @@ class SamplingState:
 
 
 def read_character(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     state: SamplingState,
     ids: Int32[Array, " stream"],
     present: Bool[Array, " stream"] | None = None,
@@ -57,25 +55,24 @@ def read_character(
     """Read one character a stream; a stream where `present` is false stays in the zero state, as before its prompt."""
     carry = state.carry
     if state.sampler == "windowed":
-        closed = network.zero_carry((len(ids), 1))
+        closed = model.network.zero_carry((len(ids), 1))
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=state.oldest, axis=1)
         carry = jax.tree.map(put, carry, closed)
-    carry = network.bind({"params": parameters}).step(ids[:, None], carry)
+    carry = model.bound.step(ids[:, None], carry)
     if present is not None:
         carry = jax.tree.map(lambda value: jnp.where(present[:, None, None], value, 0.0), carry)
     return SamplingState(carry, state.position + 1, state.sampler)
 
 
-def next_logits(network: CharacterLSTM, parameters: Parameters, state: SamplingState) -> Float[Array, "stream vocab"]:
+def next_logits(model: Model, state: SamplingState) -> Float[Array, "stream vocab"]:
     """Return the logits of each stream's next character."""
     hidden = jax.lax.dynamic_index_in_dim(state.carry[-1].hidden, state.oldest, axis=1, keepdims=False)
-    return network.bind({"params": parameters}).predict(hidden)
+    return model.bound.predict(hidden)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("sampler", "window"))
+@functools.partial(jax.jit, static_argnames=("sampler", "window"))
 def read_prompts(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     prompts: Int32[Array, "stream time"],
     lengths: Int32[Array, " stream"],
     *,
@@ -85,8 +82,7 @@ def read_prompts(
     """Read the prompts, one a stream.
 
     Args:
-        network: the model.
-        parameters: its parameters.
+        model: that writes.
         prompts: ids, aligned to the right; what stands left of a prompt is padding. Windowed generation reads no more
             than the last `window` of them.
         lengths: characters in each prompt, from 0.
@@ -99,20 +95,19 @@ def read_prompts(
         prompts = jnp.pad(prompts, ((0, 0), (max(window - time, 0), 0)))[:, -window:]
         time = window
     present = jnp.arange(time)[None, :] >= time - lengths[:, None]
-    carry = network.zero_carry((streams, window if sampler == "windowed" else 1))
+    carry = model.network.zero_carry((streams, window if sampler == "windowed" else 1))
     start = SamplingState(carry, jnp.int32(0), sampler)
 
     def read(state: SamplingState, character: tuple[Array, Array]) -> tuple[SamplingState, None]:
-        return read_character(network, parameters, state, *character), None
+        return read_character(model, state, *character), None
 
     state, _ = jax.lax.scan(read, start, (prompts.T, present.T))
     return state
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("length", "top_k", "top_p"))
+@functools.partial(jax.jit, static_argnames=("length", "top_k", "top_p"))
 def generate_piece(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     state: SamplingState,
     temperatures: Float[Array, " stream"],
     keys: StreamKeys,
@@ -128,8 +123,7 @@ def generate_piece(
     pieces that it is generated in, nor on the streams beside it.
 
     Args:
-        network: the model.
-        parameters: its parameters.
+        model: that writes.
         state: after the prompts, or after the piece before.
         temperatures: of each stream, at least 0.
         keys: of each stream.
@@ -141,8 +135,8 @@ def generate_piece(
     draw = jax.vmap(functools.partial(draw_character, top_k=top_k, top_p=top_p))
 
     def step(state: SamplingState, uniforms: Float[Array, " stream"]) -> tuple[SamplingState, Int32[Array, " stream"]]:
-        ids = draw(next_logits(network, parameters, state), temperatures, uniforms)
-        return read_character(network, parameters, state, ids), ids
+        ids = draw(next_logits(model, state), temperatures, uniforms)
+        return read_character(model, state, ids), ids
 
     def uniform(key: Key, number: Int32[Array, ""]) -> Float[Array, ""]:
         return jax.random.uniform(jax.random.fold_in(key, number))
@@ -153,8 +147,7 @@ def generate_piece(
 
 
 def generate_pieces(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     prompts: Sequence[Integer[np.ndarray, " _"]],
     temperatures: Sequence[float],
     keys: StreamKeys,
@@ -170,8 +163,7 @@ def generate_pieces(
     """Generate texts, all streams at once, each on one device of the mesh, `piece` characters at a time.
 
     Args:
-        network: the model.
-        parameters: its parameters.
+        model: that writes.
         prompts: encoded prompts, one a stream, of any lengths, empty ones included.
         temperatures: one a stream, at least 0.
         keys: an array of keys, one a stream; see `stream_keys`.
@@ -186,19 +178,18 @@ def generate_pieces(
     streams = len(prompts)
     mesh = as_many_as(streams, mesh)
     rows = np.minimum(np.arange(-(-streams // mesh.size) * mesh.size), streams - 1)  # the last again, till all is even
-    parameters = replicate(parameters, mesh)
+    model = replicate(model, mesh)
     whole = *pad_left(prompts), np.asarray(temperatures, np.float32), keys
     *prompt_rows, temperature_rows, key_rows = split_rows([array[rows] for array in whole], mesh)
-    state = read_prompts(network, parameters, *prompt_rows, sampler=sampler, window=window)
+    state = read_prompts(model, *prompt_rows, sampler=sampler, window=window)
     options = {"length": piece, "top_k": top_k, "top_p": top_p}
     for first in range(0, length, piece):
-        state, ids = generate_piece(network, parameters, state, temperature_rows, key_rows, first=first, **options)
+        state, ids = generate_piece(model, state, temperature_rows, key_rows, first=first, **options)
         yield fetch(ids)[:streams, : length - first]
 
 
 def generate(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     prompts: Sequence[Integer[np.ndarray, " _"]],
     temperatures: Sequence[float],
     keys: StreamKeys,
@@ -210,8 +201,7 @@ def generate(
 ) -> Integer[np.ndarray, "stream length"]:
     """Generate texts in one piece; see `generate_pieces`."""
     (ids,) = generate_pieces(
-        network,
-        parameters,
+        model,
         prompts,
         temperatures,
         keys,

@@ -7,15 +7,12 @@ from jaxtyping import Array, Float, Int32, UInt32
 
 from charlm_jax.choices import Sampler
 from charlm_jax.generation.generate import generate_piece, read_prompts
-from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import Model
 
 PLATFORMS = "cpu", "cuda", "tpu"
 
 
-def export_sampler(
-    network: CharacterLSTM, parameters: Parameters, *, sampler: Sampler, window: int, length: int
-) -> export.Exported:
+def export_sampler(model: Model, *, sampler: Sampler, window: int, length: int) -> export.Exported:
     """Return `sample(prompts, lengths, temperatures, seeds) -> ids`, for CPUs, GPUs and TPUs.
 
     It writes what `generate` writes with the keys `jax.random.key(seed)`. The parameters are part of the program, and
@@ -28,8 +25,7 @@ def export_sampler(
         ids           int32, texts x `length`: the characters that follow
 
     Args:
-        network: the model.
-        parameters: its parameters.
+        model: that writes.
         sampler: windowed or stateful.
         window: characters that windowed generation predicts from.
         length: characters to generate after each prompt.
@@ -44,8 +40,8 @@ def export_sampler(
         prompts, lengths, temperatures, keys = (
             one[None] for one in (prompt, prompt_length, temperature, jax.random.key(seed))
         )
-        state = read_prompts(network, parameters, prompts, lengths, sampler=sampler, window=window)
-        return generate_piece(network, parameters, state, temperatures, keys, length=length)[1][0]
+        state = read_prompts(model, prompts, lengths, sampler=sampler, window=window)
+        return generate_piece(model, state, temperatures, keys, length=length)[1][0]
 
     # One text a call of `sample`: what it calls looks at the number of texts, which is not known here.
     bound = [f"time <= {window}"] if sampler == "windowed" else []

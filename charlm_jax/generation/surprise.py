@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Int32, Integer
 
 from charlm_jax.choices import Sampler
 from charlm_jax.generation.generate import SamplingState, next_logits, pad_left, read_character, read_prompts
-from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import Model
 
 
 class Surprise(NamedTuple):
@@ -30,8 +29,7 @@ class Surprise(NamedTuple):
 
 
 def surprise(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     prompts: Sequence[Integer[np.ndarray, " _"]],
     texts: Integer[np.ndarray, "stream length"],
     *,
@@ -42,33 +40,31 @@ def surprise(
     """Read texts after their prompts as generation would have, and say what was expected at each character.
 
     Args:
-        network: the model.
-        parameters: its parameters.
+        model: that reads.
         prompts: encoded prompts, one a text, of any lengths.
         texts: the encoded texts.
         sampler: whether each character is predicted from the last window alone, or with the state carried on.
         window: characters that `windowed` predicts from.
         top: how many of the likeliest characters to name; no more than there are.
     """
-    state = read_prompts(network, parameters, *pad_left(prompts), sampler=sampler, window=window)
-    top = min(top, network.vocabulary_size)
-    columns = _follow(network, parameters, state, jnp.asarray(texts, jnp.int32), top=top)
+    state = read_prompts(model, *pad_left(prompts), sampler=sampler, window=window)
+    top = min(top, model.network.vocabulary_size)
+    columns = _follow(model, state, jnp.asarray(texts, jnp.int32), top=top)
     return Surprise(*(np.asarray(jnp.moveaxis(column, 0, 1)) for column in columns))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="top")
+@functools.partial(jax.jit, static_argnames="top")
 def _follow(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     state: SamplingState,
     texts: Int32[Array, "stream length"],
     *,
     top: int,
 ) -> tuple[Array, Array, Array]:
     def step(state: SamplingState, ids: Int32[Array, " stream"]) -> tuple[SamplingState, tuple[Array, Array, Array]]:
-        logs = jax.nn.log_softmax(next_logits(network, parameters, state))
+        logs = jax.nn.log_softmax(next_logits(model, state))
         nats = -jnp.take_along_axis(logs, ids[:, None], axis=1)[:, 0]
         best, likeliest = jax.lax.top_k(logs, top)
-        return read_character(network, parameters, state, ids), (nats, likeliest, jnp.exp(best))
+        return read_character(model, state, ids), (nats, likeliest, jnp.exp(best))
 
     return jax.lax.scan(step, state, texts.T)[1]

@@ -14,14 +14,13 @@ from jaxtyping import Array, Float, Int32, Integer, PyTree
 from charlm_jax.data.windows import count_windows, gather_batch
 from charlm_jax.learning.objective import last_losses, losses_along
 from charlm_jax.mesh import DATA, fetch, own_rows, replicate
-from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import Model
 
 BATCH_SIZE = 256  # windows read at once
 LOGITS = 1 << 22  # of a stream that are computed in one dispatch
 
-Score = Callable[[CharacterLSTM, Parameters, Array], PyTree]
-"""What to find out about windows, (network, parameters, characters (batch, time)) -> arrays with a row a window."""
+Score = Callable[[Model, Array], PyTree]
+"""What to find out about windows, (model, characters (batch, time)) -> arrays with a row a window."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Evaluation:
 
 
 def evaluate(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     ids: Integer[Array, " character"],
     mesh: Mesh,
     *,
@@ -55,13 +53,12 @@ def evaluate(
 
     Stride 1 scores every character but the first `window`.
     """
-    total, count = sum_over_windows(last_losses, network, parameters, ids, mesh, window=window, stride=stride)
+    total, count = sum_over_windows(last_losses, model, ids, mesh, window=window, stride=stride)
     return Evaluation(loss_nats=float(total) / count, characters=count)
 
 
 def loss_by_position(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     ids: Integer[Array, " character"],
     mesh: Mesh,
     *,
@@ -72,39 +69,36 @@ def loss_by_position(
 
     The windows are those of `evaluate`, whose loss is the last entry.
     """
-    totals, count = sum_over_windows(_losses_along, network, parameters, ids, mesh, window=window, stride=stride)
+    totals, count = sum_over_windows(_losses_along, model, ids, mesh, window=window, stride=stride)
     return totals / count
 
 
-def _losses_along(network: CharacterLSTM, parameters: Parameters, characters: Array) -> Array:
-    return losses_along(network, parameters, characters)[0]
+def _losses_along(model: Model, characters: Array) -> Array:
+    return losses_along(model, characters)[0]
 
 
-def evaluate_stream(
-    network: CharacterLSTM, parameters: Parameters, ids: Integer[Array | np.ndarray, " character"]
-) -> Evaluation:
+def evaluate_stream(model: Model, ids: Integer[Array | np.ndarray, " character"]) -> Evaluation:
     """Score every character of a text of at least two but the first, the state carried on from each to the next.
 
     One stream, read in order on one device: the loss does not depend on how a batch is laid out.
     """
-    piece = max(LOGITS // network.vocabulary_size, 256)
+    piece = max(LOGITS // model.network.vocabulary_size, 256)
     text, total = np.asarray(ids), 0.0
-    carry = network.zero_carry((1,))
+    carry = model.network.zero_carry((1,))
     for start in range(0, len(text) - 1, piece):
         characters = jnp.array(text[None, start : start + piece + 1], jnp.int32)
-        loss, carry = _stream_losses(network, parameters, characters, carry)
+        loss, carry = _stream_losses(model, characters, carry)
         total += float(np.sum(np.asarray(loss), dtype=np.float64))
     count = len(text) - 1
     return Evaluation(loss_nats=total / count, characters=count)
 
 
-_stream_losses = jax.jit(losses_along, static_argnums=0)
+_stream_losses = jax.jit(losses_along)
 
 
 def sum_over_windows(
     score: Score,
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     ids: Integer[Array, " character"],
     mesh: Mesh,
     *,
@@ -118,24 +112,22 @@ def sum_over_windows(
 
     Args:
         score: see `Score`; compiled anew for every other function, so best one that stands at a module's top.
-        network: the model.
-        parameters: its parameters.
+        model: that reads them.
         ids: the text.
         mesh: the devices.
         window: characters in a window.
         stride: characters from one window's start to the next one's.
     """
-    parameters, ids = replicate((parameters, ids), mesh)
-    sums = _batch_sums(score, network, parameters, ids, mesh, window, stride, BATCH_SIZE)
+    model, ids = replicate((model, ids), mesh)
+    sums = _batch_sums(score, model, ids, mesh, window, stride, BATCH_SIZE)
     totals = jax.tree.map(lambda batches: np.asarray(batches, np.float64).sum(axis=0), fetch(sums))
     return totals, count_windows(len(ids), window=window, stride=stride)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
 def _batch_sums(
     score: Score,
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     ids: Integer[Array, " character"],
     mesh: Mesh,
     window: int,
@@ -144,13 +136,13 @@ def _batch_sums(
 ) -> PyTree:
     count = count_windows(len(ids), window=window, stride=stride)
 
-    def own_sums(parameters: Parameters, ids: Integer[Array, " character"]) -> PyTree:
+    def own_sums(model: Model, ids: Integer[Array, " character"]) -> PyTree:
         rows = own_rows(batch_size, mesh)
 
         def batch_sum(number: Int32[Array, ""]) -> PyTree:
             windows = number * batch_size + rows
             batch = gather_batch(ids, stride * windows, (rows < batch_size) & (windows < count), window=window)
-            scores = score(network, parameters, batch.characters)
+            scores = score(model, batch.characters)
             return jax.tree.map(
                 lambda values: jnp.tensordot(batch.weights, values, axes=1, precision="highest"), scores
             )
@@ -160,4 +152,4 @@ def _batch_sums(
     sharded = jax.shard_map(
         own_sums, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(DATA), check_vma=False
     )
-    return sharded(parameters, ids)
+    return sharded(model, ids)

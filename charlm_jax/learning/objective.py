@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int32
 
 from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch
-from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import Carry, CharacterLSTM, Dropout
+from charlm_jax.model.network import Carry, Dropout, Model
 
 
 class Targets(NamedTuple):
@@ -44,8 +43,7 @@ def cross_entropy(logits: Float[Array, "*batch vocab"], targets: Int32[Array, "*
 
 
 def losses_along(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     characters: Int32[Array, "batch length"],
     carry: Carry = (),
     dropout: Dropout | None = None,
@@ -55,29 +53,24 @@ def losses_along(
     """Return the nats that every character but the first costs, given those before it, and the carry after them.
 
     Args:
-        network: the model.
-        parameters: its parameters.
+        model: that reads them.
         characters: ids; the last of each row is a target only.
         carry: of the text before; an empty one is the zero state.
         dropout: switches dropout on.
         count: so many of them, the last ones; None is all.
     """
-    model = network.bind({"params": parameters})
-    hidden, carry = model.read(characters[:, :-1], carry, dropout)
+    hidden, carry = model.bound.read(characters[:, :-1], carry, dropout)
     first = 0 if count is None else hidden.shape[1] - count
-    return cross_entropy(model.predict(hidden[:, first:]), characters[:, 1 + first :]), carry
+    return cross_entropy(model.bound.predict(hidden[:, first:]), characters[:, 1 + first :]), carry
 
 
-def last_losses(
-    network: CharacterLSTM, parameters: Parameters, characters: Int32[Array, "batch length"]
-) -> Float[Array, " batch"]:
+def last_losses(model: Model, characters: Int32[Array, "batch length"]) -> Float[Array, " batch"]:
     """Return the nats that the last character costs, given those before it, read from the zero state."""
-    return losses_along(network, parameters, characters, count=1)[0][:, 0]
+    return losses_along(model, characters, count=1)[0][:, 0]
 
 
 def window_losses(
-    network: CharacterLSTM,
-    parameters: Parameters,
+    model: Model,
     batch: Batch,
     objective: Objective,
     carry: Carry = (),
@@ -95,5 +88,5 @@ def window_losses(
     most = -math.log(least_probability) if least_probability else math.inf
     targets = targets_of(objective, batch.characters.shape[1] - 1)
     start = carry if targets.consecutive else ()
-    losses, carry = losses_along(network, parameters, batch.characters, start, dropout, count=targets.learned)
+    losses, carry = losses_along(model, batch.characters, start, dropout, count=targets.learned)
     return jnp.mean(jnp.minimum(losses, most), axis=1), carry

@@ -16,8 +16,7 @@ from charlm_jax.data.windows import Batch, Order, draw_batch
 from charlm_jax.keys import Key, ReplicaKeys, fold_text
 from charlm_jax.learning.objective import targets_of, window_losses
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
-from charlm_jax.model.initializers import Parameters
-from charlm_jax.model.network import Carry, CharacterLSTM, Dropout
+from charlm_jax.model.network import Carry, CharacterLSTM, Dropout, Model, Parameters
 
 MOST_SKIPPED = 10
 """Steps in a row that may fail before training stops."""
@@ -66,21 +65,15 @@ class TrainingState(NamedTuple):
 
 
 def initial_state(
-    network: CharacterLSTM,
-    parameters: Parameters,
-    optimizer: optax.GradientTransformation,
-    order: Order,
-    mesh: Mesh,
-    *,
-    learning_rate: float,
+    model: Model, optimizer: optax.GradientTransformation, order: Order, mesh: Mesh, *, learning_rate: float
 ) -> TrainingState:
     """Return the state before the first step, whole on every device of the mesh."""
     # Copies: what is donated must not be there twice.
-    carry = jax.tree.map(jnp.copy, network.zero_carry((order.batch_size,))) if order.consecutive else ()
+    carry = jax.tree.map(jnp.copy, model.network.zero_carry((order.batch_size,))) if order.consecutive else ()
     state = TrainingState(
         step=jnp.int32(0),
-        parameters=parameters,
-        optimizer_state=optimizer.init(parameters),
+        parameters=model.parameters,
+        optimizer_state=optimizer.init(model.parameters),
         carry=carry,
         epoch=EpochSoFar(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
         skipped_in_a_row=jnp.int32(0),
@@ -227,9 +220,8 @@ class _Learner:
         )
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
-            losses, carry = window_losses(
-                self.network, parameters, batch, self.objective, start, dropout, self.least_probability
-            )
+            model = Model(self.network, parameters)
+            losses, carry = window_losses(model, batch, self.objective, start, dropout, self.least_probability)
             return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry if order.consecutive else ()
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)

@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import glorot_uniform, orthogonal
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from charlm_jax.choices import Initializer
 from charlm_jax.keys import Key, fold_text
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Parameters
 from charlm_jax.model.recurrence import GATES, Weights, take_apart
-
-Parameters = PyTree[Array]  # a dictionary by layer name, as `CharacterLSTM` describes it
 
 
 def parameter_count(parameters: PyTree) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from charlm_jax.errors import InputError
-from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import Parameters
 from charlm_jax.model.recurrence import Weights, fuse, take_apart
 
 Layers = Sequence[Sequence[np.ndarray]]

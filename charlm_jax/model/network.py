@@ -1,11 +1,12 @@
 """The network: ids to logits by layers of LSTM and one dense head."""
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, PyTree
 
 from charlm_jax.choices import GateActivation, Precision, Recurrence
 from charlm_jax.keys import Key, fold_text
@@ -14,6 +15,7 @@ from charlm_jax.model.products import multiply
 from charlm_jax.model.recurrence import Weights, fuse, lstm_sequence, project, project_ids
 
 Carry = tuple[LayerCarry, ...]  # one a layer, the lowest first
+Parameters = PyTree[Array]  # a dictionary by layer name, as `CharacterLSTM` describes it
 
 
 class Dropout(NamedTuple):
@@ -155,3 +157,22 @@ class CharacterLSTM(nn.Module):
 
     def _head_product(self, hidden: Array, kernel: Array, *_: object, **__: object) -> Array:
         return multiply(hidden, kernel, self.precision)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Model:
+    """A network with its parameters: a pytree, whose arrays are the parameters and whose structure is the network.
+
+    Attributes:
+        network: what is computed.
+        parameters: with which.
+    """
+
+    network: CharacterLSTM = field(metadata={"static": True})
+    parameters: PyTree  # JAX makes models of what stands for arrays, too
+
+    @property
+    def bound(self) -> CharacterLSTM:
+        """The network as if it held the parameters, so that it reads and predicts without being given them."""
+        return self.network.bind({"params": self.parameters})

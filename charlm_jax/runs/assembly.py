@@ -21,7 +21,7 @@ from charlm_jax.learning.objective import targets_of
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count, parameter_shapes
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, open_mesh
@@ -92,7 +92,7 @@ class Job:
         return {
             "run": self.configuration.init_from,
             "step": self.source.step,
-            "sha256": fingerprint(self.source.parameters),
+            "sha256": fingerprint(self.source.model.parameters),
         }
 
     def describe(self, path: Path) -> str:
@@ -245,11 +245,12 @@ def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainStep
 def first_state(job: Job) -> TrainingState:
     """Return the state before the first step: of a model drawn anew, or of the trained one to start from."""
     if job.source is not None:
-        parameters = jax.tree.map(jnp.copy, job.source.parameters)  # which training overwrites
+        parameters = jax.tree.map(jnp.copy, job.source.model.parameters)  # which training overwrites
     else:
         parameters = initial_parameters(job.network, job.configuration.initializer, fold_text(job.key, "parameters"))
     learning_rate = job.configuration.learning_rate
-    return initial_state(job.network, parameters, job.optimizer, job.order, job.mesh, learning_rate=learning_rate)
+    model = Model(job.network, parameters)
+    return initial_state(model, job.optimizer, job.order, job.mesh, learning_rate=learning_rate)
 
 
 def state_shapes(
@@ -258,6 +259,7 @@ def state_shapes(
     """Return a training state's shapes and types in place of its arrays."""
 
     def state(key: Key) -> TrainingState:
-        return initial_state(network, flax_parameters(network, key), optimizer, order, mesh, learning_rate=1.0)
+        model = Model(network, flax_parameters(network, key))
+        return initial_state(model, optimizer, order, mesh, learning_rate=1.0)
 
     return jax.eval_shape(state, jax.random.key(0))

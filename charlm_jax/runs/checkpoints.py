@@ -20,11 +20,11 @@ from safetensors.numpy import save
 
 from charlm_jax.errors import DamagedError, InputError
 from charlm_jax.learning.training import TrainingState
-from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import Parameters
 from charlm_jax.runs.files import is_temporary, write_atomically
 
 
-class Model(NamedTuple):
+class Snapshot(NamedTuple):
     """Of a `TrainingState`, what reading and writing texts needs, whatever the optimizer was.
 
     Attributes:
@@ -36,7 +36,7 @@ class Model(NamedTuple):
     parameters: Parameters
 
 
-_State = TypeVar("_State", TrainingState, Model)
+_State = TypeVar("_State", TrainingState, Snapshot)
 SUFFIX = ".safetensors"
 """What a state's file is named, after its step."""
 QUARANTINED = ".damaged"
@@ -51,12 +51,12 @@ def state_files(folder: Path) -> dict[int, Path]:
     return {step: names[str(step)] for step in steps}
 
 
-def save_state(folder: Path, state: TrainingState | Model, identity: str) -> None:
+def save_state(folder: Path, state: TrainingState | Snapshot, identity: str) -> None:
     """Write a state, on the disk when this returns; one of the same step is replaced.
 
     Args:
         folder: made if it is not there.
-        state: whole on this process's devices; of a model alone no training goes on.
+        state: whole on this process's devices; from a `Snapshot` no training goes on.
         identity: of the run; see `RunDirectory.identity`.
 
     Raises:
@@ -74,7 +74,7 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
 
     Args:
         path: of the file.
-        like: what to return, in structure, shapes and types: a `TrainingState`, or a `Model` of it.
+        like: what to return, in structure, shapes and types: a `TrainingState`, or a `Snapshot` of it.
         identity: of the run.
 
     Raises:

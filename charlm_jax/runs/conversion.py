@@ -22,7 +22,7 @@ from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError, optional, require
 from charlm_jax.generation.serving import export_sampler
 from charlm_jax.model.interop import KERAS_3_SLOPE, Layers, from_keras, from_torch, scale_gates, to_keras, to_torch
-from charlm_jax.runs.checkpoints import Model, save_state
+from charlm_jax.runs.checkpoints import Snapshot, save_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process, open_mesh
@@ -44,11 +44,11 @@ _SAID = {
 _HARD = "its gates' hard_sigmoid is clip(0.2 x + 0.5, 0, 1)"
 
 
-def write_model(model: LoadedRun, path: Path, ending: str, length: int) -> None:
+def write_model(run: LoadedRun, path: Path, ending: str, length: int) -> None:
     """Write a model as a file, and its record.
 
     Args:
-        model: of a run.
+        run: whose model it is.
         path: of the file.
         ending: of its name; one of `MODEL_FILES`.
         length: characters that a text has which .jax, a program, generates.
@@ -56,13 +56,13 @@ def write_model(model: LoadedRun, path: Path, ending: str, length: int) -> None:
     Raises:
         InputError: a library that this takes is not installed.
     """
-    chosen, parameters = model.configuration, model.parameters
+    chosen, parameters = run.configuration, run.model.parameters
     hard = chosen.gate_activation == "hard_sigmoid"
-    record = {"vocabulary": model.vocabulary.characters, **{name: getattr(chosen, name) for name in [*_SAID][1:]}}
+    record = {"vocabulary": run.vocabulary.characters, **{name: getattr(chosen, name) for name in [*_SAID][1:]}}
     if ending == ".jax":
         record["length"] = length
         options = {"sampler": chosen.sampler, "window": chosen.window, "length": length}
-        program = export_sampler(model.network, parameters, **options)
+        program = export_sampler(run.model, **options)
         with optional("a .jax file needs flatbuffers", "interop"):
             content = bytes(program.serialize())
     elif ending == ".safetensors":
@@ -145,7 +145,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
     }
     with hold_run(target, chosen, provenance) as run:
-        save_state(run.checkpoints, Model(jnp.int32(0), parameters), run.identity())
+        save_state(run.checkpoints, Snapshot(jnp.int32(0), parameters), run.identity())
 
 
 def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:

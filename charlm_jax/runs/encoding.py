@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from charlm_jax.data.corpus import IDS_FILE, Corpus, load_corpus, text_files
-from charlm_jax.data.text_blocks import decode_blocks, lowercase_blocks
+from charlm_jax.data.corpus import IDS_FILE, Corpus, decode_blocks, load_corpus, text_files
+from charlm_jax.data.lowercase import lowercase_blocks
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import DamagedError, InputError, Preempted
 from charlm_jax.runs.command_line import ProgressBar, progress_bar, tell

@@ -47,8 +47,8 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
         except InputError as error:
             notes.append(f"Unknown words are not marked, because the training text cannot be had: {error}.")
         try:
-            model = load_model(run)
-            texts, step = _read(model, texts), model.step
+            loaded = load_model(run)
+            texts, step = _read(loaded, texts), loaded.step
         except InputError as error:
             notes.append(f"The texts are not shaded, because the model cannot be had: {error}.")
     chosen = run.configuration().to_json()
@@ -153,26 +153,25 @@ def _known_words(run: RunDirectory) -> frozenset[str]:
     )
 
 
-def _read(model: LoadedRun, texts: Sequence[Text]) -> list[Text]:
+def _read(run: LoadedRun, texts: Sequence[Text]) -> list[Text]:
     """Return the texts with what a model thinks of them; those with a character that it does not know as they are."""
     keep_compiled_programs()
-    known, done = set(model.vocabulary.characters), list(texts)
+    known, done = set(run.vocabulary.characters), list(texts)
     alike: dict[tuple[Sampler, int], list[int]] = {}  # the places of those that are read together
     for place, text in enumerate(texts):
         if text.text and known.issuperset(text.prompt + text.text):
             alike.setdefault((text.sampler, len(text.text)), []).append(place)
     for (sampler, _), places in alike.items():
         found = surprise(
-            model.network,
-            model.parameters,
-            [model.vocabulary.encode(texts[place].prompt) for place in places],
-            np.stack([model.vocabulary.encode(texts[place].text) for place in places]),
+            run.model,
+            [run.vocabulary.encode(texts[place].prompt) for place in places],
+            np.stack([run.vocabulary.encode(texts[place].text) for place in places]),
             sampler=sampler,
-            window=model.configuration.window,
+            window=run.configuration.window,
             top=_LIKELIEST,
         )
         for place, nats, likeliest, probabilities in zip(places, *found, strict=True):
-            reading = Reading(nats, model.vocabulary.decode(likeliest.ravel()), probabilities)
+            reading = Reading(nats, run.vocabulary.decode(likeliest.ravel()), probabilities)
             done[place] = dataclasses.replace(texts[place], reading=reading)
     return done
 

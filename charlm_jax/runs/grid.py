@@ -291,11 +291,11 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
     there, finished = open_run(run.path), _is_finished(run)
     training_loss = np.nan
     if finished:
-        model, (training, held_out) = load_model(there), load_text(there)
+        loaded, (training, held_out) = load_model(there), load_text(there)
         # As many windows as of the held-out text, from all over the training text.
         stride = chosen.stride * max(1, len(training) // len(held_out))
         mesh, windows = data_mesh(jax.local_devices()[:devices]), {"window": chosen.window, "stride": stride}
-        again = evaluate(model.network, model.parameters, jnp.array(training), mesh, **windows)
+        again = evaluate(loaded.model, jnp.array(training), mesh, **windows)
         training_loss = again.loss_nats
     network = make_network(chosen, there.vocabulary())
     epochs = read_records(there.metrics, "epoch")

@@ -17,6 +17,7 @@ from charlm_jax.errors import DamagedError, DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import evaluate
 from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
 from charlm_jax.mesh import replicate
+from charlm_jax.model.network import Model
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
 from charlm_jax.runs.command_line import progress_bar, tell
@@ -190,10 +191,9 @@ def _finish_epoch(
         raise DivergedError(_diverged(job, step, run.path, "no step was finite"))
     if int(state.epoch.skipped):
         tell(f"{run.path.name} epoch {epoch}: {int(state.epoch.skipped)} steps were not finite, and were skipped")
-    held_out = None
+    model, held_out = Model(job.network, state.parameters), None
     if len(held_out_ids):
-        window, stride = chosen.window, chosen.stride
-        held_out = evaluate(job.network, state.parameters, held_out_ids, job.mesh, window=window, stride=stride)
+        held_out = evaluate(model, held_out_ids, job.mesh, window=chosen.window, stride=chosen.stride)
         if not math.isfinite(held_out.loss_nats):
             raise DivergedError(_diverged(job, step, run.path, "the evaluation after it was not finite"))
     before = agreed(lambda: held_out_losses(run))
@@ -207,7 +207,7 @@ def _finish_epoch(
         skipped=int(state.epoch.skipped),
         held_out=held_out,
         seconds=seconds,
-        samples=sample_texts(job, state.parameters, epoch) if last or epoch % chosen.sample_every == 0 else (),
+        samples=sample_texts(job, model, epoch) if last or epoch % chosen.sample_every == 0 else (),
     )
 
     def write() -> None:

@@ -7,7 +7,7 @@ import jax
 
 from charlm_jax.generation.generate import generate, stream_keys
 from charlm_jax.keys import StreamKeys, fold_text
-from charlm_jax.model.initializers import Parameters
+from charlm_jax.model.network import Model
 from charlm_jax.runs.assembly import Job
 
 
@@ -26,7 +26,7 @@ class Sample:
     text: str
 
 
-def sample_texts(job: Job, parameters: Parameters, epoch: int) -> tuple[Sample, ...]:
+def sample_texts(job: Job, model: Model, epoch: int) -> tuple[Sample, ...]:
     """Generate one text a temperature, as the configuration says, from the epoch's prompt."""
     chosen = job.configuration
     if not chosen.temperatures:
@@ -37,8 +37,7 @@ def sample_texts(job: Job, parameters: Parameters, epoch: int) -> tuple[Sample, 
 
     def texts(prompts: Sequence[str], temperatures: Sequence[float], keys: StreamKeys) -> list[str]:
         ids = generate(
-            job.network,
-            parameters,
+            model,
             [job.vocabulary.encode(prompt) for prompt in prompts],
             temperatures,
             keys,

@@ -18,9 +18,9 @@ from charlm_jax.data.windows import split_held_out
 from charlm_jax.errors import DamagedError, InputError, require_count, require_seed, require_temperatures
 from charlm_jax.generation.generate import generate, stream_keys
 from charlm_jax.generation.surprise import surprise
-from charlm_jax.model.initializers import Parameters, flax_parameters
-from charlm_jax.model.network import CharacterLSTM
-from charlm_jax.runs.checkpoints import Model, newest_state
+from charlm_jax.model.initializers import flax_parameters
+from charlm_jax.model.network import CharacterLSTM, Model
+from charlm_jax.runs.checkpoints import Snapshot, newest_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import open_mesh, require_devices, use_every_core
@@ -54,16 +54,14 @@ class LoadedRun:
     Attributes:
         path: of the run's directory.
         configuration: of the run.
-        network: the model.
-        parameters: as of `step`.
+        model: as of `step`.
         vocabulary: the characters that it knows.
         step: updates that it has seen.
     """
 
     path: Path
     configuration: Configuration
-    network: CharacterLSTM
-    parameters: Parameters
+    model: Model
     vocabulary: Vocabulary
     step: int
 
@@ -97,8 +95,7 @@ class LoadedRun:
         require_count("length", length)
         require_seed(seed)
         (ids,) = generate(
-            self.network,
-            self.parameters,
+            self.model,
             [self.vocabulary.encode(prompt, "prompt")],
             [temperature],
             stream_keys(jax.random.key(seed), [prompt], [temperature]),
@@ -120,8 +117,7 @@ class LoadedRun:
         """
         require_count("top", top)
         nats, likeliest, probabilities = surprise(
-            self.network,
-            self.parameters,
+            self.model,
             [self.vocabulary.encode(prompt, "prompt")],
             self.vocabulary.encode(text)[None],
             sampler=self.configuration.sampler,
@@ -153,31 +149,31 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     """
     configuration = run.configuration()
     vocabulary = run.vocabulary()
-    network = make_network(configuration, vocabulary)
     like, identity = model_shapes(run), run.identity()
 
     def spoiled(path: Path, error: DamagedError) -> None:
         tell(f"the state {str(path)!r} is damaged: {error}; another is used")
 
-    model = None
+    saved = None
     if checkpoint == "best" and configuration.held_out_fraction:
         try:
-            model = newest_state([run.best], like, identity, spoiled)
-            if model is None:
+            saved = newest_state([run.best], like, identity, spoiled)
+            if saved is None:
                 tell(f"{str(run.best)!r} holds no model; the newest is used")
         except InputError as error:
             tell(f"{error}; the newest model is used")
-    model = model or newest_state(run.states, like, identity, spoiled)
-    if model is None:
+    saved = saved or newest_state(run.states, like, identity, spoiled)
+    if saved is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
-    return LoadedRun(run.path, configuration, network, model.parameters, vocabulary, int(model.step))
+    model = Model(make_network(configuration, vocabulary), saved.parameters)
+    return LoadedRun(run.path, configuration, model, vocabulary, int(saved.step))
 
 
-def model_shapes(run: RunDirectory) -> Model:
+def model_shapes(run: RunDirectory) -> Snapshot:
     """Return the shapes and types of a run's model in place of its arrays."""
     require_devices()
     network = make_network(run.configuration(), run.vocabulary())
-    return jax.eval_shape(lambda key: Model(jnp.int32(0), flax_parameters(network, key)), jax.random.key(0))
+    return jax.eval_shape(lambda key: Snapshot(jnp.int32(0), flax_parameters(network, key)), jax.random.key(0))
 
 
 def make_network(configuration: Configuration, vocabulary: Vocabulary) -> CharacterLSTM:

@@ -17,8 +17,8 @@ from charlm_jax.generation.generate import SamplingState, generate_piece, read_p
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.mesh import DATA, REPLICA, data_mesh, replica_mesh, replicate, split_rows
-from charlm_jax.model.initializers import Parameters, initial_parameters
-from charlm_jax.model.network import CharacterLSTM
+from charlm_jax.model.initializers import initial_parameters
+from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.model.products import multiply
 from charlm_jax.runs.checkpoints import read_state, save_state, state_files
 from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, open_mesh
@@ -33,7 +33,8 @@ class Contender:
             raise RuntimeError("JAX sees no CUDA device")
         keep_compiled_programs()
         self.network = CharacterLSTM(VOCABULARY, hidden_size, precision=precision)
-        self.parameters = replicate(initial_parameters(self.network, "keras", jax.random.key(0)), self.mesh)
+        parameters = initial_parameters(self.network, "keras", jax.random.key(0))
+        self.model = replicate(Model(self.network, parameters), self.mesh)
         self.key = replicate(jax.random.key(1), self.mesh)
 
     @property
@@ -50,8 +51,8 @@ class Contender:
         rule, order = make_optimizer("rmsprop-keras-3"), ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
         train_steps = make_train_steps(self.network, rule, order, "last-character", mesh)
         ids = np.random.default_rng(0).integers(0, VOCABULARY, characters, np.uint8)
-        parameters = jax.tree.map(jnp.copy, self.parameters)
-        state = initial_state(self.network, parameters, rule, order, self.mesh, learning_rate=0.01)
+        model = jax.tree.map(jnp.copy, self.model)
+        state = initial_state(model, rule, order, self.mesh, learning_rate=0.01)
         return train_steps, replicate(jnp.array(ids), mesh), state
 
     @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
@@ -90,18 +91,18 @@ class Contender:
                 read_state(path, state, "benchmark")
 
     @functools.cache  # noqa: B019
-    def _streams(self, sampler: Sampler, streams: int) -> tuple[Parameters, SamplingState, jax.Array, jax.Array]:
+    def _streams(self, sampler: Sampler, streams: int) -> tuple[Model, SamplingState, jax.Array, jax.Array]:
         devices = max(number for number in range(1, self.mesh.size + 1) if streams % number == 0)
         mesh = data_mesh(list(self.mesh.devices.flat)[:devices])
-        parameters = replicate(self.parameters, mesh)
+        model = replicate(self.model, mesh)
         prompts = np.random.default_rng(0).integers(0, VOCABULARY, (streams, WINDOW)).astype(np.int32)
         rows = split_rows((prompts, np.full(streams, WINDOW, np.int32)), mesh)
-        state = read_prompts(self.network, parameters, *rows, sampler=sampler, window=WINDOW)
+        state = read_prompts(model, *rows, sampler=sampler, window=WINDOW)
         keys = split_rows(jax.random.split(jax.random.key(2), streams), mesh)
-        return parameters, state, split_rows(jnp.ones(streams), mesh), keys
+        return model, state, split_rows(jnp.ones(streams), mesh), keys
 
     def _generate(self, sampler: Sampler, count: int, streams: int) -> None:
-        jax.block_until_ready(generate_piece(self.network, *self._streams(sampler, streams), length=count))
+        jax.block_until_ready(generate_piece(*self._streams(sampler, streams), length=count))
 
     def windowed(self, count: int, streams: int = 1) -> None:
         """Generate characters, each from the last window."""

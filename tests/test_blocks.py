@@ -1,3 +1,5 @@
+"""Decoding and lower-casing a block at a time: what the whole would be, however it is cut."""
+
 import codecs
 import io
 import itertools
@@ -6,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from charlm_jax.data.text_blocks import decode_blocks, lowercase_blocks
+from charlm_jax.data.corpus import decode_blocks
+from charlm_jax.data.lowercase import lowercase_blocks
 from charlm_jax.errors import InputError
 
 # What depends on its neighbours, and what does not: line ends, marks, sigmas, cased and case-ignorable characters.
