@@ -1,6 +1,7 @@
 """Devices: how many, and where their number comes from."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,23 @@ def test_a_cpu_is_one_device_a_core_unless_that_was_decided_before(before, expec
     program = f"{before}\nfrom charlm_jax.runs.devices import *\nprint(describe_devices(open_mesh(None, 10_000)))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == expected.format(cores=devices.cores()), result.stderr
+
+
+def test_a_processor_is_known_by_its_kind(tmp_path, monkeypatch):
+    """Whatever it does just now; of several cores the first speaks for all."""
+    monkeypatch.setattr(devices, "_PROCESSORS", tmp_path / "cpuinfo")
+
+    def named(**facts):
+        facts = {"vendor_id": "Maker", "cpu family": 6, "model": 1, "model name": "Chip 9", "flags": "sse avx", **facts}
+        lines = "".join(f"{name}\t: {value}\n" for name, value in facts.items())
+        (tmp_path / "cpuinfo").write_text(f"{lines}\nprocessor\t: 1\n{lines}")
+        return devices.processor()
+
+    assert named().startswith(f"Chip 9 {platform.machine()}-")
+    assert named() == named(**{"cpu MHz": 2600}) == named(microcode="0x1")
+    assert len({named(), named(model=2), named(flags="sse avx avx512f"), named(**{"cpu family": 7})}) == 4
+    (tmp_path / "cpuinfo").unlink()
+    assert devices.processor().rpartition(" ")[0] not in ("", "Chip 9")
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "nonsense"])

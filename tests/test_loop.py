@@ -473,12 +473,16 @@ def test_no_temperatures_is_no_texts(tiny, tmp_path):
     assert finish(dataclasses.replace(tiny, temperatures=(), epochs=1), tmp_path / "run")[3] == []
 
 
-def test_a_run_from_elsewhere_goes_on_with_a_warning(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("what", ["device_kind", "processor"])
+def test_a_run_from_elsewhere_goes_on_with_a_warning(tiny, tmp_path, capsys, what):
     finish(dataclasses.replace(tiny, epochs=1), tmp_path / "run")
     run = open_run(tmp_path / "run")
-    run.write_provenance({**run.provenance(), "device_kind": "abacus"})
+    here = run.provenance()[what]
+    run.write_provenance({**run.provenance(), what: "abacus"})
     finish(tiny, tmp_path / "run")
-    assert "not bit-exact" in capsys.readouterr().err
+    assert (
+        f"not bit-exact: this run was started elsewhere ({what} abacus then and {here} now)" in capsys.readouterr().err
+    )
 
 
 def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ from charlm_jax.mesh import data_mesh
 from charlm_jax.runs.command_line import tell
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
+_PROCESSORS = Path("/proc/cpuinfo")
+_KIND = "vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"  # of x86, and of ARM
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of a container or a job: what it may use (Linux control groups, version 2)
 _OWN_CONTROL_GROUP = Path("/proc/self/cgroup")
 _LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
@@ -31,7 +33,7 @@ _LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
 def keep_compiled_programs() -> None:
     """Have this process keep what it compiles in the user's cache, unless JAX was told otherwise."""
     if jax.config.values["jax_enable_compilation_cache"] and not jax.config.values["jax_compilation_cache_dir"]:
-        folder = Path(pooch.os_cache("charlm_jax"), f"compiled-{_processor()}")
+        folder = Path(pooch.os_cache("charlm_jax"), f"compiled-{processor().rpartition(' ')[2]}")
         if not _is_our_own(folder):
             tell(f"compiled programs are not kept: {str(folder)!r} cannot be written, or others can read or write it")
         else:
@@ -49,15 +51,19 @@ def _is_our_own(folder: Path) -> bool:
     return there.st_uid == os.getuid() and not there.st_mode & 0o077 and os.access(folder, os.W_OK)
 
 
-def _processor() -> str:
-    """Return a name for the processor's instruction set: a program that one compiled may crash another."""
+def processor() -> str:
+    """Return the processor's name and a digest of its kind: programs compiled for another crash, or round differently.
+
+    XLA chooses vector instructions by the kind of processor, and with them the order in which numbers are added up.
+    """
     try:
-        features = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
-        )
-    except (OSError, StopIteration):
-        features = platform.node()
-    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:16]}"
+        lines = _PROCESSORS.read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    kind = [facts[name] for name in _KIND if name in facts] or [platform.node()]
+    name = facts.get("model name") or platform.processor() or "processor"
+    return f"{name} {platform.machine()}-{hashlib.sha256(' '.join(kind).encode()).hexdigest()[:8]}"
 
 
 def open_mesh(devices: int | None, rows: int) -> Mesh:
@@ -138,6 +144,7 @@ def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict[st
             **{library: importlib.metadata.version(library) for library in _LIBRARIES},
         },
         "device_kind": mesh.devices.flat[0].device_kind,
+        "processor": processor() if mesh.devices.flat[0].platform == "cpu" else None,
         "device_count": mesh.size,
         "processes": jax.process_count(),
         "replicas": replicas,

@@ -74,6 +74,7 @@ def _provenance(record: dict[str, Any]) -> dict[str, object]:
         "command": re.sub(r"(?<!\S)/\S*/", "", command) if isinstance(command, str) else command,
         **{f"{library} version": version for library, version in record["versions"].items()},
         "device": record.get("device_kind"),
+        "processor": record.get("processor"),
         "devices": record.get("device_count"),
         "corpus": _base(corpus.get("name")),
         "characters": corpus.get("characters"),

@@ -282,7 +282,8 @@ def _calmer(job: Job) -> str:
 def _warn_of_other_bits(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Say what decides the bits of a result and was different when the run was started."""
     then, now = ({**record, **record["versions"]} for record in (there, here))
-    decisive = (*here["versions"], "commit", "device_kind", "device_count", "processes", "replicas", "cpu_cores")
+    decisive = *here["versions"], "commit", "device_kind", "processor", "cpu_cores"
+    decisive += "device_count", "processes", "replicas"
     changed = [f"{name} {then.get(name)} then and {now[name]} now" for name in decisive if then.get(name) != now[name]]
     if changed:
         tell(f"not bit-exact: this run was started elsewhere ({', '.join(changed)})")
