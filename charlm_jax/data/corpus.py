@@ -202,7 +202,7 @@ def decode_blocks(file: io.BytesIO | io.BufferedReader, encoding: str, source: s
 
 
 def _undecodable(error: UnicodeError, encoding: str, source: str, file: io.BytesIO | io.BufferedReader) -> InputError:
-    """Return the error that names the undecodable byte; the file has been read to the end of the chunk that holds it."""
+    """Return the error that names the undecodable byte; the file has been read to the end of the byte's chunk."""
     what = str(error)
     if isinstance(error, UnicodeDecodeError):
         offset = file.tell() - len(error.object) + error.start
