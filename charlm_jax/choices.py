@@ -1,4 +1,4 @@
-"""The allowed values and limits of options, apart from the code that uses them: parsing a command line loads no JAX."""
+"""Allowed values and limits of options, apart from the code that uses them so that command lines need not load JAX."""
 
 from typing import Literal
 

@@ -21,7 +21,7 @@ _BYTE_ORDER_MARKS = {
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
 }
 _NATIVE = "le" if codecs.BOM_UTF16 == codecs.BOM_UTF16_LE else "be"
-_OF_NAMES = "punycode", "idna"  # encodings of domain names, each name as a whole
+_OF_NAMES = "punycode", "idna"  # encodings of domain names, which encode a whole name at once
 _PIECE = 1 << 22  # bytes whose lines are counted at a time
 
 

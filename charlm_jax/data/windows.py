@@ -1,4 +1,4 @@
-"""Windows by arithmetic: the places of a batch's windows are a function of the text's length, a key and a step.
+"""Windows by arithmetic: where a batch's windows start is a function of the text's length, a key and a step.
 
 No windows are stored: a batch is gathered from the one array of ids. An epoch reads a text in one of two orders.
 `ShuffledWindows` visits every window once, through a keyed bijection that is evaluated only where it is needed.

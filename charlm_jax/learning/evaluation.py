@@ -80,8 +80,7 @@ def _losses_along(model: Model, characters: Array) -> Array:
 def evaluate_stream(model: Model, ids: Integer[Array | np.ndarray, " character"]) -> Evaluation:
     """Score every character of a text but the first, carrying the state from each character to the next.
 
-    The text, of at least two characters, is read in order as one stream on one device: no batch layout affects the
-    loss.
+    The text, of at least two characters, is read in order as one stream on one device: no batch layout matters.
     """
     piece = max(LOGITS // model.network.vocabulary_size, 256)
     text, total = np.asarray(ids), 0.0

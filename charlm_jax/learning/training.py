@@ -23,7 +23,7 @@ MOST_SKIPPED = 10
 
 
 class EpochSoFar(NamedTuple):
-    """Running totals of the current epoch.
+    """Running statistics of the current epoch.
 
     Attributes:
         loss: mean nats per character of its windows so far, each measured when it was learned from.
@@ -44,7 +44,7 @@ class TrainingState(NamedTuple):
         parameters: the network's.
         optimizer_state: the optimizer's.
         carry: each row's state after the previous segments; empty where windows start from the zero state.
-        epoch: running totals of the current epoch.
+        epoch: running statistics of the current epoch.
         skipped_in_a_row: how many steps just before this one were skipped.
         learning_rate: what the optimizer's updates are multiplied by; the chosen one, unless training diverged and was
             rolled back.

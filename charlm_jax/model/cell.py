@@ -38,8 +38,7 @@ class Trace(NamedTuple):
     """What the forward pass keeps for the backward pass, for one step or for all.
 
     Attributes:
-        slopes: derivatives, with respect to the pre-activations, of the new cell (i, f, g) and the new hidden state
-            (o).
+        slopes: derivatives of the new cell (i, f, g) and the new hidden state (o) with respect to the pre-activations.
         cell_by_cell: derivative of the new cell with respect to the old one, which is the forget gate.
         hidden_by_cell: derivative of the new hidden state with respect to the new cell.
         hidden_before: the hidden state before the step.

@@ -58,7 +58,7 @@ def take_apart(weights: Weights) -> dict[str, dict[str, Array]]:
 
 
 def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch gates"]:
-    """Return x W + b for one-hot x: a row of W for each id."""
+    """Return x W + b for one-hot x: for each id a row of W, plus b."""
     table = once(weights.input_kernel + weights.bias[None, :])
     rows = jax.lax.platform_dependent(
         table, ids.ravel(), tpu=lambda table, ids: table[ids], cuda=_rows, default=_slices
