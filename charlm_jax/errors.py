@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-# Exit statuses of commands, in order: unusable input; training diverged; stopped by a signal, state saved; stopped at
-# once; another process did not answer (the status with which JAX aborts); the reader of the output is gone.
+# Exit statuses of commands, in order: unusable input; training diverged; stopped by a signal, to be run again; stopped
+# at once; another process did not answer (the status with which JAX aborts); the reader of the output is gone.
 BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, ABORTED, BROKEN_PIPE = 2, 3, 75, 130, 134, 141
 _LONGEST = 2000  # characters of a message
 

@@ -50,11 +50,11 @@ def losses_along(
     *,
     count: int | None = None,
 ) -> tuple[Float[Array, "batch target"], Carry]:
-    """Return the loss in nats of every character but the first, given those before it, and the carry after them.
+    """Return the loss in nats of every character but the first, given those before it, and the final carry.
 
     Args:
         model: the model.
-        characters: ids; the last of each row is a target only.
+        characters: ids; the last of each row is a target only, and the returned carry has not read it.
         carry: after the preceding text; an empty one is the zero state.
         dropout: if given, dropout is on.
         count: how many losses to return, counted from the end; None means all.
