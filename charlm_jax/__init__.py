@@ -1,7 +1,7 @@
 """Character-level LSTM language models in JAX: train one, sample from it at any temperature, ablate.
 
-What is here is what a script or a notebook needs; it is loaded when it is first used, so that importing the package
-loads no JAX. Everything else is in the rooms, which the README maps.
+This namespace has what scripts and notebooks need. Each name is loaded on first use, so importing the package does not
+load JAX. Everything else is in the subpackages, which the README maps.
 """
 
 from importlib import import_module
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from charlm_jax.runs.trained import LoadedRun, Metrics, load_run
 
 __version__ = "0.1.0"
-# By what they are about, as `_PLACES` says where they are.
+# Grouped by topic; `_PLACES` says which module each comes from.
 __all__ = [  # noqa: RUF022
     "Corpus", "load_corpus", "Vocabulary", "split_held_out", "ParallelStreams", "ShuffledWindows",
     "CharacterLSTM", "Model", "initial_parameters", "parameter_count", "data_mesh", "replica_mesh", "replicate",
@@ -56,7 +56,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for (PEP 562)."""
+    """Load an exported name on first use (PEP 562)."""
     for place, names in _PLACES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{place}"), name)
@@ -64,5 +64,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Name what there is, loaded or not."""
+    """List all names, loaded or not."""
     return [*globals(), *__all__]

@@ -1,4 +1,4 @@
-"""The words and limits of choices, apart from the code that acts on them, so that command lines need not load JAX."""
+"""Allowed values and limits of options, apart from the code that uses them so that command lines need not load JAX."""
 
 from typing import Literal
 
@@ -18,11 +18,11 @@ Launcher = Literal["here", "local", "slurm"]
 TextPlace = Literal["auto", "resident", "streamed"]
 
 MOST_EVALUATED = 10_000_000
-"""Characters of a long text that are scored unless more are asked for: its beginning, which every device holds."""
+"""How many characters of a long text are scored by default: its beginning, which every device holds."""
 MODEL_FILES = ".keras", ".weights.h5", ".h5", ".safetensors", ".jax"
-"""The endings of the files that models are converted into, and, the last aside, out of."""
+"""File endings that models can be converted to; all but the last can also be converted from."""
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number and what it counts, in the plural unless it is one."""
+    """Return a number followed by its noun, in the plural unless the number is 1."""
     return f"{number:,} {noun}" + "s" * (number != 1)

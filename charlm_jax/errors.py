@@ -4,17 +4,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-# What a command exits with: what the user gave cannot be used; training diverged; stopped by a signal with the state
-# saved; stopped at once; waited in vain for another process, as where JAX aborts; the reader of the output has left.
+# Exit statuses of commands, in order: unusable input; training diverged; stopped by a signal, to be run again; stopped
+# at once; another process did not answer (the status with which JAX aborts); the reader of the output is gone.
 BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED, ABORTED, BROKEN_PIPE = 2, 3, 75, 130, 134, 141
 _LONGEST = 2000  # characters of a message
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message names it, its place and the way out, on one line."""
+    """Unusable input from the user; the message says on one line what it is, where it is and how to fix it."""
 
     def __str__(self) -> str:
-        """Return the message, shortened if need be, with what would steer a terminal written out."""
+        """Return the message, shortened if too long, with characters that could control a terminal escaped."""
         message = super().__str__()
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
@@ -25,7 +25,7 @@ class InputError(Exception):
 
 
 class DamagedError(InputError):
-    """A saved state is not what was saved; the message says in what."""
+    """Saved data is not what was saved; the message says how it differs."""
 
 
 def require(flag: str, value: object, holds: bool, wanted: str) -> None:
@@ -35,41 +35,41 @@ def require(flag: str, value: object, holds: bool, wanted: str) -> None:
 
 
 def meant(word: str, words: Iterable[str]) -> str:
-    """Return how a message ends that lists words of which a user misspelt one: which may be meant, if any."""
+    """Return the "did you mean" that ends a message about a misspelt word, or an empty string if no word is close."""
     return "".join(f"; did you mean {near!r}?" for near in get_close_matches(word, words, n=1))
 
 
 @contextmanager
 def optional(what: str, extra: str) -> Iterator[None]:
-    """Turn the lack of a library within the block into an InputError: what needs it, and the extra that brings it."""
+    """Turn an ImportError in the block into an InputError that says what needs the library and how to install it."""
     try:
         yield
     except ImportError as error:
-        if (error.name or "").startswith("charlm_jax"):  # a defect of ours
+        if (error.name or "").startswith("charlm_jax"):  # a bug of ours
             raise
         way = f".venv/bin/python -m pip install -e '.[{extra}]'"
         raise InputError(f"{what} ({error}); install it with {way}") from error
 
 
 def require_count(flag: str, value: int | None) -> None:
-    """Raise an InputError unless a number counts something, in 32 bits; None passes."""
+    """Raise an InputError unless the value is a positive integer that fits in int32, or None."""
     require(flag, value, value is None or 1 <= value < 2**31, "a whole number from 1 to 2147483647 (2^31 - 1)")
 
 
 def require_seed(value: int) -> None:
-    """Raise an InputError for a seed that JAX would silently cut to 32 bits."""
+    """Raise an InputError for a seed that JAX would silently truncate to 32 bits."""
     require("--seed", value, 0 <= value < 2**32, "a whole number from 0 to 4294967295 (2^32 - 1)")
 
 
 def require_temperatures(flag: str, values: Iterable[float]) -> None:
-    """Raise an InputError unless each value is a temperature that float32 holds."""
+    """Raise an InputError unless every value is a temperature that float32 can hold."""
     for value in values:
         require(flag, value, 0 <= value <= 1e30, "from 0 (always the likeliest character) to 1e30 (all equally likely)")
 
 
 class DivergedError(ArithmeticError):
-    """Training went astray; the last good state has been kept."""
+    """Training diverged; the last good state is saved."""
 
 
 class Preempted(Exception):
-    """A signal asked the process to stop; the state has been saved and the same command goes on from it."""
+    """A signal asked the process to stop; the state is saved, and the same command resumes from it."""

@@ -1,7 +1,7 @@
 """Random keys that depend on values, never on positions.
 
-Folding in what a thing *is* (a purpose, a temperature, a prompt) rather than where it stands in a list keeps random
-numbers common across comparisons: adding a temperature changes nothing that the others generate.
+Folding in what a thing *is* (a purpose, a temperature, a prompt) rather than its position in a list keeps random
+numbers common across comparisons: adding a temperature does not change what the others generate.
 """
 
 import zlib

@@ -1,6 +1,6 @@
-"""Where arrays live: one mesh of devices, over whose `data` axis batches and streams are split.
+"""Where arrays live: on a mesh of devices, whose `data` axis splits batches and streams.
 
-Where several models are trained together, a `replica` axis splits the models.
+When several models are trained together, a `replica` axis splits the models.
 """
 
 import math
@@ -20,28 +20,28 @@ _Tree = TypeVar("_Tree")
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Return the mesh of these devices; None is all that JAX sees.
+    """Return a mesh of these devices; None means all that JAX sees.
 
-    On a CPU JAX sees one device, unless `jax_num_cpu_devices` is set before it first looks.
+    On a CPU, JAX sees one device unless `jax_num_cpu_devices` is set before JAX first looks for devices.
     """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replica_mesh(devices: Sequence[Any], replicas: int) -> Mesh:
-    """Return a mesh that splits models over as many devices as divide both, and each model's batches over the rest."""
+    """Return a mesh that splits models over gcd(replicas, devices) devices, and each model's batches over the rest."""
     side = math.gcd(replicas, len(devices))
     shape = side, len(devices) // side
     return jax.make_mesh(shape, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def replicate(tree: _Tree, mesh: Mesh) -> _Tree:
-    """Put a whole copy of every array on each device; each process of a job must hold the same."""
+    """Put a full copy of every array on each device; all processes of a job must pass the same values."""
     return _put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_rows(tree: _Tree, mesh: Mesh) -> _Tree:
-    """Give each device an equal share of every array's rows, whose number the devices must divide."""
+    """Give each device an equal share of every array's rows; the number of devices must divide that of the rows."""
     return _put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
 
 
@@ -52,14 +52,14 @@ def _put(tree: _Tree, sharding: NamedSharding) -> _Tree:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         whole = np.asarray(leaf)
-        # Not `device_put`, which compares the processes' arrays on every device. Copies, as devices may share memory.
+        # Not `device_put`, which compares the processes' arrays on every device. Copies: devices may share memory.
         return jax.make_array_from_callback(whole.shape, sharding, lambda place: whole[place].copy())
 
     return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(put, tree)
 
 
 def fetch(tree: _Tree) -> _Tree:
-    """Return every array whole, as NumPy's, wherever its parts are; all processes of a job must ask."""
+    """Return every array whole, as a NumPy array, wherever its shards are; all processes of a job must call this."""
 
     def whole(leaf: jax.Array) -> np.ndarray:
         if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -70,23 +70,23 @@ def fetch(tree: _Tree) -> _Tree:
 
 
 def as_many_as(rows: int, mesh: Mesh) -> Mesh:
-    """Return the mesh of as many of these devices as there are rows to split; of all if other processes have some."""
+    """Return a mesh of at most `rows` of these devices, or the whole mesh if it spans several processes."""
     devices = list(mesh.devices.flat)
     alone = all(device.process_index == devices[0].process_index for device in devices)
     return data_mesh(devices[:rows]) if alone else mesh
 
 
 def own_rows(batch_size: int, mesh: Mesh) -> Int32[Array, " row"]:
-    """Return, inside `jax.shard_map`, the numbers of a device's own rows of a batch.
+    """Return the indices of this device's rows of a batch, for use inside `jax.shard_map`.
 
-    Each device has equally many; where they do not divide the batch, the last numbers are `batch_size` and more.
+    All devices have equally many rows; if they do not divide the batch, the last indices are `batch_size` and above.
     """
     share = -(-batch_size // mesh.shape[DATA])
     return jax.lax.axis_index(DATA) * share + jnp.arange(share, dtype=jnp.int32)
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> Integer[np.ndarray, " row"]:
-    """Return the numbers of the rows of a batch that this process's devices have; see `own_rows`."""
+    """Return the indices of the rows of a batch that this process's devices hold; see `own_rows`."""
     devices = mesh.shape[DATA]
     total = devices * -(-batch_size // devices)
     places = NamedSharding(mesh, PartitionSpec(DATA)).addressable_devices_indices_map((total,)).values()
@@ -94,5 +94,5 @@ def local_rows(batch_size: int, mesh: Mesh) -> Integer[np.ndarray, " row"]:
 
 
 def split_columns(array: Shaped[np.ndarray, "steps own *rest"], mesh: Mesh) -> Shaped[Array, "steps batch *rest"]:
-    """Make one array, split over the devices along its second axis, of the parts that the processes have of it."""
+    """Assemble one array, split over the devices along its second axis, from the parts that the processes hold."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(None, DATA)), array)

@@ -1,5 +1,5 @@
-# Sourced by the commands beside it: `use_environment LOCK` makes .venv hold what LOCK pins, once, and sets `python`.
-# An interrupted set-up leaves no record of its end and is made again from nothing.
+# Sourced by the scripts beside it. Sets `python`; `use_environment LOCK` installs what LOCK pins into .venv, once. An
+# interrupted set-up leaves no record and is redone from scratch.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
@@ -29,7 +29,7 @@ install_lock() {
     local lock=$1 quiet= base
     [ -t 2 ] || quiet=--quiet
     if command -v uv >/dev/null; then
-        # With pip, for the extras.
+        # With pip, which installs the extras.
         [ -x "$python" ] || uv venv $quiet --seed --python '>=3.11' "$venv" || not_installed
         uv pip install $quiet --python "$python" --require-hashes --no-deps -r "$lock" || not_installed
     else
@@ -55,7 +55,7 @@ set_up() {
     local lock=$1 other marks
     echo "setting up $venv, once: about 300 MB to download, 0.9 GB on disk, about a minute" >&2
     [ -f "$record" ] || rm -rf "$venv"
-    # What another lock installed stays recorded only while that lock is what it was.
+    # Another lock stays recorded as installed only while that lock is unchanged.
     marks=$(for other in "$root"/scripts/*.lock; do if is_installed "$other"; then mark_of "$other"; fi; done)
     rm -f "$record"
     install_lock "$lock"
@@ -75,7 +75,7 @@ use_environment() {
         exit 2
     fi
     (
-        # One set-up at a time, where the system can say so; whoever waited finds the work done.
+        # One set-up at a time, where flock exists; a process that has waited finds the work done.
         if command -v flock >/dev/null; then flock 9; fi
         if ! is_installed "$lock"; then set_up "$lock"; fi
     ) 9>"$root/.venv.lock"

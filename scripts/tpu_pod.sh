@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # scripts/tpu_pod.sh NAME ZONE [PRESET] [flags]: train on all hosts of a TPU pod slice of Google Cloud.
 #
-# Copies this checkout's commit to each host, adds the TPU's compiler and runtime, and starts one process on
-# each; they find one another by themselves, and the first writes the run to its own disk. The same command with the same
-# --run-dir goes on with a run. Needs gcloud, logged in, and a pod slice that is up. A --corpus FILE must be on every host.
-# Ctrl-C ends gcloud alone; to stop the hosts, which save:
+# Copies this checkout's commit to each host, installs the TPU's compiler and runtime, and starts one process on each.
+# The processes find one another, and the first writes the run to its own disk. The same command with the same --run-dir
+# resumes a run. Needs gcloud, logged in, and a pod slice that is up. A --corpus FILE must be on every host. Ctrl-C only
+# ends gcloud; to stop the hosts, which then save the state:
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='pkill -TERM -f experiments/text_generation'
 set -euo pipefail
 if [ $# -lt 2 ]; then

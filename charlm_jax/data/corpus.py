@@ -15,19 +15,19 @@ from charlm_jax.errors import InputError, meant
 DATA_FOLDER_VARIABLE = "CHARLM_JAX_DATA"
 PYTHON_DOCS = "python-docs"
 IDS_FILE = "ids.npy"
-"""What an encoded corpus is in, which is no text."""
+"""The file of an encoded corpus, which is not text."""
 _BYTE_ORDER_MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
 }
 _NATIVE = "le" if codecs.BOM_UTF16 == codecs.BOM_UTF16_LE else "be"
-_OF_NAMES = "punycode", "idna"  # each of which is encoded as a whole
+_OF_NAMES = "punycode", "idna"  # encodings of domain names, which encode a whole name at once
 _PIECE = 1 << 22  # bytes whose lines are counted at a time
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and what is known of it.
+    """A text and its name.
 
     Attributes:
         name: the corpus's name, or the path that it was read from.
@@ -51,8 +51,8 @@ class Download:
         url: where it is served.
         file: the text's file name, in the cache, in the data folder and inside an archive.
         sha256: of that file's bytes.
-        zip_sha256: of the archive that is served in its place, if one is.
-        encoding: how its bytes become characters.
+        zip_sha256: of the archive that is served instead, if there is one.
+        encoding: of its bytes.
     """
 
     url: str
@@ -62,8 +62,8 @@ class Download:
     encoding: str = "utf-8"
 
 
-# Hashes: nietzsche from a copy of the file, tinyshakespeare, text8 and enwik8 as published by those who pin them.
-# enwik8 is read one byte a character, as every published "bits per character" on it is.
+# Hashes: nietzsche's is from a copy of the file, the others are as published by projects that pin them.
+# enwik8 is read as one byte per character, as in every published "bits per character" on it.
 DOWNLOADS = {
     "nietzsche": Download(
         url="https://s3.amazonaws.com/text-datasets/nietzsche.txt",
@@ -95,14 +95,14 @@ NAMES = (PYTHON_DOCS, *DOWNLOADS)
 def load_corpus(name: str, *, encoding: str | None = None, lowercase: bool = False) -> Corpus:
     """Read a corpus.
 
-    Line ends CR LF and CR become LF, one byte-order mark at the start of a file is dropped, and nothing else changes:
-    a missing final newline stays missing, a character beyond the basic plane is one character. Lower-casing is
-    Python's, which turns a few characters (such as U+0130) into two.
+    Line endings CR LF and CR become LF, one byte-order mark at the start of a file is dropped, and nothing else
+    changes: a missing final newline stays missing, and a character beyond the basic plane is one character.
+    Lower-casing is Python's, which turns a few characters (such as U+0130) into two.
 
     Args:
         name: `python-docs`, a name in `DOWNLOADS`, a text file, or a folder, all of whose files (hidden ones aside)
             are read in the order of their paths and joined by blank lines.
-        encoding: of the bytes; None is the corpus's own: UTF-8, or what its `Download` says.
+        encoding: of the bytes; None means the corpus's own: UTF-8, or what its `Download` says.
         lowercase: whether to lower-case the text.
 
     Raises:
@@ -119,17 +119,17 @@ def load_corpus(name: str, *, encoding: str | None = None, lowercase: bool = Fal
 
 
 def _python_docs() -> str:
-    """Return the language reference that this CPython carries, which differs between Python versions."""
-    from pydoc_data.topics import topics  # half a megabyte, wanted by this corpus alone
+    """Return the language reference bundled with this CPython; it differs between Python versions."""
+    from pydoc_data.topics import topics  # half a megabyte, needed by this corpus only
 
     return "\n\n".join(topics[topic] for topic in sorted(topics))
 
 
 def text_files(name: str) -> list[Path]:
-    """Return the files of a text: the one that a path names, or all of a folder's, in the order of their paths.
+    """Return the files of a text: the path itself, or all files of a folder that are not hidden, sorted by path.
 
     Raises:
-        InputError: there is no such path, its folder has no files, or it holds ids and no text.
+        InputError: the path does not exist, or its folder has no files or holds an encoded corpus.
     """
     path = Path(name)
     if not name or not path.exists():
@@ -167,13 +167,13 @@ def _decode(content: bytes, encoding: str, source: str) -> str:
 
 
 def decode_blocks(file: io.BytesIO | io.BufferedReader, encoding: str, source: str, size: int = -1) -> Iterator[str]:
-    """Decode a file, unify its line ends, and drop one byte-order mark at its start.
+    """Decode a file in blocks, converting line endings to LF and dropping one byte-order mark at its start.
 
     Args:
-        file: its bytes, of which none have been read; closed at the end.
+        file: its bytes, none of them read yet; closed at the end.
         encoding: of the bytes.
         source: the file's name, for error messages.
-        size: characters in a block; -1 is all.
+        size: characters in a block; -1 means all in one.
 
     Raises:
         InputError: a byte does not decode, or there is no such encoding.
@@ -181,10 +181,10 @@ def decode_blocks(file: io.BytesIO | io.BufferedReader, encoding: str, source: s
     beginning = file.read(4)
     file.seek(0)
     try:
-        name = codecs.lookup(encoding).name.removesuffix("-sig")  # which by blocks loses a mark that breaks off
+        name = codecs.lookup(encoding).name.removesuffix("-sig")  # by blocks, -sig would drop a truncated mark
         if name in _OF_NAMES:
             raise LookupError(f"{name} is no encoding of text")
-        # Without a mark whole bytes are decoded in this machine's order, but Python's incremental decoders refuse them.
+        # Without a mark, `bytes.decode` takes this machine's byte order, but Python's incremental decoders refuse.
         if name in _BYTE_ORDER_MARKS and not beginning.startswith(_BYTE_ORDER_MARKS[name]):
             name = f"{name}-{_NATIVE}"
         text = io.TextIOWrapper(file, name)
@@ -202,7 +202,7 @@ def decode_blocks(file: io.BytesIO | io.BufferedReader, encoding: str, source: s
 
 
 def _undecodable(error: UnicodeError, encoding: str, source: str, file: io.BytesIO | io.BufferedReader) -> InputError:
-    """Return the error that names the byte which does not decode, in a file that was read up to where it was met."""
+    """Return the error that names the undecodable byte; the file has been read to the end of the byte's chunk."""
     what = str(error)
     if isinstance(error, UnicodeDecodeError):
         offset = file.tell() - len(error.object) + error.start
@@ -232,10 +232,10 @@ def _bytes_of(name: str, source: Download) -> bytes:
 
 
 def _downloaded(name: str, source: Download) -> Path:
-    import pooch  # only a corpus that is not here needs a downloader
+    import pooch  # only downloaded corpora need it
 
     cache = Path(pooch.os_cache("charlm_jax"))
-    with suppress(OSError):  # a cache that cannot be made is told of below
+    with suppress(OSError):  # a cache that cannot be made is reported below
         cache.mkdir(parents=True, mode=0o700, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
     served, unpack = source.file, None
@@ -246,7 +246,7 @@ def _downloaded(name: str, source: Download) -> Path:
         found = pooch.retrieve(
             source.url, f"sha256:{sha256}", fname=served, path=cache, processor=unpack, progressbar=True
         )
-    except ValueError as error:  # pooch's word for another hash
+    except ValueError as error:  # how pooch reports a wrong hash
         raise InputError(
             f"what {source.url} sends is not the published {name} (SHA-256 {sha256}); name your own text with "
             f"--corpus FILE, or put {source.file} into a folder that ${DATA_FOLDER_VARIABLE} names"

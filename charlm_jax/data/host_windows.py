@@ -1,7 +1,7 @@
-"""The batches of an order read on the host, from ids that need not fit into any memory.
+"""Batches read on the host, from ids that need not fit into memory.
 
-They are the batches that a device gathers by itself: where windows start is computed by the same functions, on the
-host's own device and with 64-bit places, so that a text may have more than 2^31 characters.
+They are the batches that a device would gather by itself. The same functions compute where windows start, but on the
+CPU and with 64-bit indices, so that a text may have more than 2^31 characters.
 """
 
 import functools
@@ -21,7 +21,7 @@ class HostBatches(NamedTuple):
     """Batches of successive steps.
 
     Attributes:
-        characters: see `Batch`; of the type of the text's ids.
+        characters: see `Batch`; of the dtype of the text's ids.
         weights: see `Batch`.
     """
 
@@ -36,17 +36,17 @@ def read_batches(
     steps: Int64[np.ndarray, " steps"],
     rows: Int64[np.ndarray, " batch"],
 ) -> HostBatches:
-    """Read batches of a run.
+    """Read a run's batches for the given steps.
 
     Args:
-        ids: the text, for example memory-mapped: only the windows are read.
-        order: in which an epoch goes through the text; with fewer than 2^32 windows.
+        ids: the text, which may be memory-mapped: only the windows are read.
+        order: in which an epoch reads the text; it must have fewer than 2^32 windows.
         key: the run's.
-        steps: of the batches, from 0, over all epochs.
-        rows: which of each batch's rows; from `batch_size` on there is only padding.
+        steps: of the batches, counted from 0 over all epochs.
+        rows: indices of the rows to read of each batch; rows from `batch_size` on are padding.
 
     Raises:
-        InputError: JAX has been told to leave out the CPU.
+        InputError: `JAX_PLATFORMS` leaves out the CPU.
     """
     try:
         host = jax.local_devices(backend="cpu")[0]

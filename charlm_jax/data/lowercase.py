@@ -1,4 +1,4 @@
-"""Lower case, a block of a text at a time."""
+"""Lower-casing a text block by block."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,11 +6,11 @@ _SIGMA = "\u03a3"
 
 
 def lowercase_blocks(blocks: Iterable[str]) -> Iterator[str]:
-    """Lower-case a text; together the blocks are what `str.lower` makes of the whole.
+    """Lower-case a text block by block; joined, the blocks equal `str.lower` of the whole text.
 
-    One character depends on others: a capital sigma becomes a final one where a word ends with it (The Unicode
-    Standard, section 3.13, Final_Sigma). So a sigma waits for what decides that, and a block knows whether it begins
-    inside a word.
+    One character depends on its neighbours: a capital sigma becomes a final sigma at the end of a word (The Unicode
+    Standard, section 3.13, Final_Sigma). A sigma is therefore held back until the text that decides its form has
+    arrived, and each block knows whether it begins inside a word.
     """
     before, waiting = "", ""
     for block in blocks:
@@ -18,9 +18,9 @@ def lowercase_blocks(blocks: Iterable[str]) -> Iterator[str]:
         end = _decided(text)
         text, waiting = text[:end], text[end:]
         if text:
-            # What comes next is a sigma, which a letter stands for here, or has no say.
+            # What follows is a waiting sigma, for which the letter "a" stands in, or makes no difference.
             yield (before + text + "a").lower()[len(before) : -1]
-            # Characters before white space have no say in what comes after it.
+            # Characters before white space do not affect those after it.
             word = (before + text).rpartition("\n")[2].rpartition(" ")[2]
             before = "a" if (word + _SIGMA).lower().endswith("\u03c2") else ""
     if waiting:
@@ -28,7 +28,7 @@ def lowercase_blocks(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _decided(text: str) -> int:
-    """Return up to where the lower case of a text does not depend on what comes after it."""
+    """Return the length of the prefix whose lower case does not depend on what follows the text."""
     last = text.rfind(_SIGMA)
     if last < 0:
         return len(text)

@@ -39,7 +39,7 @@ class Vocabulary:
 
     @cached_property
     def _ranks(self) -> Integer[np.ndarray, " code_point"]:
-        """The id of each code point up to the last, and -1 for those without one and for all beyond."""
+        """The id of each code point up to the largest known one, -1 where there is none; a last -1 for all beyond."""
         ranks = np.full(int(self._code_points[-1]) + 2 if len(self) else 1, -1, np.int32)
         ranks[self._code_points] = np.arange(len(self))
         return ranks
@@ -57,7 +57,7 @@ class Vocabulary:
             source: what the text is, for the error message ("prompt", a file's name).
 
         Raises:
-            InputError: a character is outside the vocabulary; names it and its place.
+            InputError: a character is outside the vocabulary; the message names it and its position.
         """
         ids = np.empty(len(text), self.dtype)
         for start in range(0, len(text), _BLOCK):

@@ -1,9 +1,9 @@
-"""Windows by arithmetic: which characters a batch holds is a function of the text's length, a key and a step.
+"""Windows by arithmetic: where a batch's windows start is a function of the text's length, a key and a step.
 
-No window is ever stored: a batch is gathered from the one array of ids. There are two orders in which an epoch goes
-through a text. `ShuffledWindows` visits every window of the text once, by a keyed bijection that is evaluated at the
-places asked for. `ParallelStreams` reads consecutive segments of as many stretches of the text as there are rows, so
-that what a row remembers of one segment still holds for the next. Memory grows with neither.
+No windows are stored: a batch is gathered from the one array of ids. An epoch reads a text in one of two orders.
+`ShuffledWindows` visits every window once, through a keyed bijection that is evaluated only where it is needed.
+`ParallelStreams` cuts the text into one stretch per row and reads each stretch in consecutive segments, so that a row's
+carry after one segment is valid for the next. Neither needs memory that grows with the number of windows.
 """
 
 from bisect import bisect_left
@@ -19,14 +19,14 @@ from charlm_jax.choices import counted
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 
-_ROUNDS = 8  # an even number, so that the two halves of the Feistel network end where they began
+_ROUNDS = 8  # even, so that the two halves of the Feistel network end up where they began
 
 
 class Batch(NamedTuple):
     """A batch of windows.
 
     Attributes:
-        characters: ids of the windows' characters, and of the one after each window.
+        characters: ids of each window's characters and of the one after it.
         weights: 1 for a window, 0 for the padding of a last, smaller batch.
     """
 
@@ -35,23 +35,23 @@ class Batch(NamedTuple):
 
 
 def count_windows(length: int, *, window: int, stride: int) -> int:
-    """Return how many windows with a target a text of `length` characters has."""
+    """Return the number of windows in a text of `length` characters, each followed by its target."""
     return len(range(0, length - window, stride))
 
 
 def split_held_out(
     ids: Integer[ndarray, " character"], *, held_out_fraction: float, window: int, name: str = "the text"
 ) -> tuple[Integer[ndarray, " training"], Integer[ndarray, " held_out"]]:
-    """Split a text into its beginning, to train on, and its end, held out: no training window reaches into the end.
+    """Split a text into a beginning to train on and a held-out end, into which no training window reaches.
 
     Args:
         ids: the whole text.
         held_out_fraction: the share of the characters to hold out, rounded down; 0 holds out none.
         window: characters in a window.
-        name: what an error calls the text.
+        name: what error messages call the text.
 
     Raises:
-        InputError: a part would not hold one window and its target; says how long the text must be.
+        InputError: a part is too short for one window and its target; the message says how long the text must be.
     """
 
     def border(length: int) -> int:
@@ -72,7 +72,7 @@ def split_held_out(
 def gather_batch(
     ids: Integer[Array, " character"], starts: Int32[Array, " batch"], there: Bool[Array, " batch"], *, window: int
 ) -> Batch:
-    """Gather the windows that start at these places; where `there` is false the row becomes padding of weight 0."""
+    """Gather the windows that start at these positions; rows where `there` is false become padding of weight 0."""
     starts = jnp.where(there, starts, 0)
     characters = ids[starts[:, None] + jnp.arange(window + 1, dtype=jnp.int32)[None, :]].astype(jnp.int32)
     return Batch(characters, there.astype(jnp.float32))
@@ -80,7 +80,7 @@ def gather_batch(
 
 @dataclass(frozen=True)
 class ShuffledWindows:
-    """Every window of a text once an epoch, in an order drawn for the epoch.
+    """Every window of a text once per epoch, in an order drawn anew for each epoch.
 
     Window `w` starts at character `stride * w`.
 
@@ -94,7 +94,7 @@ class ShuffledWindows:
     stride: int
     batch_size: int
     consecutive: ClassVar[bool] = False
-    """Whether a row of a batch goes on where the same row of the batch before ended."""
+    """Whether each row of a batch continues where the same row of the previous batch ended."""
 
     def windows(self, length: int) -> int:
         """Return how many windows an epoch over a text of `length` characters has."""
@@ -107,15 +107,15 @@ class ShuffledWindows:
     def starts(
         self, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
     ) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
-        """Return where the windows of one of an epoch's batches start, and which rows have one.
+        """Return where the windows of a batch within an epoch start, and which rows have one.
 
         Args:
             length: of the text, in characters.
-            key: the epoch's own.
-            step: the batch's number within the epoch, from 0.
-            rows: which of the batch's rows; from `batch_size` on there is only padding.
+            key: the epoch's.
+            step: of the batch, counted from 0 within the epoch.
+            rows: indices of rows within the batch; those from `batch_size` on are padding.
 
-        `step` and `rows` are integers of one type, which must hold `length`, and so are the places.
+        `step` and `rows` must have the same integer dtype, one that can hold `length`; the starts have it too.
         """
         count = self.windows(length)
         positions = step * self.batch_size + rows
@@ -125,33 +125,33 @@ class ShuffledWindows:
 
 @dataclass(frozen=True)
 class ParallelStreams:
-    """A text cut into as many stretches as a batch has rows, which an epoch reads side by side, a window at a time.
+    """A text cut into as many stretches as a batch has rows, read side by side a window at a time.
 
-    Each epoch cuts anew, at a phase of its own, so that segments do not always end at the same characters. What is
-    over, at least a window less one, is not read in that epoch.
+    Each epoch shifts the cuts by a phase of its own, so that segments do not always end at the same characters. The
+    characters left over, at least `window` - 1 of them, are not read in that epoch.
 
     Attributes:
         window: characters in a segment.
-        batch_size: streams.
+        batch_size: number of stretches, one per row.
     """
 
     window: int
     batch_size: int
     consecutive: ClassVar[bool] = True
-    """Whether a row of a batch goes on where the same row of the batch before ended."""
+    """Whether each row of a batch continues where the same row of the previous batch ended."""
 
     def windows(self, length: int) -> int:
         """Return how many segments an epoch over a text of `length` characters has."""
         return self.steps(length) * self.batch_size
 
     def steps(self, length: int) -> int:
-        """Return how many batches an epoch has: segments in each stream."""
+        """Return how many batches an epoch has: one for each segment of a stretch."""
         return (length - self.window) // (self.batch_size * self.window)
 
     def starts(
         self, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
     ) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
-        """Return where the windows of one of an epoch's batches start; see `ShuffledWindows.starts`."""
+        """Return where the windows of a batch within an epoch start; see `ShuffledWindows.starts`."""
         stretch = self.steps(length) * self.window
         phase = jax.random.randint(key, (), 0, length - stretch * self.batch_size, jnp.int32)
         return phase.astype(rows.dtype) + rows * stretch + step * self.window, rows < self.batch_size
@@ -163,13 +163,13 @@ Order = ShuffledWindows | ParallelStreams
 def batch_starts(
     order: Order, length: int, key: Key, step: Integer[Array, ""], rows: Integer[Array, " batch"]
 ) -> tuple[Integer[Array, " batch"], Bool[Array, " batch"]]:
-    """Return where the windows of a batch of a run start, and which rows have one.
+    """Return where the windows of a batch within a run start, and which rows have one.
 
     Args:
-        order: in which an epoch goes through the text.
+        order: in which an epoch reads the text.
         length: of the text, in characters.
         key: the run's.
-        step: from 0, over all epochs; of the type of `rows`.
+        step: counted from 0 over all epochs; of the dtype of `rows`.
         rows: see `ShuffledWindows.starts`.
     """
     steps = order.steps(length)
@@ -180,7 +180,7 @@ def batch_starts(
 def draw_batch(
     order: Order, ids: Integer[Array, " character"], key: Key, step: Int32[Array, ""], rows: Int32[Array, " batch"]
 ) -> Batch:
-    """Draw a batch of a run from its text, `ids`; see `batch_starts`."""
+    """Draw one of a run's batches from its text, `ids`; see `batch_starts`."""
     starts, there = batch_starts(order, len(ids), key, step, rows)
     return gather_batch(ids, starts, there, window=order.window)
 
@@ -188,10 +188,10 @@ def draw_batch(
 def shuffled(key: Key, positions: Integer[Array, " batch"], count: int) -> Integer[Array, " batch"]:
     """Map positions in 0..count-1 to indices in 0..count-1 by a pseudo-random bijection that the key chooses.
 
-    `count` is below 2^32, and the indices are of the positions' type.
+    `count` must be below 2^32; the indices have the positions' dtype.
 
-    A Feistel network permutes the next power of two, and an index beyond `count` is permuted again until it falls
-    inside ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    A Feistel network permutes the range of the next power of two, and an index beyond `count` is permuted again until
+    it falls inside ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
     """
     bits = max((count - 1).bit_length(), 2)
     widths = bits // 2, bits - bits // 2

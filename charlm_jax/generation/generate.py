@@ -1,10 +1,10 @@
 """Text from a model: many streams at once, windowed or stateful, a piece at a time.
 
-*Stateful* generation carries the state on for ever. *Windowed* generation is the notebooks': every character is
-predicted from the last `window` characters, read from the zero state. Re-reading them costs `window` steps in a row
-for each character; the same numbers come from keeping the states of all `window` open windows, one for each start,
-and advancing them together with each new character. When a window is full it predicts, closes, and its place in the
-ring goes to the window that opens: one batched step a character, and exact.
+*Stateful* generation carries the state on indefinitely. *Windowed* generation is that of the notebooks: every character
+is predicted from the last `window` characters, read from the zero state. Re-reading them would take `window` sequential
+steps per character. Instead, a ring holds the states of all `window` open windows, one for each start, and each new
+character advances them together. A full window predicts and closes, and its slot goes to the window that opens. This
+takes one batched step per character and gives exactly the same numbers.
 """
 
 import functools
@@ -32,8 +32,8 @@ class SamplingState:
 
     Attributes:
         carry: the network's state for each stream and slot of the ring; one slot when stateful.
-        position: characters read, the padding before short prompts included.
-        sampler: whether windows close (`windowed`) or the one state goes on (`stateful`).
+        position: number of characters read, including the padding before short prompts.
+        sampler: whether windows close (`windowed`) or the one state is carried on (`stateful`).
     """
 
     carry: Carry
@@ -52,7 +52,7 @@ def read_character(
     ids: Int32[Array, " stream"],
     present: Bool[Array, " stream"] | None = None,
 ) -> SamplingState:
-    """Read one character a stream; a stream where `present` is false stays in the zero state, as before its prompt."""
+    """Read one character per stream; streams where `present` is false stay in the zero state, as before a prompt."""
     carry = state.carry
     if state.sampler == "windowed":
         closed = model.network.zero_carry((len(ids), 1))
@@ -79,15 +79,15 @@ def read_prompts(
     sampler: Sampler,
     window: int,
 ) -> SamplingState:
-    """Read the prompts, one a stream.
+    """Read the prompts, one per stream.
 
     Args:
-        model: that writes.
-        prompts: ids, aligned to the right; what stands left of a prompt is padding. Windowed generation reads no more
-            than the last `window` of them.
+        model: the model.
+        prompts: ids, right-aligned; what is left of a prompt is padding. Windowed generation reads no more than the
+            last `window` of them.
         lengths: characters in each prompt, from 0.
         sampler: windowed or stateful.
-        window: characters in a window; stateful generation has none.
+        window: characters in a window; unused in stateful generation.
     """
     streams, time = prompts.shape
     if sampler == "windowed":
@@ -117,16 +117,16 @@ def generate_piece(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> tuple[SamplingState, Int32[Array, "stream length"]]:
-    """Go on by `length` characters a stream.
+    """Generate the next `length` characters of each stream.
 
-    Character n of a stream is drawn with a random number that its key and n decide, so a text does not depend on the
-    pieces that it is generated in, nor on the streams beside it.
+    The random number that draws character n of a stream depends only on the stream's key and n, so a text does not
+    depend on how it is cut into pieces or on the streams beside it.
 
     Args:
-        model: that writes.
-        state: after the prompts, or after the piece before.
-        temperatures: of each stream, at least 0.
-        keys: of each stream.
+        model: the model.
+        state: after the prompts or the previous piece.
+        temperatures: one per stream, at least 0.
+        keys: one per stream.
         first: characters generated before this piece.
         length: characters to generate.
         top_k: see `draw_character`.
@@ -160,13 +160,13 @@ def generate_pieces(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Iterator[Integer[np.ndarray, "stream piece"]]:
-    """Generate texts, all streams at once, each on one device of the mesh, `piece` characters at a time.
+    """Generate texts `piece` characters at a time, all streams at once, each on one device of the mesh.
 
     Args:
-        model: that writes.
-        prompts: encoded prompts, one a stream, of any lengths, empty ones included.
-        temperatures: one a stream, at least 0.
-        keys: an array of keys, one a stream; see `stream_keys`.
+        model: the model.
+        prompts: encoded prompts, one per stream, of any lengths; they may be empty.
+        temperatures: one per stream, at least 0.
+        keys: an array of keys, one per stream; see `stream_keys`.
         mesh: the devices to split the streams over.
         sampler: windowed or stateful.
         window: characters that windowed generation predicts from.
@@ -177,7 +177,7 @@ def generate_pieces(
     """
     streams = len(prompts)
     mesh = as_many_as(streams, mesh)
-    rows = np.minimum(np.arange(-(-streams // mesh.size) * mesh.size), streams - 1)  # the last again, till all is even
+    rows = np.minimum(np.arange(-(-streams // mesh.size) * mesh.size), streams - 1)  # padded with the last stream
     model = replicate(model, mesh)
     whole = *pad_left(prompts), np.asarray(temperatures, np.float32), keys
     *prompt_rows, temperature_rows, key_rows = split_rows([array[rows] for array in whole], mesh)
@@ -217,7 +217,7 @@ def generate(
 def pad_left(
     prompts: Sequence[Integer[np.ndarray, " _"]],
 ) -> tuple[Int32[np.ndarray, "stream time"], Int32[np.ndarray, " stream"]]:
-    """Align encoded prompts to the right in one array; return it and their lengths."""
+    """Right-align encoded prompts in one array; return it and their lengths."""
     lengths = [len(prompt) for prompt in prompts]
     padded = np.zeros((len(prompts), max(lengths)), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
@@ -228,10 +228,10 @@ def pad_left(
 def stream_keys(
     key: Key, prompts: Sequence[str], temperatures: Sequence[float], seen: Counter[tuple[str, float]] | None = None
 ) -> StreamKeys:
-    """Return a key for each stream, a function of its prompt and temperature and not of the streams beside it.
+    """Return a key for each stream, which depends on its prompt and temperature but not on the streams beside it.
 
-    The same prompt at the same temperature again gives the second key of its kind, then the third, and so on; `seen`
-    counts them on from one call to the next.
+    A prompt repeated at the same temperature gets the second key for that pair, then the third, and so on; pass `seen`
+    to continue the count across calls.
     """
     seen = Counter() if seen is None else seen
     keys = []

@@ -1,4 +1,4 @@
-"""A sampler as one program that needs neither this package nor the model's files."""
+"""A sampler exported as one program that needs neither this package nor the model's files."""
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ PLATFORMS = "cpu", "cuda", "tpu"
 def export_sampler(model: Model, *, sampler: Sampler, window: int, length: int) -> export.Exported:
     """Return `sample(prompts, lengths, temperatures, seeds) -> ids`, for CPUs, GPUs and TPUs.
 
-    It writes what `generate` writes with the keys `jax.random.key(seed)`. The parameters are part of the program, and
-    the numbers of texts and of the prompts' places are free, the latter up to a window where generation is windowed.
+    It generates what `generate` does with the keys `jax.random.key(seed)`. The parameters are part of the program. The
+    numbers of texts and places are free, but windowed generation allows at most `window` places.
 
-        prompts       int32, texts x places: ids, aligned to the right; what stands left of a prompt is padding
+        prompts       int32, texts x places: ids, right-aligned; what is left of a prompt is padding
         lengths       int32, texts: characters in each prompt, from 0
         temperatures  float32, texts: at least 0
-        seeds         uint32, texts: a text depends on its own alone, and not on the texts beside it
+        seeds         uint32, texts: one per text; a text does not depend on those beside it
         ids           int32, texts x `length`: the characters that follow
 
     Args:
-        model: that writes.
+        model: the model.
         sampler: windowed or stateful.
         window: characters that windowed generation predicts from.
         length: characters to generate after each prompt.
@@ -43,7 +43,7 @@ def export_sampler(model: Model, *, sampler: Sampler, window: int, length: int) 
         state = read_prompts(model, prompts, lengths, sampler=sampler, window=window)
         return generate_piece(model, state, temperatures, keys, length=length)[1][0]
 
-    # One text a call of `sample`: what it calls looks at the number of texts, which is not known here.
+    # `sample` takes one text, because what it calls must know the number of texts, which is unknown here.
     bound = [f"time <= {window}"] if sampler == "windowed" else []
     texts, time = export.symbolic_shape("texts, time", constraints=bound)
     shapes = ((texts, time), jnp.int32), ((texts,), jnp.int32), ((texts,), jnp.float32), ((texts,), jnp.uint32)

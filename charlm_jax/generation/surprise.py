@@ -1,4 +1,4 @@
-"""What a model thinks of a text as it would have written it: how surprised it is by each character."""
+"""How surprised a model is by each character of a text, read as if the model had generated it."""
 
 import functools
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from charlm_jax.model.network import Model
 
 
 class Surprise(NamedTuple):
-    """What a model expected at each character of some texts, before it saw it, at temperature 1.
+    """What a model predicted for each character of some texts before reading it, at temperature 1.
 
     Attributes:
-        nats: -log p of the character that stands there; infinite where rounding leaves it no probability.
-        likeliest: ids of the likeliest characters, the likeliest first.
-        probabilities: of those.
+        nats: -log p of the character in the text; infinite where rounding leaves it no probability.
+        likeliest: ids of the likeliest characters, likeliest first.
+        probabilities: of the likeliest characters.
     """
 
     nats: Float[np.ndarray, "stream length"]
@@ -37,15 +37,15 @@ def surprise(
     window: int,
     top: int,
 ) -> Surprise:
-    """Read texts after their prompts as generation would have, and say what was expected at each character.
+    """Read texts after their prompts as generation would, and return what was predicted for each character.
 
     Args:
-        model: that reads.
-        prompts: encoded prompts, one a text, of any lengths.
+        model: the model.
+        prompts: encoded prompts, one per text, of any lengths.
         texts: the encoded texts.
         sampler: whether each character is predicted from the last window alone, or with the state carried on.
         window: characters that `windowed` predicts from.
-        top: how many of the likeliest characters to name; no more than there are.
+        top: how many of the likeliest characters to return, at most the whole vocabulary.
     """
     state = read_prompts(model, *pad_left(prompts), sampler=sampler, window=window)
     top = min(top, model.network.vocabulary_size)

@@ -1,4 +1,4 @@
-"""How well a model predicts a text that it may not have seen: in windows from the zero state, or in one long stream."""
+"""How well a model predicts a text: in windows read from the zero state, or as one long stream."""
 
 import functools
 import math
@@ -17,10 +17,10 @@ from charlm_jax.mesh import DATA, fetch, own_rows, replicate
 from charlm_jax.model.network import Model
 
 BATCH_SIZE = 256  # windows read at once
-LOGITS = 1 << 22  # of a stream that are computed in one dispatch
+LOGITS = 1 << 22  # logits of a stream that one dispatch computes
 
 Score = Callable[[Model, Array], PyTree]
-"""What to find out about windows, (model, characters (batch, time)) -> arrays with a row a window."""
+"""A function of windows: (model, characters (batch, time)) -> arrays with one row per window."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Evaluation:
 
     @property
     def bits_per_character(self) -> float:
-        """The same loss in bits: nats over the natural logarithm of 2."""
+        """The same loss in bits: nats divided by the natural logarithm of 2."""
         return self.loss_nats / math.log(2)
 
 
@@ -78,9 +78,9 @@ def _losses_along(model: Model, characters: Array) -> Array:
 
 
 def evaluate_stream(model: Model, ids: Integer[Array | np.ndarray, " character"]) -> Evaluation:
-    """Score every character of a text of at least two but the first, the state carried on from each to the next.
+    """Score every character of a text but the first, carrying the state from each character to the next.
 
-    One stream, read in order on one device: the loss does not depend on how a batch is laid out.
+    The text, of at least two characters, is read in order as one stream on one device: no batch layout matters.
     """
     piece = max(LOGITS // model.network.vocabulary_size, 256)
     text, total = np.asarray(ids), 0.0
@@ -105,14 +105,14 @@ def sum_over_windows(
     window: int,
     stride: int,
 ) -> tuple[PyTree, int]:
-    """Add up what a function of windows returns, over all windows of a text; return the sums and how many windows.
+    """Sum a function's results over all windows of a text; return the sums and the number of windows.
 
-    Each device of the mesh reads its share of a batch. A batch's sums are float32; they are added up in float64 on the
-    host, so that the mean of millions keeps its digits.
+    Each device of the mesh reads its share of a batch. A batch's sums are float32; the host adds them up in float64, so
+    that the mean over millions of windows keeps its digits.
 
     Args:
-        score: see `Score`; compiled anew for every other function, so best one that stands at a module's top.
-        model: that reads them.
+        score: see `Score`; every new function object is compiled anew, so define it at module level.
+        model: the model.
         ids: the text.
         mesh: the devices.
         window: characters in a window.

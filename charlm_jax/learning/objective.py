@@ -13,11 +13,11 @@ from charlm_jax.model.network import Carry, Dropout, Model
 
 
 class Targets(NamedTuple):
-    """Which characters an objective learns of a window.
+    """Which characters of a window an objective learns to predict.
 
     Attributes:
-        learned: so many of those that it predicts, the last ones.
-        consecutive: whether windows may follow one another with the state kept; else each starts from the zero state.
+        learned: how many of a window's targets it learns, counted from the end.
+        consecutive: whether the carry may be kept from window to window; if not, each starts from the zero state.
     """
 
     learned: int
@@ -25,7 +25,7 @@ class Targets(NamedTuple):
 
 
 def targets_of(objective: Objective, window: int) -> Targets:
-    """Return what an objective is: which characters it learns of a window of `window` characters."""
+    """Return which characters of a window of `window` characters an objective learns to predict."""
     match objective:
         case "last-character":
             return Targets(1, consecutive=False)
@@ -34,9 +34,9 @@ def targets_of(objective: Objective, window: int) -> Targets:
 
 
 def cross_entropy(logits: Float[Array, "*batch vocab"], targets: Int32[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return the nats that each target costs, -log softmax(logits)[target].
+    """Return the loss of each target in nats, -log softmax(logits)[target].
 
-    A target outside the vocabulary would silently cost some other character's nats: ids are checked where text is
+    A target outside the vocabulary would silently get some other character's loss: ids are checked where text is
     encoded.
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -50,14 +50,14 @@ def losses_along(
     *,
     count: int | None = None,
 ) -> tuple[Float[Array, "batch target"], Carry]:
-    """Return the nats that every character but the first costs, given those before it, and the carry after them.
+    """Return the loss in nats of every character but the first, given those before it, and the final carry.
 
     Args:
-        model: that reads them.
-        characters: ids; the last of each row is a target only.
-        carry: of the text before; an empty one is the zero state.
-        dropout: switches dropout on.
-        count: so many of them, the last ones; None is all.
+        model: the model.
+        characters: ids; the last of each row is a target only, and the returned carry has not read it.
+        carry: after the preceding text; an empty one is the zero state.
+        dropout: if given, dropout is on.
+        count: how many losses to return, counted from the end; None means all.
     """
     hidden, carry = model.bound.read(characters[:, :-1], carry, dropout)
     first = 0 if count is None else hidden.shape[1] - count
@@ -65,7 +65,7 @@ def losses_along(
 
 
 def last_losses(model: Model, characters: Int32[Array, "batch length"]) -> Float[Array, " batch"]:
-    """Return the nats that the last character costs, given those before it, read from the zero state."""
+    """Return the loss in nats of the last character, given those before it, read from the zero state."""
     return losses_along(model, characters, count=1)[0][:, 0]
 
 
@@ -77,13 +77,13 @@ def window_losses(
     dropout: Dropout | None = None,
     least_probability: float = 0.0,
 ) -> tuple[Float[Array, " batch"], Carry]:
-    """Return what each window of a batch costs, in nats per character, and the carry after it.
+    """Return the loss of each window of a batch, in nats per character, and the carry after it.
 
-    That is the mean over the characters that the objective learns of a window; see `targets_of`, which says too whether
-    it reads from the carry or from the zero state. Padding has some loss, which its weight of 0 is there to remove.
+    The loss is the mean over the characters that the objective learns to predict; see `targets_of`, which also says
+    whether windows are read from the carry or from the zero state. Padding has a loss, which its weight of 0 removes.
 
-    A target less likely than `least_probability` costs what one as likely would, and has no gradient: what Keras makes
-    of softmax probabilities, which it clips to 1e-7. One such target can throw the notebooks' optimizer off for good.
+    A target less likely than `least_probability` gets the loss of one that likely, and no gradient, as in Keras, which
+    clips softmax probabilities to 1e-7. Unclipped, one such target can throw the notebooks' optimizer off for good.
     """
     most = -math.log(least_probability) if least_probability else math.inf
     targets = targets_of(objective, batch.characters.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Optimizers by the names that their users know."""
+"""Optimizers by their familiar names."""
 
 import jax
 import optax
@@ -15,23 +15,23 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
-    """Return an optimizer for a learning rate of 1: its updates are yet to be multiplied by the learning rate.
+    """Return an optimizer with a learning rate of 1: the caller multiplies its updates by the learning rate.
 
-    The two RMSprops (Tieleman and Hinton, 2012; decay 0.9, epsilon 1e-7) differ in where epsilon stands:
+    The two RMSprops (Tieleman and Hinton, 2012; decay 0.9, epsilon 1e-7) differ in where epsilon is added:
     `rmsprop-keras-2` divides by sqrt(v) + epsilon, as Keras 2 and tf.keras 2 do, `rmsprop-keras-3` by
-    sqrt(v + epsilon), as Keras 3 does. On the notebooks' job that is worth 0.05 nats in the first epoch.
+    sqrt(v + epsilon), as Keras 3 does. On the notebooks' job that makes a difference of 0.05 nats in the first epoch.
 
     Args:
         name: which rule; `adamw` is Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
-        schedule: `constant`, or `cosine`: down to what would be zero one step after the last (Loshchilov and Hutter,
+        schedule: `constant`, or `cosine`, a decay that would reach zero one step after the last (Loshchilov and Hutter,
             2017).
-        warmup: steps over which the rate rises from zero, in a straight line; none at 0.
-        steps: of the whole run, warm-up included; `cosine` needs it.
-        weight_decay: of `adamw`: a step shrinks every matrix by this times the learning rate; biases are left.
-        clip: bound on the gradient's global norm; None leaves it alone.
+        warmup: steps over which the rate rises linearly from zero; 0 means no warm-up.
+        steps: of the whole run, including warm-up; `cosine` needs it.
+        weight_decay: of `adamw`: a step shrinks every matrix by this times the learning rate; biases do not decay.
+        clip: bound on the gradient's global norm; None means no clipping.
 
     Raises:
-        ValueError: a weight decay without `adamw`, or a cosine over no more steps than those of warm-up.
+        ValueError: a weight decay without `adamw`, or a `cosine` with no steps left after the warm-up.
     """
     if weight_decay and name != "adamw":
         raise ValueError(f"{name} has no weight decay; adamw has")

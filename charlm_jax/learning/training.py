@@ -19,15 +19,15 @@ from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
 from charlm_jax.model.network import Carry, CharacterLSTM, Dropout, Model, Parameters
 
 MOST_SKIPPED = 10
-"""Steps in a row that may fail before training stops."""
+"""Training stops after this many steps in a row have been skipped."""
 
 
 class EpochSoFar(NamedTuple):
-    """What the current epoch has brought.
+    """Running statistics of the current epoch.
 
     Attributes:
-        loss: nats per character, the mean over its windows so far, each as it was learned from.
-        windows: learned from.
+        loss: mean nats per character of its windows so far, each measured when it was learned from.
+        windows: how many were learned from.
         skipped: steps that were not taken because something in them was not finite.
     """
 
@@ -43,11 +43,11 @@ class TrainingState(NamedTuple):
         step: updates done or skipped since the start of the run.
         parameters: the network's.
         optimizer_state: the optimizer's.
-        carry: what each row of a batch remembers of the segments before; empty where windows start from the zero state.
-        epoch: what the current epoch has brought so far.
-        skipped_in_a_row: steps just before this one that were not taken.
-        learning_rate: what the optimizer's updates are multiplied by; the chosen one, unless training went astray and
-            was sent back.
+        carry: each row's state after the previous segments; empty where windows start from the zero state.
+        epoch: running statistics of the current epoch.
+        skipped_in_a_row: how many steps just before this one were skipped.
+        learning_rate: what the optimizer's updates are multiplied by; the chosen one, unless training diverged and was
+            rolled back.
     """
 
     step: Int32[Array, ""]
@@ -60,15 +60,15 @@ class TrainingState(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether as many steps in a row failed as may."""
+        """Whether `MOST_SKIPPED` steps in a row have been skipped."""
         return int(self.skipped_in_a_row) >= MOST_SKIPPED
 
 
 def initial_state(
     model: Model, optimizer: optax.GradientTransformation, order: Order, mesh: Mesh, *, learning_rate: float
 ) -> TrainingState:
-    """Return the state before the first step, whole on every device of the mesh."""
-    # Copies: what is donated must not be there twice.
+    """Return the state before the first step, replicated on every device of the mesh."""
+    # Copies: no buffer may be donated twice.
     carry = jax.tree.map(jnp.copy, model.network.zero_carry((order.batch_size,))) if order.consecutive else ()
     state = TrainingState(
         step=jnp.int32(0),
@@ -83,13 +83,13 @@ def initial_state(
 
 
 class Batches(NamedTuple):
-    """Batches of successive steps, in the place of the text that they are of.
+    """Batches of successive steps, passed instead of the text that they come from.
 
     Attributes:
-        characters: see `Batch`, split over the devices by rows; of any integer type. There are as many rows as the
-            devices divide, and those from `batch_size` on are padding.
-        weights: see `Batch`, split alike.
-        first: the step, over all epochs, that the first is for.
+        characters: see `Batch`; split over the devices by rows, of any integer dtype. The number of rows is a multiple
+            of the number of devices; rows from `batch_size` on are padding.
+        weights: see `Batch`; split in the same way.
+        first: the step of the first batch, counted over all epochs.
     """
 
     characters: Integer[Array, "steps batch length"]
@@ -113,37 +113,37 @@ def make_train_steps(
 ) -> TrainSteps:
     """Return `train_steps(state, ids, key, stop) -> state`, compiled.
 
-    It takes steps until `state.step` is `stop`, all in one dispatch and with any number of them in the same program.
-    `state` is donated. A step that would make the loss, a parameter or the optimizer's state non-finite is counted but
-    not taken, and its windows do not count; after `MOST_SKIPPED` in a row the state has `diverged`, and no more are
-    tried. What it holds is always finite.
+    It takes steps until `state.step` is `stop`, in one dispatch; the same program takes any number of them. `state` is
+    donated. A step that would make the loss, a parameter or the optimizer's state non-finite is counted but skipped,
+    and its windows do not count; after `MOST_SKIPPED` in a row the state has `diverged`, and no more are tried. The
+    state is always finite.
 
-    `ids` is the training text and `key` the run's: batches depend on (text, key, epoch, step) alone. Each device of the
-    mesh reads its share of a batch, the gradients are added up, and every device takes the same step. All arguments
-    belong on the whole mesh (`replicate`); what is elsewhere is copied there each time. Another number of devices adds
-    up in another order, and changes nothing else.
+    `ids` is the training text and `key` the run's key: batches depend only on (text, key, epoch, step). Each device of
+    the mesh reads its share of a batch, the gradients are summed, and every device takes the same step. All arguments
+    belong on the whole mesh (`replicate`); any that are elsewhere are copied there on every call. A different number of
+    devices changes the order of the sums and nothing else.
 
-    Where the order is of consecutive segments, each starts from the carry of the one before, through which no gradient
-    flows (truncated backpropagation through time; Williams and Peng, 1990), and an epoch's first from the zero state.
+    In an order of consecutive segments, each starts from the carry of the one before, through which no gradient flows
+    (truncated backpropagation through time; Williams and Peng, 1990); an epoch's first starts from the zero state.
 
-    On a `replica_mesh` many models (replicas) learn from the same text in the one program. Every array of `state` has
-    an axis more, the first, along which they lie, and so have `key` and `stop`: each has its own key, learning rate and
-    step to stop at. A model that has stopped waits for the others, and what becomes of one does not depend on them.
+    On a `replica_mesh`, many models (replicas) learn from the same text in one program. Every array of `state` has an
+    additional first axis for the replicas, as have `key` and `stop`: each replica has its own key, learning rate and
+    step to stop at. A replica that has stopped waits for the others; none affects another's results.
 
-    A text that the devices do not hold is given as `Batches` instead of `ids`, those of the steps to be taken: the
-    result is the same, bit for bit.
+    If the devices do not hold the text, the `Batches` of the steps to be taken are passed instead of `ids`; the result
+    is the same, bit for bit.
 
     Args:
         network: the model.
         optimizer: the update rule, for a learning rate of 1; see `make_optimizer`.
-        order: in which an epoch goes through the text.
-        objective: what is learned of a window.
+        order: in which an epoch reads the text.
+        objective: which characters of a window are learned.
         mesh: the devices.
         least_probability: see `window_losses`.
-        length: of the text whose `Batches` are given, in characters; None where the text itself is.
+        length: characters in the text, if `Batches` are to be passed; None if the text itself is.
 
     Raises:
-        ValueError: consecutive segments, for an objective that reads every window from the zero state.
+        ValueError: the order is of consecutive segments, but the objective reads every window from the zero state.
     """
     if order.consecutive and not targets_of(objective, order.window).consecutive:
         raise ValueError(f"{objective} reads every window from the zero state; give it ShuffledWindows")
@@ -162,7 +162,7 @@ def make_train_steps(
 
 @dataclass(frozen=True)
 class _Learner:
-    """The part of one device in the training of models, for use inside `jax.shard_map`; see `make_train_steps`."""
+    """One device's part in training, for use inside `jax.shard_map`; see `make_train_steps`."""
 
     network: CharacterLSTM
     optimizer: optax.GradientTransformation
@@ -182,7 +182,7 @@ class _Learner:
         """Take the steps of the models on this device."""
         if len(stops) > 1:
             return jax.vmap(self.steps, in_axes=(0, None, 0, 0))(states, text, keys, stops)
-        # Of one model alone: with an axis more, if only of one, a CPU takes several times as long.
+        # A single model: with an additional axis, even of size 1, a CPU takes several times as long.
         state = self.steps(jax.tree.map(lambda leaf: leaf[0], states), text, keys[0], stops[0])
         return jax.tree.map(lambda leaf: leaf[None], state)
 
@@ -225,15 +225,15 @@ class _Learner:
             return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry if order.consecutive else ()
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)
-        # Each device has its own rows of the carry, but the loss all see: a carry that is not finite makes it so too.
+        # Each device sees only its own rows of the carry, but all see the loss: a non-finite carry makes it non-finite.
         own_loss += sum(0.0 * jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
-        # As one array: the devices wait for one another once, not once for each parameter.
+        # As one array: the devices wait for one another once, not once per parameter.
         flat, unflatten = ravel_pytree((own_loss, own_gradient))
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
             updates, optimizer_state = self.optimizer.update(gradient, state.optimizer_state, state.parameters)
         updates = jax.tree.map(lambda update: state.learning_rate * update, updates)
-        # A running mean, where a sum of float32 would lose the digits of its small terms.
+        # A running mean: a float32 sum would lose the digits of its small terms.
         share = trained / (so_far.windows + trained)
         after = TrainingState(
             step=state.step + 1,

@@ -4,9 +4,9 @@
     c' = gate(f) c + gate(i) tanh(g)
     h' = gate(o) tanh(c')
 
-(Hochreiter and Schmidhuber, 1997, with the forget gate of Gers, Schmidhuber and Cummins, 2000.) What the input
-contributes, x W + b, is given. A step that is to be gone back through leaves its local slopes: backwards it is then a
-few multiplications and one product with the transpose of U.
+(Hochreiter and Schmidhuber, 1997, with the forget gate of Gers, Schmidhuber and Cummins, 2000.) The input's
+contribution, x W + b, is computed beforehand. A step that will be differentiated keeps its local slopes, so that its
+backward pass is a few multiplications and one product with the transpose of U.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _Arrays = TypeVar("_Arrays")
 
 
 class LayerCarry(NamedTuple):
-    """What one layer remembers; the order is Flax's (Keras has hidden first).
+    """The carry of one layer, in Flax's order (Keras has hidden first).
 
     Attributes:
         cell: c.
@@ -35,12 +35,12 @@ class LayerCarry(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What reading leaves for its derivative, of one step or of all.
+    """What the forward pass keeps for the backward pass, for one step or for all.
 
     Attributes:
-        slopes: of the new cell along the pre-activations of i, f and g, and of the new hidden state along that of o.
-        cell_by_cell: of the new cell along the old one, which is the forget gate.
-        hidden_by_cell: of the new hidden state along the new cell.
+        slopes: derivatives of the new cell (i, f, g) and the new hidden state (o) with respect to the pre-activations.
+        cell_by_cell: derivative of the new cell with respect to the old one, which is the forget gate.
+        hidden_by_cell: derivative of the new hidden state with respect to the new cell.
         hidden_before: the hidden state before the step.
     """
 
@@ -56,7 +56,7 @@ def gate_function(name: GateActivation) -> Callable[[Array], Array]:
 
 
 def _gate_slope(name: GateActivation, value: Array) -> Array:
-    """Return the derivative of the gates' activation where it takes this value."""
+    """Return the derivative of the gates' activation at the point where it takes this value."""
     return value * (1 - value) if name == "sigmoid" else jnp.where((value > 0) & (value < 1), 0.2, 0.0)
 
 
@@ -67,7 +67,7 @@ def lstm_step(
     gate: GateActivation,
     precision: Precision,
 ) -> LayerCarry:
-    """Read one projected input a row."""
+    """Read one projected input per row."""
     i, f, g, o = _gates(recurrent_kernel, projected, carry, gate, precision)
     cell = f * carry.cell + i * g
     return LayerCarry(cell, o * jnp.tanh(cell))
@@ -80,9 +80,9 @@ def traced_step(
     gate: GateActivation,
     precision: Precision,
 ) -> tuple[LayerCarry, Trace]:
-    """Read one projected input a row, and keep what the derivative needs."""
+    """Read one projected input per row, and keep what the derivative needs."""
     gates = _gates(recurrent_kernel, projected, carry, gate, precision)
-    # One array, for XLA computes cheap gates anew where they are used, from inputs that must then be copied.
+    # One array: XLA would recompute cheap gates wherever they are used, from inputs that it would then have to copy.
     i, f, g, o = jnp.split(once(jnp.concatenate(gates, axis=-1)), 4, axis=-1)
     cell = f * carry.cell + i * g
     squashed = once(jnp.tanh(cell))
@@ -103,13 +103,13 @@ def step_back(
     by_carry: LayerCarry,
     precision: Precision,
 ) -> tuple[LayerCarry, Float[Array, "batch gates"]]:
-    """Return the gradients of the carry before a step, and of its pre-activations.
+    """Return the gradients with respect to the carry before a step and to the step's pre-activations.
 
     Args:
         transposed: U's transpose.
-        trace: of the step.
-        by_hidden: gradient of the new hidden state, as an output.
-        by_carry: gradients of the carry after the step.
+        trace: the step's.
+        by_hidden: gradient with respect to the new hidden state, as an output.
+        by_carry: gradients with respect to the carry after the step.
         precision: of the product.
     """
     hidden = by_carry.hidden + by_hidden
@@ -128,5 +128,5 @@ def _gates(
 
 
 def once(values: _Arrays) -> _Arrays:
-    """Keep XLA's CPU compiler from computing these values anew wherever they are used."""
+    """Keep XLA's CPU compiler from recomputing these values wherever they are used."""
     return jax.lax.platform_dependent(values, cpu=jax.lax.optimization_barrier, default=lambda values: values)

@@ -16,31 +16,31 @@ from charlm_jax.model.recurrence import GATES, Weights, take_apart
 
 
 def parameter_count(parameters: PyTree) -> int:
-    """Return how many numbers the parameters are; shapes in their place will do."""
+    """Return the number of parameters; the leaves may be arrays or their shapes (`jax.ShapeDtypeStruct`)."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def initial_parameters(network: CharacterLSTM, initializer: Initializer, key: Key) -> Parameters:
-    """Return the parameters before the first step, as Keras or as Flax draws them."""
+    """Return initial parameters, drawn as Keras or as Flax draws them."""
     return keras_parameters(network, key) if initializer == "keras" else flax_parameters(network, key)
 
 
 def flax_parameters(network: CharacterLSTM, key: Key) -> Parameters:
-    """Return Flax's own: LeCun-normal input kernels and orthogonal recurrent kernels a gate, all biases zero."""
+    """Return Flax's defaults: per gate a LeCun-normal input kernel and an orthogonal recurrent kernel; zero biases."""
     return network.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def parameter_shapes(network: CharacterLSTM) -> PyTree[jax.ShapeDtypeStruct]:
-    """Return the parameters' shapes and types in place of their arrays."""
+    """Return the parameters' shapes and dtypes instead of their arrays."""
     return jax.eval_shape(lambda key: flax_parameters(network, key), jax.random.key(0))
 
 
 def keras_parameters(network: CharacterLSTM, key: Key) -> Parameters:
-    """Return what Keras draws for `LSTM` and `Dense`, in distribution.
+    """Return parameters from the distributions that Keras uses for `LSTM` and `Dense`.
 
     Input kernels are Glorot-uniform and recurrent kernels orthogonal over the four gates jointly, as (in, 4H) and
-    (H, 4H) matrices; the head is Glorot-uniform; biases are zero but for the forget gate's, which is one
+    (H, 4H) matrices; the head is Glorot-uniform; biases are zero except the forget gate's, which are one
     (`unit_forget_bias`; Jozefowicz, Zaremba and Sutskever, 2015). An embedding is uniform in -0.05..0.05.
     """
     shapes = parameter_shapes(network)

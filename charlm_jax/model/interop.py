@@ -1,7 +1,7 @@
-"""The same parameters in the arrays of other libraries, and back.
+"""Parameters converted to the arrays of Keras and PyTorch, and back.
 
-Keras and PyTorch hold a layer's numbers in other arrays than Flax does: one kernel for its four gates, side by side in
-the order i, f, c (our g), o. PyTorch's are transposed, and it adds up two biases.
+Keras and PyTorch lay out a layer differently from Flax: one kernel holds the four gates side by side, in the order i,
+f, c (our g), o. PyTorch's kernels are transposed, and it adds two biases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ from charlm_jax.model.network import Parameters
 from charlm_jax.model.recurrence import Weights, fuse, take_apart
 
 Layers = Sequence[Sequence[np.ndarray]]
-"""A model's numbers as Keras holds them, layer by layer: the table of an `Embedding`, if there is one; the kernel, the
+"""A model's weights in Keras's layout, layer by layer: the table of an `Embedding`, if there is one; the kernel, the
 recurrent kernel and the bias of each `LSTM`; the kernel and the bias of a `Dense`."""
 KERAS_3_SLOPE = 1.2
-"""Keras 2's hard sigmoid, clip(0.2 x + 0.5, 0, 1), is Keras 3's, clip(x / 6 + 0.5, 0, 1), of 1.2 x."""
+"""Keras 2's hard sigmoid of x, clip(0.2 x + 0.5, 0, 1), is Keras 3's, clip(x / 6 + 0.5, 0, 1), of 1.2 x."""
 _TORCH_LSTM = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 
 
 def to_keras(parameters: Parameters) -> Layers:
-    """Return a model's parameters as Keras holds them."""
+    """Return a model's parameters in Keras's layout."""
     embedding = [[parameters["embedding"]["embedding"]]] if "embedding" in parameters else []
     cells = [fuse(parameters[f"lstm_{number}"]) for number in range(len(parameters) - len(embedding) - 1)]
     head = [parameters["head"][name] for name in ("kernel", "bias")]
@@ -33,10 +33,10 @@ def to_keras(parameters: Parameters) -> Layers:
 
 
 def from_keras(layers: Layers) -> Parameters:
-    """Return the parameters of the model that Keras holds so; the inverse of `to_keras`.
+    """Convert layers in Keras's layout into parameters; the inverse of `to_keras`.
 
     Raises:
-        InputError: these are no such layers, their arrays do not fit together, or are not finite float32.
+        InputError: the layers are of other kinds, or their arrays do not fit together or are not finite float32.
     """
     found = [[array.shape for array in layer] for layer in layers]
     try:
@@ -64,7 +64,7 @@ def from_keras(layers: Layers) -> Parameters:
 
 
 def scale_gates(parameters: Parameters, factor: float) -> Parameters:
-    """Multiply what the gates i, f and o of all layers are functions of."""
+    """Scale the pre-activations of the gates i, f and o of all layers by a factor."""
 
     def scaled(path: tuple[Any, ...], array: Array) -> Array:
         layer, part, *_ = (key.key for key in path)
@@ -74,7 +74,7 @@ def scale_gates(parameters: Parameters, factor: float) -> Parameters:
 
 
 def to_torch(layers: Layers) -> dict[str, np.ndarray]:
-    """Return the state of a PyTorch module whose `nn.LSTM` is lstm, `nn.Linear` head, and `nn.Embedding` embedding."""
+    """Return the state of a PyTorch module of `nn.LSTM` lstm, `nn.Linear` head and perhaps `nn.Embedding` embedding."""
     state, depth = dict[str, np.ndarray](), 0
     for layer in layers:
         match layer:
@@ -91,10 +91,10 @@ def to_torch(layers: Layers) -> dict[str, np.ndarray]:
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> Layers:
-    """Return the numbers of a PyTorch module as Keras would hold them; the inverse of `to_torch`.
+    """Return a PyTorch module's weights in Keras's layout; the inverse of `to_torch`.
 
     Raises:
-        InputError: its state has other names, or an LSTM's two biases are not of the same shape.
+        InputError: the state has other names, or an LSTM's two biases differ in shape.
     """
     names = [_torch_names(layer) for layer in range(sum("weight_ih" in name for name in state))]
     if odd := state.keys() - {"embedding.weight"} ^ {"head.weight", "head.bias"}.union(*names):

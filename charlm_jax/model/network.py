@@ -1,4 +1,4 @@
-"""The network: ids to logits by layers of LSTM and one dense head."""
+"""The network: ids to logits through LSTM layers and a dense head."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,19 +14,19 @@ from charlm_jax.model.cell import LayerCarry, gate_function, lstm_step
 from charlm_jax.model.products import multiply
 from charlm_jax.model.recurrence import Weights, fuse, lstm_sequence, project, project_ids
 
-Carry = tuple[LayerCarry, ...]  # one a layer, the lowest first
+Carry = tuple[LayerCarry, ...]  # one per layer, the lowest first
 Parameters = PyTree[Array]  # a dictionary by layer name, as `CharacterLSTM` describes it
 
 
 class Dropout(NamedTuple):
-    """What decides which outputs and which recurrent weights a batch goes without while a model learns from it.
+    """Decides which outputs and which recurrent weights are dropped while a model learns from a batch.
 
-    What is left is divided by its share, so that sums keep their mean (Srivastava et al., 2014).
+    What is kept is divided by the share kept, so that sums keep their mean (Srivastava et al., 2014).
 
     Attributes:
-        key: of the batch.
-        rows: number of each sequence within the whole batch: what a sequence loses does not depend on those beside it,
-            nor on the device that reads it.
+        key: the batch's.
+        rows: index of each sequence within the whole batch, so that what a sequence loses does not depend on those
+            beside it or on the device that reads it.
     """
 
     key: Key
@@ -35,7 +35,7 @@ class Dropout(NamedTuple):
     def of_outputs(
         self, hidden: Float[Array, "time batch hidden"], layer: int, share: float
     ) -> Float[Array, "time batch hidden"]:
-        """Drop a share of a layer's units, for each sequence others, the same ones all along."""
+        """Drop a share of a layer's units: different ones for each sequence, the same ones at each of its steps."""
         if not share:
             return hidden
         key = jax.random.fold_in(fold_text(self.key, "outputs"), layer)
@@ -56,25 +56,25 @@ class Dropout(NamedTuple):
 class CharacterLSTM(nn.Module):
     """A stack of LSTM layers over one-hot characters, with a dense head over the vocabulary.
 
-    The parameters are exactly those of one `flax.linen.LSTMCell` a layer (`lstm_0`, `lstm_1`, ...) and one
-    `flax.linen.Dense` (`head`); with V characters and H hidden units one layer and the head hold
-    4 H (V + H + 1) + V (H + 1) of them. An `embedding` puts E V more before the first layer, which then has
+    The parameters are exactly those of one `flax.linen.LSTMCell` per layer (`lstm_0`, `lstm_1`, ...) and one
+    `flax.linen.Dense` (`head`). With V characters and H hidden units, one layer and the head have
+    4 H (V + H + 1) + V (H + 1) parameters. An `embedding` adds E V before the first layer, which then has
     4 H (E + H + 1).
 
-    Where a `Dropout` is given, and only there, it falls on every layer's output, of which a sequence loses the same
-    units at each of its steps (Gal and Ghahramani, 2016), and on the recurrent weights, of which all sequences lose the
-    same ones (Merity, Keskar and Socher, 2018).
+    Dropout is applied only where a `Dropout` is given: to every layer's outputs, dropping the same units at each step
+    of a sequence (Gal and Ghahramani, 2016), and to the recurrent weights, dropping the same ones for all sequences
+    (Merity, Keskar and Socher, 2018).
 
     Attributes:
         vocabulary_size: characters that the model knows.
         hidden_size: units of each layer.
-        layers: how many.
+        layers: number of LSTM layers.
         gate_activation: of the input, forget and output gates.
         dropout: share of each layer's outputs that is dropped while training.
         weight_dropout: share of each layer's recurrent weights that is dropped while training.
-        embedding_size: numbers that stand for a character, learned; None is one-hot.
-        precision: of the factors of all matrix products; what is carried on and added up is float32.
-        recurrence: how sequences are read that are learned from; see `lstm_sequence`.
+        embedding_size: size of the learned vector of each character; None means one-hot.
+        precision: of the factors of all matrix products; sums and the carry are float32.
+        recurrence: how sequences are read in training; see `lstm_sequence`.
     """
 
     vocabulary_size: int
@@ -105,9 +105,9 @@ class CharacterLSTM(nn.Module):
     def read(
         self, ids: Int32[Array, "batch time"], carry: Carry = (), dropout: Dropout | None = None
     ) -> tuple[Float[Array, "batch time hidden"], Carry]:
-        """Read characters from a carry (an empty one is the zero state); return the top hidden state after each."""
+        """Read characters from a carry, empty for the zero state; return the top hidden states and the last carry."""
         carry = carry or self.zero_carry(ids.shape[:1])
-        below, layers = ids.T, list[LayerCarry]()  # time first, as it passes
+        below, layers = ids.T, list[LayerCarry]()  # time first, as in `lstm_sequence`
         for number, (weights, before) in enumerate(zip(self._weights(), carry, strict=True)):
             projected = project(weights, below, self.precision) if number else project_ids(weights, below)
             kernel = weights.recurrent_kernel
@@ -122,7 +122,7 @@ class CharacterLSTM(nn.Module):
         return jnp.swapaxes(below, 0, 1), tuple(layers)
 
     def step(self, ids: Int32[Array, "*#batch"], carry: Carry) -> Carry:
-        """Read one character a row, or the same one for many rows where `ids` has an axis of 1.
+        """Read one character per row, or the same one for many rows where `ids` has an axis of size 1.
 
         The top hidden state, `carry[-1].hidden`, predicts the next character.
         """
@@ -144,13 +144,13 @@ class CharacterLSTM(nn.Module):
 
     def _weights(self) -> list[Weights]:
         if self.is_initializing():
-            # Flax creates a module's parameters where it is first called.
+            # Flax creates a module's parameters when it is first called.
             inputs = [self.embedding_size or self.vocabulary_size] + [self.hidden_size] * (self.layers - 1)
             for cell, carry, size in zip(self.lstm, self.zero_carry(()), inputs, strict=True):
                 cell(tuple(carry), jnp.zeros(size))
         first, *others = [fuse(cell.variables["params"]) for cell in self.lstm]
         if self.embedding_size:
-            # The projections of all characters at once, of which an id is then a row as it is without an embedding.
+            # Project all characters at once: an id then selects a row, as it does without an embedding.
             products = multiply(self.embedding.embedding, first.input_kernel, self.precision)
             first = first._replace(input_kernel=products)
         return [first, *others]
@@ -162,17 +162,17 @@ class CharacterLSTM(nn.Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Model:
-    """A network with its parameters: a pytree, whose arrays are the parameters and whose structure is the network.
+    """A network with its parameters: a pytree whose leaves are the parameters and whose structure is the network.
 
     Attributes:
-        network: what is computed.
-        parameters: with which.
+        network: the architecture.
+        parameters: the network's.
     """
 
     network: CharacterLSTM = field(metadata={"static": True})
-    parameters: PyTree  # JAX makes models of what stands for arrays, too
+    parameters: PyTree  # JAX also makes models whose leaves are not arrays
 
     @property
     def bound(self) -> CharacterLSTM:
-        """The network as if it held the parameters, so that it reads and predicts without being given them."""
+        """The network bound to the parameters, so that its methods need not be given them."""
         return self.network.bind({"params": self.parameters})

@@ -1,6 +1,6 @@
-"""Matrix products in a chosen precision: factors rounded to it, terms added up in float32.
+"""Matrix products in a chosen precision: the factors are rounded to it, the sums are float32.
 
-Between products everything is float32, so that what a recurrence carries on is never rounded to less.
+Between products everything is float32, so that a recurrence's carry is never rounded to less.
 """
 
 import functools
@@ -11,20 +11,20 @@ from jaxtyping import Array, Float
 
 from charlm_jax.choices import Precision
 
-# Bits of a factor's mantissa behind its leading 1; float32 keeps all.
+# Bits of a factor's mantissa after its leading 1; float32 keeps all.
 _MANTISSA_BITS: dict[Precision, int] = {"tf32": 10, "bfloat16": 7}
-# What the matrix units of an accelerator are asked for.
+# The precision that is requested of an accelerator's matrix units.
 _UNITS: dict[Precision, str] = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 
 
 def multiply(
     left: Float[Array, "*rows inner"], right: Float[Array, "inner columns"], precision: Precision
 ) -> Float[Array, "*rows columns"]:
-    """Return the matrix product; those of its derivatives have the same precision.
+    """Return the matrix product; the products in its derivatives have the same precision.
 
-    A CPU has no units of less than float32: it rounds the factors, to the nearest, and multiplies in float32, so that
-    in bfloat16 its numbers are an accelerator's but for the order of sums; it takes several times as long for it. A
-    TPU has no tf32, and takes what is more precise: three products of bfloat16 parts.
+    A CPU has no units for less than float32: it rounds the factors to nearest and multiplies in float32. Its bfloat16
+    results equal an accelerator's except for the order of sums, but take several times as long. A TPU has no tf32 and
+    uses something more precise: three products of bfloat16 parts.
     """
     return _multiply(left, right, precision)
 

@@ -1,12 +1,12 @@
 """The steps of an LSTM along a sequence, as pure functions of arrays.
 
 The parameters are a `flax.linen.LSTMCell`'s; `fuse` lays its gates side by side so that a step is one product with U.
-What the inputs contribute, x W + b, is no part of the recurrence: `project` and `project_ids` compute it for all steps
+The inputs' contribution, x W + b, is not part of the recurrence: `project` and `project_ids` compute it for all steps
 beforehand.
 
-A sequence has a derivative of its own. Reading, it keeps the trace of every step; the gradient of U is then one large
-product at the end, where automatic differentiation would add into it at every step. The slopes are written over the
-projected inputs and the gradients over the slopes, so the largest array of a training step is there once, not three
+Reading a sequence has a custom derivative. The forward pass keeps the trace of every step; the gradient of U is then
+one large product at the end, where automatic differentiation would add to it at every step. The slopes overwrite the
+projected inputs and the gradients overwrite the slopes, so the largest array of a training step exists once, not three
 times.
 """
 
@@ -49,7 +49,7 @@ def fuse(cell: Mapping[str, Any]) -> Weights:
 
 
 def take_apart(weights: Weights) -> dict[str, dict[str, Array]]:
-    """Return the `flax.linen.LSTMCell`'s parameters whose gates lie side by side; the inverse of `fuse`."""
+    """Split the gates into the parameters of a `flax.linen.LSTMCell`; the inverse of `fuse`."""
     parts = (jnp.split(array, len(GATES), axis=-1) for array in weights)
     cell = {}
     for gate, kernel, recurrent_kernel, bias in zip(GATES, *parts, strict=True):
@@ -58,7 +58,7 @@ def take_apart(weights: Weights) -> dict[str, dict[str, Array]]:
 
 
 def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch gates"]:
-    """Return x W + b for one-hot x: a row of W for each id."""
+    """Return x W + b for one-hot x: for each id a row of W, plus b."""
     table = once(weights.input_kernel + weights.bias[None, :])
     rows = jax.lax.platform_dependent(
         table, ids.ravel(), tpu=lambda table, ids: table[ids], cuda=_rows, default=_slices
@@ -70,7 +70,7 @@ def project_ids(weights: Weights, ids: Int32[Array, "*batch"]) -> Float[Array, "
 def _rows(table: Float[Array, "input gates"], ids: Int32[Array, " id"]) -> Float[Array, "id gates"]:
     """Return `table[ids]`, with a gradient that is one product with one-hot ids.
 
-    On a GPU that of `table[ids]` is atomic additions, whose order, and so the bits of their sums, nothing fixes.
+    On a GPU the gradient of `table[ids]` is atomic additions in no fixed order, so the bits of the sums would vary.
     """
     return table[ids]
 
@@ -81,7 +81,7 @@ def _rows_forwards(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]
 
 def _rows_backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
     table, ids = kept
-    # In float32 whatever the model's precision: it stands for sums, which are never rounded to less.
+    # In float32 whatever the model's precision: it replaces sums, which are never rounded to less.
     return multiply(jax.nn.one_hot(ids, len(table), dtype=gradient.dtype).T, gradient, "float32"), None
 
 
@@ -89,12 +89,12 @@ _rows.defvjp(_rows_forwards, _rows_backwards)
 
 
 def _slices(table: Float[Array, "input gates"], ids: Int32[Array, " id"]) -> Float[Array, "id gates"]:
-    """Return `table[ids]`, with a gradient for which XLA does not copy all terms before it adds them up.
+    """Return `table[ids]`, with a gradient that XLA sums without first copying all terms.
 
-    On a TPU that gradient is a loop over the ids, one after another, where `table[ids]` has none.
+    On a TPU that gradient would be a sequential loop over the ids, which the gradient of `table[ids]` is not.
     """
     look_up = jax.vmap(lambda id: jax.lax.dynamic_slice_in_dim(table, id, 1))
-    # Two at least: a single row XLA would look up anew for every element of what is computed from it.
+    # At least two: XLA would look up a single row again for every element that is computed from it.
     return look_up(jnp.resize(ids, (max(ids.size, 2),)))[: ids.size].reshape(ids.size, -1)
 
 
@@ -115,18 +115,17 @@ def lstm_sequence(
 ) -> tuple[Float[Array, "time batch hidden"], LayerCarry]:
     """Read a sequence of projected inputs; return the hidden state after each, and the last carry.
 
-    It has reverse-mode derivatives of every order; forward mode (`jax.jvp`) JAX refuses.
+    Reverse-mode derivatives of every order are supported; JAX refuses forward mode (`jax.jvp`).
 
     Args:
         recurrent_kernel: U.
-        projected: the inputs.
-        carry: before them.
-        gate: activation.
+        projected: the projected inputs.
+        carry: the carry before them.
+        gate: the gates' activation.
         precision: of the products.
-        recurrence: how a sequence that is learned from is read and gone back through: by XLA's loops (`scan`); by the
-            same steps laid out one after another (`unrolled`), of which a GPU makes fewer, larger kernels, and a
-            compiler takes longer; or on a TPU by the kernels of `model/tpu_kernel.py` (`kernel`), which have no
-            derivative of their own.
+        recurrence: how a sequence is read and differentiated in training: by XLA's loops (`scan`); by the unrolled
+            loops (`unrolled`), which become fewer, larger kernels on a GPU but take longer to compile; or on a TPU by
+            the kernels of `model/tpu_kernel.py` (`kernel`), which themselves have no derivative.
     """
     return _read(recurrent_kernel, projected, carry, gate, precision, recurrence)
 
@@ -175,7 +174,7 @@ def _read_backwards(
     kept: tuple[Array, Trace],
     gradient: tuple[Array, LayerCarry],
 ) -> tuple[Array, Array, LayerCarry]:
-    """Return the gradients of `recurrent_kernel`, `projected` and `carry`, given those of what `_read` returns."""
+    """Return the gradients of `recurrent_kernel`, `projected` and `carry`, given those of the outputs of `_read`."""
     recurrent_kernel, trace = kept
     go_back = functools.partial(_go_back, precision=precision, unroll=recurrence == "unrolled")
     if recurrence == "kernel":

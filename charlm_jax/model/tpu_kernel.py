@@ -1,9 +1,9 @@
-"""The recurrence as one TPU kernel a direction, in which the weights and the carry stay on the chip for all steps.
+"""The recurrence as one TPU kernel per direction, with the weights and the carry kept on the chip for all steps.
 
-The grid of a kernel is time. A step's inputs are fetched, and the last one's results written, while the chip works;
-what every step shares keeps its place in the chip's memory
+The grid of a kernel is time. While the chip computes, it fetches the next step's inputs and writes the last one's
+results; what all steps share stays in the chip's memory
 (https://docs.jax.dev/en/latest/pallas/tpu/pipelining.html). The steps themselves are those of `model/cell.py`. Gates
-must end where vector registers do: the hidden size is a multiple of 128. At 1,024 units the weights do not fit.
+must be aligned to vector registers: the hidden size is a multiple of 128. At 1,024 units the weights do not fit.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,9 @@ def go_back(
     *,
     interpret: bool = False,
 ) -> tuple[LayerCarry, Float[Array, "time batch gates"]]:
-    """Go back through a sequence: return the gradients of the carry before it, and of all pre-activations.
+    """Return the gradients with respect to the carry before a sequence and to the pre-activations of all its steps.
 
-    The arguments are `step_back`'s, of all steps, with U itself; for `interpret` see `read_and_trace`.
+    The arguments are `step_back`'s for all steps, but U is not transposed; for `interpret` see `read_and_trace`.
     """
 
     def body(transposed: Array, here: tuple[Trace, Array], after: LayerCarry) -> tuple[LayerCarry, Array]:
@@ -61,9 +61,9 @@ def go_back(
 def _along(
     body: Callable[..., Any], weights: Array, inputs: Any, carry: Any, *, reverse: bool, interpret: bool
 ) -> tuple[Any, Any]:
-    """Return the last carry, and the outputs of all steps, where `carry, output = body(weights, input, carry)` is one.
+    """Return the last carry and all outputs of the steps `carry, output = body(weights, input, carry)`.
 
-    `jax.lax.scan` as a kernel; `reverse` begins with the last step.
+    This is `jax.lax.scan` as a kernel; `reverse` begins with the last step.
     """
     time = len(jax.tree.leaves(inputs)[0])
 
@@ -78,7 +78,7 @@ def _along(
         return jax.ShapeDtypeStruct((time, *array.shape), array.dtype)
 
     def kernel(weights: Any, inputs: Any, first: Any, carry: Any, outputs: Any) -> None:
-        # The carry's place is the same at every step, which so finds there what the one before it left.
+        # The carry's block is the same at every step, so that each step finds there what the previous one left.
         @pl.when(pl.program_id(0) == 0)
         def _() -> None:
             _write(carry, _read(first))
@@ -95,7 +95,7 @@ def _along(
         in_specs=[shared(weights), jax.tree.map(of_step, inputs), carries],
         out_specs=(carries, jax.tree.map(of_step, outputs)),
         out_shape=(shapes, outputs),
-        input_output_aliases={1: 2},  # a step's outputs, or the first of them, into the place of its first input
+        input_output_aliases={1: 2},  # a step's (first) output overwrites its first input
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
     )(weights, inputs, carry)
