@@ -1,1 +1,1 @@
-"""The only shell: command lines, configurations, disk, clock, signals, devices."""
+"""The imperative shell: command lines, configurations, disk, clock, signals, devices."""

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of the other rooms."""
+"""Builds a training job from a configuration: corpus, network, optimizer, mesh, batch order and first state."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -33,20 +33,20 @@ from charlm_jax.runs.trained import LoadedRun, load_model, make_network
 
 @dataclass(frozen=True)
 class Job:
-    """What training needs, ready to start.
+    """Everything that training needs, ready to start.
 
     Attributes:
         configuration: every choice.
         corpus: the text.
-        vocabulary: its characters.
+        vocabulary: the characters that have ids.
         training_ids: the beginning of the text, to train on.
         held_out_ids: its end, to evaluate on; empty if nothing is held out.
         network: the model.
         optimizer: the update rule.
         key: the run's root key.
-        mesh: the devices that it runs on.
-        order: in which an epoch goes through the training text.
-        source: the trained model to start from; None is one drawn anew.
+        mesh: the devices to run on.
+        order: how an epoch goes through the training text.
+        source: the trained model to start from; None to draw new parameters.
     """
 
     configuration: Configuration
@@ -77,7 +77,7 @@ class Job:
         return self.configuration.epochs * self.steps_per_epoch
 
     def describe_corpus(self) -> dict[str, Any]:
-        """Return what provenance.json says of the text."""
+        """Return what provenance.json records about the text."""
         return {
             "name": self.corpus.name,
             "characters": len(self.corpus.ids),
@@ -86,7 +86,7 @@ class Job:
         }
 
     def describe_source(self) -> dict[str, Any] | None:
-        """Return what provenance.json says of the trained model that the run starts from; None if there is none."""
+        """Return what provenance.json records about the trained model to start from; None if there is none."""
         if self.source is None:
             return None
         return {
@@ -96,7 +96,7 @@ class Job:
         }
 
     def describe(self, path: Path) -> str:
-        """Return the opening summary of a run in `path`, a line a subject."""
+        """Return the opening summary of a run in `path`, one line per subject."""
         chosen = self.configuration
         parameters = parameter_count(parameter_shapes(self.network))
         held_out = f"{len(self.held_out_ids):,} characters" if len(self.held_out_ids) else "nothing"
@@ -107,7 +107,7 @@ class Job:
         embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
 
         def named(*names: str) -> str:
-            """Name those ingredients that are in use."""
+            """Return the options that are in use, each with its value."""
             values = {name.replace("_", " "): getattr(chosen, name) for name in names}
             return "".join(f", {name} {value:g}" for name, value in values.items() if value)
 
@@ -128,16 +128,16 @@ class Job:
 
 
 def prepare(configuration: Configuration, devices: int | None = None, path: Path | None = None) -> Job:
-    """Read the corpus and build what the configuration names; writes nothing.
+    """Read the corpus and build the job that a configuration describes; write nothing to the run's directory.
 
     Args:
         configuration: every choice.
-        devices: how many to split batches over; None is all that get a few windows each.
-        path: the run's directory; where it has states already, it need not look at the one that it started from.
+        devices: how many to split batches over; None leaves it to `open_mesh`.
+        path: the run's directory; if it already holds states, the run that it started from is not read.
 
     Raises:
-        InputError: the corpus cannot be read, is too short, or has no place for the prompt; or there are not so many
-            devices, or more than windows in a batch.
+        InputError: the corpus or the run to start from cannot be read, or does not suit the configuration; or `devices`
+            is more than there are, or than windows in a batch.
     """
     chosen = configuration
     mesh = open_mesh(devices, chosen.batch_size)
@@ -218,7 +218,7 @@ def _source(path: Path, configuration: Configuration) -> LoadedRun:
     """Return the model of the run to start from.
 
     Raises:
-        InputError: there is no such run, it has no model yet, or one of another shape.
+        InputError: there is no such run, it has no model yet, or its model has another shape.
     """
     run = open_run(path)
     there = run.configuration()
@@ -230,7 +230,7 @@ def _source(path: Path, configuration: Configuration) -> LoadedRun:
 
 
 def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainSteps:
-    """Return what takes a job's training steps on a mesh, from its text or, `streamed`, from `Batches` of it."""
+    """Return a job's compiled training steps on a mesh, which take its text or, if `streamed`, `Batches` of it."""
     return make_train_steps(
         job.network,
         job.optimizer,
@@ -243,9 +243,9 @@ def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainStep
 
 
 def first_state(job: Job) -> TrainingState:
-    """Return the state before the first step: of a model drawn anew, or of the trained one to start from."""
+    """Return the state before the first step, with new parameters or those of the model to start from."""
     if job.source is not None:
-        parameters = jax.tree.map(jnp.copy, job.source.model.parameters)  # which training overwrites
+        parameters = jax.tree.map(jnp.copy, job.source.model.parameters)  # copied, as training overwrites its arrays
     else:
         parameters = initial_parameters(job.network, job.configuration.initializer, fold_text(job.key, "parameters"))
     learning_rate = job.configuration.learning_rate
@@ -256,7 +256,7 @@ def first_state(job: Job) -> TrainingState:
 def state_shapes(
     network: CharacterLSTM, optimizer: optax.GradientTransformation, order: Order, mesh: Mesh
 ) -> TrainingState:
-    """Return a training state's shapes and types in place of its arrays."""
+    """Return a training state with shapes and types in place of its arrays."""
 
     def state(key: Key) -> TrainingState:
         model = Model(network, flax_parameters(network, key))

@@ -1,8 +1,8 @@
-"""Training states on disk: one file a state, there whole or not at all, that says what it holds and for which run.
+"""Training states on disk: one file per state, written atomically and verified whenever it is read.
 
-A state is a safetensors file (no code runs when it is read) named for its step. Its arrays have the paths that they
-have in a `TrainingState`; its metadata hold the SHA-256 of each array with its path, type and shape, and the identity
-of the run. Whatever does not agree with them, or with what the run's configuration asks for, is not restored.
+A state is a safetensors file (reading it runs no code) named for its step. Its arrays are named by their paths in a
+`TrainingState`. Its metadata hold the SHA-256 of each array with its path, type and shape, and the identity of the run.
+A file that disagrees with its metadata, or with what the run's configuration calls for, is not restored.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from charlm_jax.runs.files import is_temporary, write_atomically
 
 
 class Snapshot(NamedTuple):
-    """Of a `TrainingState`, what reading and writing texts needs, whatever the optimizer was.
+    """The part of a `TrainingState` that inference needs, whatever the optimizer was.
 
     Attributes:
-        step: updates that it has seen.
+        step: updates so far.
         parameters: the network's.
     """
 
@@ -38,29 +38,29 @@ class Snapshot(NamedTuple):
 
 _State = TypeVar("_State", TrainingState, Snapshot)
 SUFFIX = ".safetensors"
-"""What a state's file is named, after its step."""
+"""The suffix of a state's file, which is named for its step."""
 QUARANTINED = ".damaged"
-"""What stands in the name of a file that is set aside."""
+"""Added to the name of a damaged file that is set aside."""
 Spoiled = Callable[[Path, DamagedError], None]
 
 
 def state_files(folder: Path) -> dict[int, Path]:
-    """Return the files of a folder that are named for a step, by that step, the newest last."""
+    """Return a folder's state files by step, the newest last."""
     names = {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")}
     steps = sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
     return {step: names[str(step)] for step in steps}
 
 
 def save_state(folder: Path, state: TrainingState | Snapshot, identity: str) -> None:
-    """Write a state, on the disk when this returns; one of the same step is replaced.
+    """Write a state, replacing one of the same step; it is on disk on return.
 
     Args:
-        folder: made if it is not there.
-        state: whole on this process's devices; from a `Snapshot` no training goes on.
-        identity: of the run; see `RunDirectory.identity`.
+        folder: created if missing.
+        state: complete on this process's devices; training cannot resume from a `Snapshot`.
+        identity: the run's; see `RunDirectory.identity`.
 
     Raises:
-        OSError: the disk is full or cannot be written; what was there still is.
+        OSError: the disk is full or cannot be written; what was there is intact.
     """
     arrays = {name: np.require(leaf, requirements="C") for name, leaf in _named(state).items()}
     digests = {name: _digest(name, array) for name, array in arrays.items()}
@@ -73,20 +73,20 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
     """Read a state, or a part of one, and check every array's digest, type, shape and path.
 
     Args:
-        path: of the file.
-        like: what to return, in structure, shapes and types: a `TrainingState`, or a `Snapshot` of it.
-        identity: of the run.
+        path: the file.
+        like: the structure, shapes and types to return: a `TrainingState`, or a `Snapshot` of it.
+        identity: the run's.
 
     Raises:
-        DamagedError: the file is not what `save_state` wrote for this run; says where.
-        OSError: it cannot be read just now, or is gone, which says nothing of what it holds.
+        DamagedError: the file is not what `save_state` wrote for this run; the message says where.
+        OSError: it is gone or cannot be read now, which does not mean that it is damaged.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise DamagedError("it is no file of its own but a link, a folder or a device")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         digests = dict(json.loads(metadata["sha256"]))
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"it cannot be read ({type(error).__name__}: {error})") from error
@@ -103,7 +103,7 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
         there, here = (f"{array.dtype}{array.shape}" for array in (arrays[name], leaf))
         if there != here:
             raise DamagedError(f"array {name!r} is {there}, not {here}")
-    # Copies: on a CPU a device array may be a view of NumPy's memory, and a state is overwritten by the next.
+    # Copies: on a CPU a device array may be a view of NumPy's memory, and each state is overwritten by the next.
     state = jax.tree.unflatten(jax.tree.structure(like), [jnp.array(arrays[name]) for name in wanted])
     if path.name != f"{int(state.step)}{SUFFIX}":
         raise DamagedError(f"it holds step {int(state.step)}")
@@ -111,13 +111,13 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
 
 
 def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: Spoiled) -> _State | None:
-    """Return the newest sound state of some folders, on one device, or None where none was ever saved.
+    """Return the newest sound state in some folders, on one device, or None if none was ever saved.
 
     Args:
-        folders: of the states; where two have one of the same step, the first one's is taken.
+        folders: where to look; of states of the same step, the first folder's is taken.
         like: see `read_state`.
-        identity: of the run.
-        spoiled: told of every newer file that is damaged, once a sound one is found.
+        identity: the run's.
+        spoiled: called with every newer file that is damaged, once a sound one is found.
 
     Raises:
         InputError: states were saved, but none is sound.
@@ -129,7 +129,7 @@ def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: 
             state = read_state(path, like, identity)
         except DamagedError as error:
             damaged.append((path, error))
-        except FileNotFoundError:  # removed by the process that trains, which has written a newer one
+        except FileNotFoundError:  # removed by the training process, which has written a newer one
             return newest_state(folders, like, identity, spoiled)
         else:
             for spoiled_path, error in damaged:
@@ -145,7 +145,7 @@ def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: 
 
 
 def quarantine(path: Path) -> Path:
-    """Rename a damaged file, so that it is not used and not lost; return its new name."""
+    """Rename a damaged file so that it is neither used nor lost; return its new path."""
     new, number = path.with_name(path.name + QUARANTINED), 1
     while new.exists() or new.is_symlink():
         number += 1
@@ -154,7 +154,7 @@ def quarantine(path: Path) -> Path:
 
 
 def remove_states(folder: Path, steps: Iterable[int]) -> None:
-    """Remove the states of some steps, where they are there."""
+    """Remove the states of some steps, if present."""
     files = state_files(folder)
     for step in steps:
         if step in files and not files[step].is_dir():
@@ -177,13 +177,13 @@ def _named(tree: PyTree) -> dict[str, Any]:
 
 
 def fingerprint(parameters: Parameters) -> str:
-    """Return the SHA-256 of a model's arrays with their paths, types and shapes, in hexadecimal digits."""
+    """Return the SHA-256 of a model's arrays with their paths, types and shapes, in hexadecimal."""
     digests = [_digest(name, np.asarray(leaf)) for name, leaf in _named(parameters).items()]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _digest(name: str, array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's path, type, shape and bytes, in hexadecimal digits."""
+    """Return the SHA-256 of an array's path, type, shape and bytes, in hexadecimal."""
     digest = hashlib.sha256(f"{name} {array.dtype} {array.shape}\n".encode())
     digest.update(array.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Command lines: training flags, the line to the person who watches, errors to exit codes."""
+"""Command lines: training flags, messages and progress for the user, exit codes for errors."""
 
 import dataclasses
 import io
@@ -35,7 +35,7 @@ from charlm_jax.errors import (
 from charlm_jax.runs.configuration import PRESETS, Configuration
 
 if TYPE_CHECKING:
-    ProgressBar = tqdm[Never]  # which tqdm is to its stubs alone
+    ProgressBar = tqdm[Never]  # generic in tqdm's stubs only
 else:
     ProgressBar = tqdm
 _Item = TypeVar("_Item")
@@ -43,16 +43,16 @@ _Made = TypeVar("_Made")
 
 
 class Watcher(io.TextIOBase):
-    """The person who watches, at stderr; where nobody does any more, what is said is lost, and nothing else.
+    """A stream to the user at stderr. Once nobody reads it, messages are lost, but nothing fails.
 
     Attributes:
-        muted: whether another process of the same job says it all.
+        muted: whether to stay silent, as another process of the same job does the reporting.
     """
 
     muted: ClassVar[bool] = False
 
     def write(self, text: str) -> int:
-        """Write a text if it can be written."""
+        """Write a text to stderr if possible."""
         if not self.muted:
             with suppress(OSError):
                 sys.stderr.write(text)
@@ -60,34 +60,34 @@ class Watcher(io.TextIOBase):
         return len(text)
 
     def fileno(self) -> int:
-        """Return stderr's number, by which a progress bar finds the terminal's width."""
+        """Return stderr's file descriptor, from which a progress bar finds the terminal's width."""
         return sys.stderr.fileno()
 
     def isatty(self) -> bool:
-        """Say whether it is a terminal."""
+        """Return whether stderr is a terminal."""
         return sys.stderr.isatty()
 
 
 def tell(message: str) -> None:
-    """Write a line for the person who watches: to stderr, where progress and warnings go."""
+    """Write a line for the user to stderr, where progress and warnings go."""
     print(message, file=Watcher())
 
 
 def progress_bar(
     purpose: str, total: int, unit: str, *, initial: int = 0, watched: bool = True, scaled: bool = False
 ) -> ProgressBar:
-    """Return a bar for the person who watches a terminal or a notebook; a log gets a line a minute.
+    """Return a progress bar, live on a terminal or in a notebook; a log gets a line a minute.
 
     Args:
-        purpose: what is done.
-        total: units in all.
+        purpose: what is being done.
+        total: units in total.
         unit: what is counted.
-        initial: units done before.
+        initial: units already done.
         watched: whether to show it.
-        scaled: whether to count in thousands and millions.
+        scaled: whether to show counts in thousands and millions.
     """
     on_terminal = sys.stderr.isatty()
-    live = on_terminal or type(sys.stderr).__module__ == "ipykernel.iostream"  # a notebook's, which is no terminal
+    live = on_terminal or type(sys.stderr).__module__ == "ipykernel.iostream"  # a notebook, which is no terminal
     return tqdm(
         desc=purpose,
         total=total,
@@ -104,7 +104,7 @@ def progress_bar(
 
 
 def require_file(flag: str, path: Path | None, *endings: str) -> None:
-    """Raise an InputError unless the file of a flag has one of some endings and can be written; None passes."""
+    """Raise an InputError unless a flag's file has one of these endings and its folder exists; None passes."""
     if path is not None:
         right = path.suffix in endings and not path.is_dir()
         require(flag, str(path), right, f"a file that ends in {' or '.join(endings)}")
@@ -112,10 +112,10 @@ def require_file(flag: str, path: Path | None, *endings: str) -> None:
 
 
 def make_each(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
-    """Return what is made of each item, but for those of which nothing can be made: of these it is told why.
+    """Return what `make` makes of each item; leave out those for which it raises an InputError, and tell the user why.
 
     Raises:
-        InputError: nothing can be made of any; says why of the first.
+        InputError: every item failed; the first one's error.
     """
     made, failures = list[_Made](), list[InputError]()
     for item in items:
@@ -143,30 +143,30 @@ class TrainingArguments:
 
     configuration: Annotated[Configuration, tyro.conf.arg(name="")]
     run_dir: Path = Path("runs", "PRESET-TIME")
-    """Directory of the run: a new one by default, or one to go on with."""
+    """Directory of the run: a new one by default, or that of a run to resume."""
     devices: int | None = None
-    """Devices to split each batch over; all if not given, in a single process as many as get eight windows each."""
+    """Devices to split each batch over; if not given, all, or with a single process as many as get 8 windows each."""
     distributed: str | None = None
-    """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
+    """How to find this job's other processes: HOST:PORT/NUMBER/COUNT, or auto; if not given, as Slurm says."""
     text: TextPlace = "auto"
-    """Learn text on each device (resident) or from its place (streamed), as auto does above a quarter of memory."""
+    """Hold the training text on each device (resident) or stream it (streamed), as auto does above 1/4 of memory."""
 
     def __post_init__(self) -> None:
         require_count("--devices", self.devices)
 
 
 class _AsItIs(str):
-    """A text whose lines tyro leaves alone; it would join those of a paragraph, and fold none."""
+    """A text that tyro prints as it is; it would otherwise join the lines of a paragraph, and fold none."""
 
     def split(self, *_: Any, **__: Any) -> list[str]:
         return [str(self)]
 
 
 def folded(description: str | None) -> str:
-    """Return the text of a command's help, folded to the terminal's width.
+    """Return a command's help text, folded to the terminal's width.
 
     Args:
-        description: paragraphs. Of an indented one each line stays by itself, and goes on where its last column begins.
+        description: paragraphs. In an indented one each line is folded by itself, and continues under its last column.
     """
     width = max(20, shutil.get_terminal_size().columns)
 
@@ -183,33 +183,33 @@ def folded(description: str | None) -> str:
 
 
 def parse_training(experiment: str, description: str | None, flags: Sequence[str], *, preset: str) -> TrainingArguments:
-    """Read the command line of a command that trains: a preset, which may be left out, and flags that override it.
+    """Parse the command line of a command that trains: an optional preset, then flags that override it.
 
     Args:
         experiment: the command's name.
-        description: the text of its help.
+        description: its help text.
         flags: the command line.
-        preset: the one that is meant if none is named.
+        preset: the default.
 
     Raises:
-        InputError: the command line begins with a word that is no preset, or a flag's value cannot be used.
+        InputError: the command line begins with a word that is not a preset, or a flag's value cannot be used.
     """
     preset, base, flags = named_preset(flags, preset)
     defaults = TrainingArguments(base)
     program = f"scripts/run {experiment} {preset}"
     arguments = tyro.cli(TrainingArguments, prog=program, description=folded(description), args=flags, default=defaults)
     if arguments.run_dir == defaults.run_dir:
-        # The process's number, for commands that are started in the same second.
+        # The process number tells apart commands that start in the same second.
         run_dir = defaults.run_dir.with_name(f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         arguments = dataclasses.replace(arguments, run_dir=run_dir)
     return dataclasses.replace(arguments, configuration=absolute_places(arguments.configuration))
 
 
 def named_preset(flags: Sequence[str], preset: str) -> tuple[str, Configuration, Sequence[str]]:
-    """Return the preset that a command line begins with, or the one meant if none is named, and the flags after it.
+    """Return a command line's preset, the given one if it names none, with its configuration, and the flags after it.
 
     Raises:
-        InputError: it begins with a word that is no preset.
+        InputError: it begins with a word that is not a preset.
     """
     if flags and not flags[0].startswith("-"):
         preset, *flags = flags
@@ -220,7 +220,7 @@ def named_preset(flags: Sequence[str], preset: str) -> tuple[str, Configuration,
 
 
 def absolute_places(configuration: Configuration) -> Configuration:
-    """Return a configuration whose run finds its text and its source again from any directory."""
+    """Return a configuration with absolute paths to its text and source, so that it is valid in any directory."""
     places = {}
     if configuration.corpus and configuration.corpus not in NAMES and Path(configuration.corpus).exists():
         places["corpus"] = str(Path(configuration.corpus).resolve())
@@ -230,7 +230,7 @@ def absolute_places(configuration: Configuration) -> Configuration:
 
 
 def mendable(error: Exception) -> str | None:
-    """Return what users are told of an error that they can mend; None for a defect of ours."""
+    """Return the message for an error that users can fix; None for a bug of ours."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -243,9 +243,9 @@ def mendable(error: Exception) -> str | None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn the errors that users can mend into one sentence and an exit code; a defect of ours keeps its traceback."""
+    """Turn errors that users can fix into one sentence and an exit code; a bug of ours keeps its traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     try:
         try:
             yield
@@ -254,7 +254,7 @@ def exit_codes() -> Iterator[None]:
             raise
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python would complain once more when it flushes.
+        # The reader (head, less) has left; without this, Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except DivergedError as error:
@@ -274,6 +274,6 @@ def exit_codes() -> Iterator[None]:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command with the flags that this process was started with; see `exit_codes`."""
+    """Run a command with this process's flags; see `exit_codes`."""
     with exit_codes():
         main(sys.argv[1:])

@@ -1,6 +1,6 @@
-"""What a run is: one frozen record of every choice, and the presets.
+"""The configuration of a run, one frozen record of every choice, and the presets.
 
-Nothing here touches JAX, so that command lines answer at once.
+Nothing here imports JAX, so that command lines answer at once.
 """
 
 import dataclasses
@@ -26,86 +26,86 @@ from charlm_jax.errors import InputError, require, require_count, require_seed, 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Every choice that decides a run's results. A field's flag is its name with hyphens."""
+    """Every choice that affects a run's results. A field's flag is its name with hyphens."""
 
     corpus: str = "python-docs"
-    """Text to learn: python-docs, nietzsche, tinyshakespeare, text8, enwik8, a file, a folder, an encoded corpus."""
+    """Text to learn: python-docs, nietzsche, tinyshakespeare, text8, enwik8, a file, a folder or an encoded corpus."""
     encoding: str | None = None
-    """Encoding of the corpus's bytes; the corpus's own if not given, which is UTF-8 but for enwik8."""
+    """Encoding of the corpus's bytes; the corpus's own if not given, which is UTF-8 except for enwik8 (latin-1)."""
     lowercase: bool = False
     """Lower-case the text."""
     held_out_fraction: float = 0.1
-    """Share of the text, taken from its end, that is evaluated on and never trained on; 0 holds out nothing."""
+    """Share of the text, taken from its end, to evaluate on and never train on; 0 holds out nothing."""
 
     objective: Objective = "last-character"
-    """Learn from the character after each window alone, or from every character in it and after it."""
+    """Learn to predict only the character after each window, or the next character at every place in it."""
     carry: SegmentCarry = "kept"
-    """With every-character: windows follow one another and the state is kept between them, or each starts fresh."""
+    """With every-character: read windows in order and carry the state over (kept), or start each from zero (fresh)."""
     window: int = 60
-    """Characters in a window: what a step reads, and what windowed texts and evaluations look back on."""
+    """Characters per window: what a training step reads, and how far windowed sampling and evaluation look back."""
     stride: int = 3
-    """Characters from one window's start to the next one's; while the state is kept, of evaluations only."""
+    """Characters from one window's start to the next; where the state is kept, it applies to evaluation only."""
     batch_size: int = 128
-    """Windows in one update; an epoch's last batch may be smaller. Parts read side by side where the state is kept."""
+    """Windows per update (an epoch's last batch may be smaller); where the state is kept, the number of streams."""
 
     hidden_size: int = 128
-    """Units of each LSTM layer."""
+    """Units in each LSTM layer."""
     layers: int = 1
-    """LSTM layers."""
+    """Number of LSTM layers."""
     embedding_size: int | None = None
-    """Numbers, learned, that stand for each character before the first layer; one-hot if not given."""
+    """Size of a learned character embedding before the first layer; one-hot characters if not given."""
     dropout: float = 0.0
-    """Share of every layer's outputs that is dropped while training, the same ones along a window."""
+    """Share of each layer's outputs to drop in training, the same units at every step of a window."""
     weight_dropout: float = 0.0
-    """Share of every layer's recurrent weights that is dropped while training, others in each batch."""
+    """Share of each layer's recurrent weights to drop in training, drawn anew for each batch."""
     gate_activation: GateActivation = "sigmoid"
     """Activation of the gates; hard_sigmoid is Keras 2's, clip(0.2 x + 0.5, 0, 1)."""
     initializer: Initializer = "keras"
-    """Initial parameters as Keras draws them (Glorot, jointly orthogonal, forget bias 1) or as Flax does."""
+    """Draw the initial parameters as Keras does (Glorot, jointly orthogonal, forget bias 1) or as Flax does."""
     init_from: str | None = None
-    """Start from the best model of this run, with its vocabulary; the optimizer starts anew."""
+    """Start from the best model of this run, with its vocabulary and a fresh optimizer state."""
 
     least_probability: float = 0.0
-    """In training a character counts as at least this likely, and one less likely teaches nothing; in Keras 2, 1e-7."""
+    """Floor on probabilities in the training loss; a character below it has no gradient. Keras 2 uses 1e-7."""
     optimizer: OptimizerName = "adam"
-    """Update rule; the two RMSprops put epsilon outside (Keras 2, tf.keras 2) or inside (Keras 3) the root."""
+    """Update rule; the RMSprops add epsilon outside (Keras 2, tf.keras 2) or inside (Keras 3) the square root."""
     learning_rate: float = 0.01
-    """Learning rate, the highest over the run."""
+    """Peak learning rate of the run."""
     schedule: Schedule = "constant"
-    """Learning rate over the run: constant, or cosine down to zero."""
+    """Learning rate over the run: constant, or cosine decay to zero."""
     warmup: float = 0.0
-    """Share of the run's steps over which the learning rate first rises from zero."""
+    """Share of the run's steps, at its start, over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.0
-    """Share of each matrix, times the learning rate, that every step of adamw takes off."""
+    """Decoupled weight decay of adamw: each step shrinks every matrix by this times the learning rate."""
     clip: float | None = None
-    """Bound on the gradient's global norm; none if not given."""
+    """Bound on the gradient's global norm; no clipping if not given."""
     epochs: int = 1
     """Passes over the training text."""
     patience: int | None = None
-    """Stop after this many epochs without a lower held-out loss; go on to the end if not given."""
+    """Stop after this many epochs without a lower held-out loss; never stop early if not given."""
 
     on_divergence: OnDivergence = "warn"
-    """When an epoch's training loss is 0.5 nats above the lowest: say so, or go back to the best model at half rate."""
+    """If an epoch's training loss is over 0.5 nats above the lowest: warn, or return to the best model at half rate."""
 
     temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 1.2)
-    """Softmax temperatures at which text is generated after an epoch."""
+    """Softmax temperatures at which to generate text after an epoch."""
     sample_every: int = 1
-    """Epochs from one set of texts to the next; the last epoch has one too."""
+    """Epochs from one set of texts to the next; the last epoch also has one."""
     sample_length: int = 400
-    """Characters generated at each temperature."""
+    """Characters to generate at each temperature."""
     sampler: Sampler = "windowed"
-    """Predict each character from the last window alone (windowed), or carry the state on (stateful)."""
+    """Predict each character from the last window only (windowed), or carry the state throughout (stateful)."""
     prompt_start: int | None = None
-    """Where in the training text the prompt, one window long, starts; drawn anew after each epoch if not given."""
+    """Where in the training text the prompt (one window) starts; drawn anew after each epoch if not given."""
     continuation: Continuation = "restart"
-    """Each temperature starts from the prompt (restart), or from the end of the text before it (roll-on)."""
+    """Start each temperature from the prompt (restart), or from the end of the previous text (roll-on)."""
 
     precision: Precision = "float32"
-    """Precision of the factors of matrix products; parameters, carry and sums are float32."""
+    """Precision of the operands of matrix products; parameters, carry and accumulation are float32."""
     recurrence: Recurrence = "scan"
-    """Learn by XLA's loop over the characters, by its steps unrolled, or on a TPU by one kernel a direction."""
+    """Recurrence in training: XLA's loop (scan), the same steps unrolled, or, on a TPU, one kernel per direction."""
     seed: int = 1
-    """Seed of the initial parameters, the order of windows, dropout, prompts and samples."""
+    """Seed of the initial parameters, window order, dropout, prompts and samples."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -142,7 +142,7 @@ class Configuration:
         """Rebuild a configuration from its JSON object.
 
         Raises:
-            InputError: it has other fields, so it is of another version.
+            InputError: its fields are not those of this version.
         """
         odd = record.keys() ^ {field.name for field in dataclasses.fields(cls)}
         if odd:
@@ -154,13 +154,13 @@ class Configuration:
         return {**dataclasses.asdict(self), "temperatures": list(self.temperatures)}
 
     def differences(self, other: "Configuration") -> list[str]:
-        """Say, field by field, where another configuration differs."""
+        """Describe, field by field, where another configuration differs."""
         mine, theirs = self.to_json(), other.to_json()
         return [f"{flag(name)} {mine[name]} there, {theirs[name]} here" for name in mine if mine[name] != theirs[name]]
 
 
 def flag(name: str) -> str:
-    """Return a field's flag on the command line."""
+    """Return a field's command-line flag."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -209,4 +209,4 @@ PRESETS = {
     "keras-2.2": dataclasses.replace(_NOTEBOOK, gate_activation="hard_sigmoid", least_probability=1e-7, epochs=3),
     "tf-keras": _NOTEBOOK,
 }
-"""Full configurations by name: two recipes of our own, and one for each published notebook."""
+"""Complete configurations by name: two recipes of our own, and one for each published notebook."""

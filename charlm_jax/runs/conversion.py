@@ -1,7 +1,7 @@
-"""A run's model as a file of another library, and a run of such a file.
+"""Converts a run's model into a file of another library, and such a file into a run.
 
-Beside every file stands a record of what it does not say, named NAME.json: the characters, and how the model is to be
-used. It is written with the file, and looked for where one is read.
+Beside a file NAME lies a record of what the file does not say, NAME.json: the characters, and how the model is to be
+used. It is written with the file, and looked for when a file is read.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from charlm_jax.runs.directory import hold_run
 from charlm_jax.runs.files import read_json, write_atomically, write_json
 from charlm_jax.runs.trained import LoadedRun
 
-# What a record says, and which values it may have.
+# The fields of a record, with their types or possible values.
 _SAID = {
     "vocabulary": str,
     "gate_activation": get_args(GateActivation),
@@ -45,16 +45,16 @@ _HARD = "its gates' hard_sigmoid is clip(0.2 x + 0.5, 0, 1)"
 
 
 def write_model(run: LoadedRun, path: Path, ending: str, length: int) -> None:
-    """Write a model as a file, and its record.
+    """Write a run's model to a file, with its record.
 
     Args:
-        run: whose model it is.
-        path: of the file.
+        run: the run.
+        path: the file.
         ending: of its name; one of `MODEL_FILES`.
-        length: characters that a text has which .jax, a program, generates.
+        length: characters in each text that a .jax file, a program, generates.
 
     Raises:
-        InputError: a library that this takes is not installed.
+        InputError: a library that the format needs is not installed.
     """
     chosen, parameters = run.configuration, run.model.parameters
     hard = chosen.gate_activation == "hard_sigmoid"
@@ -81,15 +81,15 @@ def write_model(run: LoadedRun, path: Path, ending: str, length: int) -> None:
 
 
 def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
-    """Make a run of a file: its model, as step 0 of a training that is not known, and that cannot go on.
+    """Make a run of a file: its model, as step 0 of an unknown training that cannot be resumed.
 
     Args:
         source: the file.
-        target: directory of the run.
-        flags: what the user says of what the record may say, by the names there.
+        target: the run's directory.
+        flags: the user's values for fields of the record, by name.
 
     Raises:
-        InputError: the file or its record is broken, says too little, or they and the flags do not agree.
+        InputError: the file or its record is broken or says too little, or they and the flags disagree.
     """
     content = source.read_bytes()
     read = _read_torch if source.suffix == ".safetensors" else _read_keras
@@ -149,7 +149,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
 
 
 def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:
-    """Return what a file of Keras's holds; read by a process of its own, as HDF5 may die of a broken file."""
+    """Return what a Keras file holds, read in a process of its own, as HDF5 may crash on a broken file."""
     read = _keras_files().read_keras
     with ProcessPoolExecutor(1, get_context("spawn")) as reader:
         try:
@@ -181,7 +181,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _agreed(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return all that is said, by several, if they do not contradict one another."""
+    """Merge what several sources say; raise an InputError if they contradict one another."""
     facts: dict[str, tuple[Any, str]] = {}
     for source, values in said.items():
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""What the numbers are computed on, and where they come from."""
+"""Devices, cores and memory, and the record of what a result was computed with."""
 
 import contextlib
 import hashlib
@@ -27,11 +27,11 @@ _PROCESSORS = Path("/proc/cpuinfo")
 _KIND = "vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"  # of x86, and of ARM
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of a container or a job: what it may use (Linux control groups, version 2)
 _OWN_CONTROL_GROUP = Path("/proc/self/cgroup")
-_LEAST_ROWS = 8  # for a device: with fewer, a product has too little to do
+_LEAST_ROWS = 8  # per device; with fewer, a matrix product has too little to do
 
 
 def keep_compiled_programs() -> None:
-    """Have this process keep what it compiles in the user's cache, unless JAX was told otherwise."""
+    """Keep the programs that this process compiles in the user's cache, unless JAX is configured otherwise."""
     if jax.config.values["jax_enable_compilation_cache"] and not jax.config.values["jax_compilation_cache_dir"]:
         folder = Path(pooch.os_cache("charlm_jax"), f"compiled-{processor().rpartition(' ')[2]}")
         if not _is_our_own(folder):
@@ -42,7 +42,7 @@ def keep_compiled_programs() -> None:
 
 
 def _is_our_own(folder: Path) -> bool:
-    """Make a folder, and say whether it is ours alone: whoever can write to it decides what we run."""
+    """Create a folder and return whether it is ours alone: whoever can write to it decides what we run."""
     try:
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         there = folder.stat()
@@ -67,14 +67,14 @@ def processor() -> str:
 
 
 def open_mesh(devices: int | None, rows: int) -> Mesh:
-    """Return the mesh that a job runs on; a CPU becomes one device a core, if JAX has not been used before.
+    """Return the mesh that a job runs on; a CPU becomes one device per core, unless JAX is already in use.
 
     Args:
-        devices: how many; None is all, in a single process as long as each has a few rows.
-        rows: of a batch, or streams: what is split over the devices.
+        devices: how many; None is all, but in a single process no more than get a few rows each.
+        rows: of a batch, or streams, to split over the devices.
 
     Raises:
-        InputError: there are not so many devices, or more than rows, or none.
+        InputError: `devices` is more than there are or than rows, or no multiple of the processes; or there are none.
     """
     use_every_core()
     require_devices()
@@ -82,7 +82,7 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
     own = [[device for device in jax.devices() if device.process_index == process] for process in range(processes)]
     there = processes * min(map(len, own))
     if devices is None:
-        # Of several processes all: a TPU pod runs no program on a part of itself.
+        # Several processes use all devices: a TPU pod runs no program on a part of itself.
         devices = there if processes > 1 else min(there, max(1, rows // _LEAST_ROWS))
         rows = max(rows, devices)
     if devices % processes:
@@ -95,10 +95,10 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
 
 
 def require_devices() -> None:
-    """Raise an InputError if JAX was told to compute on a platform that is not here."""
+    """Raise an InputError if JAX was told to compute on a platform that is missing."""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter for cuda where there is no GPU
+    except (RuntimeError, AssertionError) as error:  # the latter for cuda without a GPU
         if not (told := jax.config.values["jax_platforms"]):
             raise
         raise InputError(
@@ -108,15 +108,15 @@ def require_devices() -> None:
 
 
 def use_every_core() -> None:
-    """Make a CPU one device a core, unless JAX has been told otherwise, or used before."""
+    """Make a CPU one device per core, unless JAX is configured otherwise or already in use."""
     told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.values["jax_num_cpu_devices"] < 0 and not told:
-        with contextlib.suppress(RuntimeError):  # JAX has been used, and keeps the devices that it has
+        with contextlib.suppress(RuntimeError):  # JAX is already in use, and keeps the devices that it has
             jax.config.update("jax_num_cpu_devices", cores())
 
 
 def device_memory(mesh: Mesh) -> int:
-    """Return the bytes of memory of one of this process's devices; on a CPU they share what the process may use."""
+    """Return the memory of one of this process's devices, in bytes; CPU devices share what the process may use."""
     statistics = mesh.local_devices[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"]
@@ -131,9 +131,9 @@ def describe_devices(mesh: Mesh) -> str:
 
 
 def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict[str, Any]:
-    """Return what decides the bits of a result beside the configuration: code, versions, devices, precision.
+    """Return what decides a result's bits besides the configuration: code, versions, devices, precision.
 
-    `replicas` models are trained together.
+    `replicas` is how many models are trained together.
     """
     return {
         "command": shlex.join(sys.argv),
@@ -154,14 +154,14 @@ def describe_process(precision: Precision, mesh: Mesh, replicas: int) -> dict[st
 
 
 def cores() -> int:
-    """Return how many cores this process may use: a container's share of a machine, where it has one."""
+    """Return how many cores this process may use, within its container's share of the machine if it has one."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [quota // period for quota, period in _limits("cpu.max")]
     return max(1, min([there, *shares]))
 
 
 def _limits(name: str) -> Iterator[list[int]]:
-    """Yield what the control groups that this process is in, each within the next, set as a limit, if they do."""
+    """Yield the limits that this process's control groups set, from the innermost outwards."""
     try:
         own = _OWN_CONTROL_GROUP.read_text().strip().rpartition("::")[2].strip("/")
     except OSError:
@@ -176,7 +176,7 @@ def _limits(name: str) -> Iterator[list[int]]:
 
 
 def code_digest() -> str:
-    """Return the SHA-256 of this package's code, whether it is committed or not."""
+    """Return the SHA-256 of this package's code, committed or not."""
     digest, package = hashlib.sha256(), Path(charlm_jax.__file__).parent
     for file in sorted(package.rglob("*.py")):
         digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
@@ -184,7 +184,7 @@ def code_digest() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout, with "-dirty" where tracked files differ; None outside one."""
+    """Return the checkout's commit, with "-dirty" if tracked files differ; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

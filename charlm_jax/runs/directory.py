@@ -1,6 +1,6 @@
-"""A run directory: what was chosen, where it ran, what was measured, what was generated.
+"""Run directories: the configuration, provenance, metrics, texts and states of a run.
 
-`docs/operation.md` says what is in one.
+`docs/operation.md` lists the files.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from charlm_jax.runs.files import LOCK, hold_folder, read_json, write_json
 
 _FILES = "config.json", "provenance.json", "metrics.jsonl", "samples.jsonl", LOCK
 _FOLDERS = "checkpoints", "best", "figures"
-_FREE = "epochs", "patience", "on_divergence"  # what may be changed when a run goes on
+_FREE = "epochs", "patience", "on_divergence"  # what may change when a run is resumed
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The paths of a run, and the reading and writing of its records.
+    """The paths of a run, and the reading and writing of its configuration and provenance.
 
     Attributes:
         path: the directory.
@@ -35,12 +35,12 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """The losses, one JSON object a line."""
+        """The losses, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
-        """The generated texts, one JSON object a line."""
+        """The generated texts, one JSON object per line."""
         return self.path / "samples.jsonl"
 
     @property
@@ -55,7 +55,7 @@ class RunDirectory:
 
     @property
     def states(self) -> tuple[Path, Path]:
-        """The folders of states, all of which training can go on from."""
+        """The folders of states, from any of which training can resume."""
         return self.checkpoints, self.best
 
     @property
@@ -64,7 +64,7 @@ class RunDirectory:
         return self.path / "figures"
 
     def configuration(self) -> Configuration:
-        """Return the configuration that the run was started with."""
+        """Return the run's configuration."""
         record = read_json(self.path / "config.json")
         try:
             return Configuration.from_json(record)
@@ -75,7 +75,7 @@ class RunDirectory:
             ) from error
 
     def provenance(self) -> dict[str, Any]:
-        """Return what was recorded of where the run comes from."""
+        """Return the record of where the run comes from."""
         record = read_json(self.path / "provenance.json")
         corpus = record.get("corpus")
         known = isinstance(corpus, dict) and isinstance(corpus.get("vocabulary"), str) and "sha256" in corpus
@@ -93,7 +93,7 @@ class RunDirectory:
     def identity(self) -> str:
         """Return a digest of what the run's states depend on: its configuration, its text, its vocabulary.
 
-        How far it goes, and where the text lies, do not count.
+        The text's location, and the choices that may change when a run is resumed, are left out.
         """
         chosen = self.configuration().to_json()
         for name in ("corpus", *_FREE):
@@ -103,7 +103,7 @@ class RunDirectory:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def refuse_links(self) -> None:
-        """Raise an InputError where a part of the run is no file or folder of its own, but leads elsewhere."""
+        """Raise an InputError if a part of the run is a link, or is not the file or folder that belongs there."""
         for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
             for path in (self.path / name for name in names):
                 if path.is_symlink() or (path.exists() and not is_right(path)):
@@ -122,10 +122,10 @@ class RunDirectory:
 
 
 def open_run(path: Path) -> RunDirectory:
-    """Open a run that exists.
+    """Open an existing run.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or a part of it is a link.
     """
     if not _is_run(path):
         raise InputError(f"{str(path)!r} is not a run directory{_why_no_run(path)}")
@@ -135,12 +135,13 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def find_runs(*paths: Path) -> list[RunDirectory]:
-    """Open the runs that paths name, or all those in one and in the grids there, in the order of the numbers in names.
+    """Open the runs at some paths, each of which is a run or a directory of runs and grids.
 
-    A run that is named twice, itself and with those around it, is one run. Links in a directory are not followed.
+    The runs of a directory are in natural order (2 before 10). A run that is found twice is returned once. Links in a
+    directory are not followed.
 
     Raises:
-        InputError: there is none.
+        InputError: no path is given, or there is no run at one.
     """
     if not paths:
         raise InputError("no run is named; give directories of runs, or one that holds them")
@@ -156,7 +157,7 @@ def _runs_at(path: Path) -> list[RunDirectory]:
 
 
 def _runs_in(path: Path) -> list[Path]:
-    """Return the runs in a directory that is none itself, and in the grids there."""
+    """Return the runs in a directory, and in the grids there, unless it is a run itself."""
     inside = [] if _is_run(path) or not path.is_dir() else _folders(path)
     return [run for each in inside for run in ([each] if _is_run(each) else filter(_is_run, _folders(each)))]
 
@@ -167,14 +168,14 @@ def _folders(path: Path) -> list[Path]:
 
 @contextmanager
 def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any]) -> Iterator[RunDirectory]:
-    """Create a run's directory, or open the one that is there if it holds the same run; hold it for this process alone.
+    """Create a run's directory, or open an existing one of the same run, and hold it for this process alone.
 
-    A larger number of epochs extends a run whose learning rate is constant from the start; patience and what to do on
-    divergence may change.
+    More epochs extend a run whose learning rate is constant from the start; patience and what to do on divergence may
+    change.
 
     Raises:
-        InputError: the directory cannot be written, holds something else, or holds another run, and nothing is changed;
-            or another process holds it.
+        InputError: the directory cannot be written, or holds something else or another run, which is left unchanged; or
+            another process holds it.
     """
     run = RunDirectory(path)
     with ExitStack() as held:
@@ -193,7 +194,7 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
                     run.write_configuration(further)
             else:
                 run.write_provenance(provenance)
-                run.write_configuration(configuration)  # last: with it, the directory is a run's
+                run.write_configuration(configuration)  # last, as it makes the directory a run's
         except OSError as error:
             raise InputError(
                 f"--run-dir {str(path)!r} cannot be written ({error.strerror or error}); name a directory that can"
@@ -210,7 +211,7 @@ def _was_run(path: Path) -> bool:
 
 
 def _why_no_run(path: Path) -> str:
-    """Return the end of the sentence that a path is not, or does not hold, a run: why, and the way out."""
+    """Return the end of a message that a path is not, or does not hold, a run: the reason and the way out."""
     if not path.exists():
         return ": it does not exist; name one that a run has written"
     if _was_run(path):
@@ -221,7 +222,7 @@ def _why_no_run(path: Path) -> str:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Say whether a file is other than what an interrupted start of a run leaves behind."""
+    """Return whether a file is anything but what an interrupted start of a run leaves behind."""
     left = (".provenance.json.", ".config.json.")
     return path.name not in ("provenance.json", LOCK) and not path.name.startswith(left)
 
@@ -230,10 +231,10 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
     there, recorded = run.configuration(), run.provenance()
     text, text_here = recorded["corpus"], provenance["corpus"]
     if text["sha256"] == text_here["sha256"]:
-        configuration = dataclasses.replace(configuration, corpus=there.corpus)  # the same text from another place
+        configuration = dataclasses.replace(configuration, corpus=there.corpus)  # the same text, from elsewhere
     differences = _differences(run, configuration)
     read, read_here = ((chosen.corpus, chosen.encoding, chosen.lowercase) for chosen in (there, configuration))
-    if text["sha256"] != text_here["sha256"] and read == read_here:  # else it follows from these
+    if text["sha256"] != text_here["sha256"] and read == read_here:  # otherwise these differences explain it
         differences.append(f"the text of --corpus {there.corpus} has changed since")
     if (source := provenance["init_from"]) is not None and source != recorded.get("init_from"):
         differences.append(f"the model to start from has changed: {source['run']} is at step {source['step']} now")
@@ -243,14 +244,14 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
 
 
 def require_same_choices(path: Path, configuration: Configuration) -> None:
-    """Raise an InputError if a run is in a directory, and was made with other choices than can go on there."""
+    """Raise an InputError if a directory holds a run that cannot be resumed with these choices."""
     if _is_run(path):
         run = open_run(path)
         _refuse(run, _differences(run, configuration))
 
 
 def _differences(run: RunDirectory, here: Configuration) -> list[str]:
-    """Return what keeps a run from going on with other choices than those that it was begun with."""
+    """Return the differences that keep a run from being resumed with other choices."""
     there = run.configuration()
     extends = here.epochs > there.epochs and there.schedule == "constant" and not there.warmup
     compared = dataclasses.replace(here, epochs=there.epochs) if extends else here
@@ -273,6 +274,6 @@ def _refuse(run: RunDirectory, differences: list[str]) -> None:
 
 
 def choices_that_differ(runs: Sequence[RunDirectory]) -> list[str]:
-    """Return the fields of their configurations in which runs differ."""
+    """Return the configuration fields in which runs differ."""
     first, *others = [run.configuration().to_json() for run in runs]
     return [name for name in first if any(other[name] != first[name] for other in others)]

@@ -1,9 +1,9 @@
-"""A corpus encoded once, in a folder: memory maps its ids, so that a text may be larger than any memory.
+"""Encoded corpora: folders whose ids are memory-mapped, so that a text may be larger than memory.
 
-ids.npy           the id of every character, an array of the smallest unsigned integers that hold them
-corpus.json       the characters that have ids, how many the text has, its SHA-256, and what it was made from
-unfinished.json   stands in its place until the ids are complete and checked
-lock              empty, or the process that writes here
+ids.npy           the id of every character, an array of the smallest unsigned integer type that holds them
+corpus.json       the characters that have ids, the text's length and SHA-256, and what it was made from
+unfinished.json   stands in place of corpus.json until the ids are complete and checked
+lock              empty, or names the process that writes here
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class EncodedCorpus:
     Attributes:
         name: the corpus's name, or the path that it was read from.
         vocabulary: the characters that have ids.
-        ids: of the text's characters; a memory-mapped array where it was encoded before.
+        ids: of the text's characters, in order; memory-mapped if it was encoded beforehand.
         sha256: see `Corpus.sha256`.
     """
 
@@ -48,17 +48,17 @@ class EncodedCorpus:
 
 
 def open_corpus(name: str, *, encoding: str | None, lowercase: bool) -> Corpus | EncodedCorpus:
-    """Open the encoded corpus that a folder holds, or read any other; see `load_corpus` and `open_encoded`."""
+    """Open the encoded corpus in a folder, or read any other corpus; see `open_encoded` and `load_corpus`."""
     if is_encoded(Path(name)):
         return open_encoded(Path(name), encoding=encoding, lowercase=lowercase)
     return load_corpus(name, encoding=encoding, lowercase=lowercase)
 
 
 def encoded(corpus: Corpus | EncodedCorpus, vocabulary: Vocabulary | None = None) -> EncodedCorpus:
-    """Return a corpus as ids under a vocabulary; None is its own.
+    """Return a corpus as ids under a vocabulary, by default its own.
 
     Raises:
-        InputError: it was encoded under another, or has a character that the vocabulary lacks.
+        InputError: it was encoded under another vocabulary, or has a character that this one lacks.
     """
     if isinstance(corpus, Corpus):
         vocabulary = Vocabulary.of(corpus.text) if vocabulary is None else vocabulary
@@ -72,20 +72,19 @@ def encoded(corpus: Corpus | EncodedCorpus, vocabulary: Vocabulary | None = None
 
 
 def is_encoded(path: Path) -> bool:
-    """Say whether a folder holds an encoded corpus, complete."""
+    """Return whether a folder holds a complete encoded corpus."""
     return (path / _FINISHED).is_file() and (path / IDS_FILE).is_file()
 
 
 def open_encoded(folder: Path, *, encoding: str | None, lowercase: bool) -> EncodedCorpus:
     """Open an encoded corpus.
 
-    That there are as many ids, and of the type, as corpus.json says is checked; what they are is not: see
-    `verify_encoded`.
+    The number and the type of the ids are checked against corpus.json; their values are not (see `verify_encoded`).
 
     Args:
-        folder: of the corpus.
-        encoding: what its text must have been decoded by, as `encode` was told.
-        lowercase: whether it must have been lower-cased.
+        folder: the corpus's.
+        encoding: what `encode` must have been told; None is UTF-8.
+        lowercase: whether the text must have been lower-cased.
 
     Raises:
         InputError: it is damaged, or was encoded with other options.
@@ -120,23 +119,23 @@ def _corpus(folder: Path, record: dict[str, Any]) -> EncodedCorpus:
 
 
 def require_known(ids: Integer[np.ndarray, "*axes"], vocabulary: Vocabulary) -> None:
-    """Raise a DamagedError if ids stand for no character, as those of an encoded corpus may that has been damaged."""
+    """Raise a DamagedError if some ids stand for no character, as can happen in a damaged encoded corpus."""
     if ids.size and int(ids.max()) >= len(vocabulary):
         raise DamagedError("the encoded corpus is damaged: it has ids that stand for no character; encode it again")
 
 
 def verify_encoded(folder: Path) -> None:
-    """Check every id of an encoded corpus: the text that they stand for must have the SHA-256 that was recorded.
+    """Check every id of an encoded corpus: the text that they stand for must have the recorded SHA-256.
 
     Raises:
-        InputError: it has another.
+        InputError: it has another, or the corpus cannot be read.
     """
     _check_ids(folder, read_json(folder / _FINISHED), lambda: False)
 
 
 def _check_ids(folder: Path, record: dict[str, Any], stop_requested: StopRequested) -> None:
     corpus, path, digest = _corpus(folder, record), folder / IDS_FILE, hashlib.sha256()
-    # Read, as what is mapped would count as memory in use.
+    # Read rather than mapped, as mapped pages would count as memory in use.
     with path.open("rb") as file, progress_bar("checking", len(corpus.ids), " characters", scaled=True) as bar:
         file.seek(-corpus.ids.nbytes, os.SEEK_END)
         while (block := np.fromfile(file, corpus.ids.dtype, _BLOCK)).size:
@@ -156,13 +155,13 @@ def encode(
 ) -> bool:
     """Encode a text into a folder, in constant memory.
 
-    The text is read twice, first for its characters and its SHA-256, which a process that is stopped afterwards leaves
-    to the next, then for the ids. These are read once more, and the folder is finished only if the text that they stand
+    The text is read twice: first for its characters and its SHA-256, which are kept for the next process if this one is
+    stopped later, then for the ids. The ids are read back, and the folder is finished only if the text that they stand
     for has that SHA-256.
 
     Args:
         text: a file, or a folder of them, read as `load_corpus` reads it.
-        folder: a new or an empty one, or one that was begun with the same text and options.
+        folder: new or empty, or begun with the same text and options.
         encoding: of the text's bytes; None is UTF-8.
         lowercase: whether to lower-case the text.
         stop_requested: see `stop_requests`.
@@ -172,7 +171,7 @@ def encode(
 
     Raises:
         InputError: the text cannot be read, has no characters, or has changed; or the folder holds something else.
-        Preempted: a stop was requested; the same call goes on.
+        Preempted: a stop was requested; the same call resumes.
     """
     if not text.exists():
         raise InputError(f"there is no file or folder {str(text)!r} to encode; name one of text")
@@ -198,11 +197,11 @@ def encode(
 
     unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE
     folder.mkdir(parents=True, exist_ok=True)
-    _begun(folder)  # before a lock is left there
+    _begun(folder)  # raises before a lock is left there
     with hold_folder("--output", folder):
         begun = _begun(folder)
         if begun is None:
-            ids.touch()  # first: a folder that has it is not mistaken for text
+            ids.touch()  # first, so that the folder is never mistaken for text
             write_json(unfinished, {**request, **_survey(read("reading"), str(text))})
         record = read_json(begun or unfinished)
         if differences := [name for name, value in request.items() if record.get(name) != value]:
@@ -233,7 +232,7 @@ def encode(
 def _text_blocks(
     files: Sequence[Path], encoding: str, bar: ProgressBar, stop_requested: StopRequested
 ) -> Iterator[str]:
-    """Read files that are joined by blank lines."""
+    """Yield the text of files, joined by blank lines, in blocks."""
     for number, file in enumerate(files):
         if number:
             yield "\n\n"
@@ -250,7 +249,7 @@ def _text_blocks(
 
 
 def _survey(blocks: Iterator[str], source: str) -> dict[str, Any]:
-    """Return what corpus.json says of a text."""
+    """Return what corpus.json records about a text."""
     characters, length, digest = set[str](), 0, hashlib.sha256()
     for block in blocks:
         characters |= set(block)
@@ -268,10 +267,10 @@ def _survey(blocks: Iterator[str], source: str) -> dict[str, Any]:
 
 
 def _write_ids(path: Path, blocks: Iterator[str], record: dict[str, Any]) -> None:
-    """Write the ids of a text; how many they are is not checked.
+    """Write the ids of a text; their number is not checked.
 
     Raises:
-        DamagedError: it has a character that the record does not know.
+        DamagedError: it has a character that the record lacks.
     """
     vocabulary = Vocabulary(record["vocabulary"])
     description = np.lib.format.dtype_to_descr(vocabulary.dtype)
@@ -288,10 +287,10 @@ def _write_ids(path: Path, blocks: Iterator[str], record: dict[str, Any]) -> Non
 
 
 def _begun(folder: Path) -> Path | None:
-    """Return the record of the ids that a folder holds, or the beginning of them; None if it is empty.
+    """Return the path of a folder's record, finished or not; None if there is none yet.
 
     Raises:
-        InputError: it holds anything else.
+        InputError: the folder holds anything else.
     """
     records = [path for path in (folder / _FINISHED, folder / _UNFINISHED) if path.exists()]
     ours, ids = {_FINISHED, _UNFINISHED, IDS_FILE, LOCK}, folder / IDS_FILE

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and how they are read again."""
+"""Atomic writes, folder locks, and the reading and writing of JSON, pictures and tables."""
 
 import csv
 import fcntl
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to load, and most runs draw nothing
 
 LOCK = "lock"
-"""The file in a folder that says who writes there."""
+"""The name of a folder's lock file, which says who is writing there."""
 
 
 def is_held(folder: Path) -> bool:
-    """Say whether a process holds a folder; see `hold_folder`."""
+    """Return whether a process holds a folder; see `hold_folder`."""
     try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -36,12 +36,12 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
-    """Hold a folder for this process alone, and remove what one that died was writing there, or in those `inside`.
+    """Lock a folder for this process, and remove what dead processes left unfinished there or in the folders `inside`.
 
-    The lock goes with the process, however it ends, so it is never stale; its file says whose it is.
+    The lock ends with the process, however that ends, so it is never stale; its file names the process.
 
     Raises:
-        InputError: another process holds it; says which, and the flag that names it.
+        InputError: another process holds it; the message names that process, and the flag.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     with os.fdopen(descriptor, "r+") as file:
@@ -67,7 +67,7 @@ def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, whatever happens in between; on the disk when this returns."""
+    """Write a file atomically: it is there whole or not at all, whatever happens, and on disk on return."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -82,7 +82,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """Put the names of a folder's files on the disk."""
+    """Flush the names of a folder's files to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -91,7 +91,7 @@ def sync_names(folder: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Say whether a name is one that `write_atomically` gives to what is not whole yet."""
+    """Return whether a name is that of an unfinished `write_atomically`."""
     return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise OSError("it is no file")
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or error  # which does not say the path again
+        why = getattr(error, "strerror", None) or error  # without the path, which the message names
         raise InputError(
             f"{str(path)!r} cannot be read: {why}; restore it from a copy, or make all of it again"
         ) from error
@@ -116,19 +116,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Replace a file by a JSON object."""
+    """Write a JSON object as a file, replacing it if it exists."""
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def save_picture(figure: "Figure", path: Path) -> None:
-    """Write a picture as its file's ending says; the same picture is the same file."""
+    """Write a picture in the format of its file's ending; the same picture gives the same bytes."""
     from charlm_jax.analysis.figures import as_picture
 
     write_atomically(path, as_picture(figure, path.suffix.removeprefix(".")))
 
 
 def save_pictures(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write a picture into a folder, which is made, as SVG and PNG; return the files."""
+    """Write a picture as SVG and PNG into a folder, created if missing; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
     for path in paths:
@@ -137,7 +137,7 @@ def save_pictures(figure: "Figure", folder: Path, name: str) -> list[Path]:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = ()) -> None:
-    """Write comma-separated values, remarks first, each after a #."""
+    """Write comma-separated values, preceded by remarks, each on a line that starts with #."""
     text = io.StringIO("".join(f"# {remark}\n" for remark in remarks))
     text.seek(0, io.SEEK_END)
     csv.writer(text, lineterminator="\n").writerows([header, *rows])

@@ -1,4 +1,4 @@
-"""What a report tells of a run, gathered from its directory; whoever wrote that is not trusted."""
+"""Collects what a report shows about a run. The run directory is treated as untrusted input."""
 
 import dataclasses
 import re
@@ -20,19 +20,19 @@ from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.trained import LoadedRun, load_model, load_text, model_shapes
 
-_LONGEST = 4000  # characters of a text, and of a prompt
-_PIECE = 1 << 22  # characters of the training text that are looked at together
-_LIKELIEST = 3  # characters named at each place of a text
+_LONGEST = 4000  # characters kept of a text, and of a prompt
+_PIECE = 1 << 22  # characters of the training text decoded at a time
+_LIKELIEST = 3  # likeliest characters named at each place in a text
 
 
 def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int) -> Run:
-    """Return what a report tells of a run; what of the texts and pictures cannot be had is said in its notes.
+    """Collect what a report shows about a run; its notes say which texts and pictures are missing, and why.
 
     Args:
-        run: its directory.
-        name: that the report gives it.
-        characters: of texts and prompts that there is room for; one prompt's texts are always there.
-        picture_bytes: that there is room for.
+        run: the run's directory.
+        name: what the report calls it.
+        characters: budget for texts and prompts; the texts of one prompt per file are always kept.
+        picture_bytes: budget for pictures.
 
     Raises:
         InputError: the configuration, the provenance or the records cannot be read.
@@ -86,7 +86,7 @@ def _provenance(record: dict[str, Any]) -> dict[str, object]:
 
 
 def _base(place: object) -> object:
-    """Return the last part of a path: where it lies is nothing to those to whom a page is sent."""
+    """Return the last part of a path: the readers of a page need not know where it lies."""
     return Path(place).name if isinstance(place, str) else place
 
 
@@ -108,7 +108,7 @@ def _epochs(run: RunDirectory) -> list[Epoch]:
 
 
 def _texts(run: RunDirectory, characters: int, notes: list[str]) -> list[Text]:
-    """Return as many texts as there is room for, each file having its share: the newest epochs', the first prompts'."""
+    """Return as many texts as fit, an equal share per file, preferring the newest epochs and the first prompts."""
     paths = [path for path in (run.samples, run.figures / "temperature_samples.jsonl") if path.is_file()]
     kept = []
     for path in paths:
@@ -118,7 +118,7 @@ def _texts(run: RunDirectory, characters: int, notes: list[str]) -> list[Text]:
         records = read_records(path)
         if any(max(len(record["prompt"]), len(record["text"])) > _LONGEST for record in records):
             notes.append(f"Of prompts the last, of texts the first {_LONGEST:,} characters are here.")
-        # The texts after one prompt in one epoch are here all or none.
+        # The texts after one prompt in one epoch are kept or left out together.
         groups: dict[tuple[int, str], list[Text]] = {}
         for record in sorted(records, key=lambda record: -record["epoch"]):
             text = _text(path.name, record, run.configuration().sampler)
@@ -155,10 +155,10 @@ def _known_words(run: RunDirectory) -> frozenset[str]:
 
 
 def _read(run: LoadedRun, texts: Sequence[Text]) -> list[Text]:
-    """Return the texts with what a model thinks of them; those with a character that it does not know as they are."""
+    """Return the texts, each with the model's reading of it unless it has a character that the model does not know."""
     keep_compiled_programs()
     known, done = set(run.vocabulary.characters), list(texts)
-    alike: dict[tuple[Sampler, int], list[int]] = {}  # the places of those that are read together
+    alike: dict[tuple[Sampler, int], list[int]] = {}  # the places of the texts that are read together
     for place, text in enumerate(texts):
         if text.text and known.issuperset(text.prompt + text.text):
             alike.setdefault((text.sampler, len(text.text)), []).append(place)
@@ -178,7 +178,7 @@ def _read(run: LoadedRun, texts: Sequence[Text]) -> list[Text]:
 
 
 def pictures_of(paths: Iterable[Path], room: int, notes: list[str]) -> list[Picture]:
-    """Return the SVG files for which there is room, in bytes, in the order of their names; note what is left out."""
+    """Return the SVG files that fit into `room` bytes, ordered by path; note what is left out."""
     pictures = []
     for path in sorted(paths):
         if path.is_symlink() or not path.is_file():
