@@ -46,7 +46,7 @@ def attempt(task: Callable[[_Item, StopRequested], None], item: _Item, stop_requ
         return "diverged", str(error)
     except Exception as error:
         sentence = mendable(error)
-        if sentence is None or jax.distributed.is_initialized():  # not all of several processes may know of it
+        if sentence is None or jax.distributed.is_initialized():  # the other processes may not know of it
             raise
         return "failed", sentence
     return "done", ""
@@ -234,7 +234,7 @@ def _job(
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # with which submitit hides the GPUs
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
-        with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # the process that waits for this job has no longer
+        with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # the launcher waits no longer than GRACE
             ending = attempt(task, item, lambda: stop_requested() or not (held is None or is_held(held)))
     except Preempted as stop:
         tell(str(stop))

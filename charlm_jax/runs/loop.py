@@ -38,7 +38,7 @@ from charlm_jax.runs.samples import sample_texts
 from charlm_jax.runs.stop import StopRequested
 
 _DISPATCH_SECONDS = 0.5  # of work per dispatch: long enough to add no cost, short enough to show progress and to stop
-_LEAST_RATE = 2.0**-10  # as a share of the chosen rate: from here on down, rolling back has not helped
+_LEAST_RATE = 2.0**-10  # of the chosen learning rate: once it is down to this, rolling back has not helped
 _SAVE_SECONDS = 60.0  # of training between the states saved within a long epoch
 
 

@@ -26,7 +26,7 @@ from charlm_jax.mesh import DATA
 from charlm_jax.runs.command_line import Watcher, exit_codes, tell
 from charlm_jax.runs.devices import use_every_core
 
-_AGREED = "all processes of the job know of this"  # a note on an error
+_AGREED = "all processes of the job know of this"  # a note on errors that all processes raise
 _LAST = 3  # seconds that a failing first process stays: JAX ends the others with it, which may be failing alike
 _START = 45  # seconds in which all processes of a job must be there: if one has died, the others end within a minute
 _HEARTBEAT = 30  # seconds without a heartbeat from a machine after which the others end

@@ -26,8 +26,8 @@ from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
 from charlm_jax.runs.trained import LoadedRun, load_run
 
-_PIECE = 64  # steps, at most, whose batches are read and sent to the devices at once
-_PIECE_BYTES = 1 << 23  # at most, of their batches, unless a single one is larger
+_PIECE = 64  # most steps whose batches are read and sent to the devices at once
+_PIECE_BYTES = 1 << 23  # most bytes of these batches, unless a single one has more
 
 
 def train_run(configuration: Configuration, path: str | Path, *, devices: int | None = None) -> LoadedRun:
@@ -109,7 +109,7 @@ def train_together(
         there = [run for run in asked if run is not None]
         count = min(run.stop - int(run.state.step) for run in there)
         states = [(run or there[0]).state for run in asked]
-        # In place of a run that has ended, a copy stops at once, so that the program, and its bits, stay the same.
+        # For a run that has ended, a copy of another stops at once, so that the program, and its bits, stay the same.
         stops = [0 if run is None else int(run.state.step) + count for run in asked]
         together = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
         after = fetch(train_steps(together, ids, keys, jnp.array(stops, jnp.int32)))
@@ -196,8 +196,8 @@ def _serve(
     """Drive runs side by side, collecting all requests before answering any; yield epochs with their runs' numbers.
 
     Args:
-        runs: each finishes, stops or diverges. When all have ended, a stop or else a divergence is raised, and others
-            are printed. Any other error is raised at once, with the other runs as they were last saved.
+        runs: each finishes, stops or diverges. When all have ended, a stop or else a divergence is raised, and the
+            others are printed. Any other error is raised at once, with the other runs as they were last saved.
         advance: maps the request of each run, None for one that has ended, to the states of those that have not.
     """
     answers: dict[int, Answer | None] = dict.fromkeys(range(len(runs)))

@@ -83,7 +83,7 @@ def _judge(path: Path, check: Callable[[], object]) -> Finding:
 
 
 def _require_epochs(run: RunDirectory) -> None:
-    """Raise an InputError unless every epoch is recorded once; that of the newest state may not have been yet."""
+    """Raise an InputError unless every epoch is recorded once; one that ends at the newest state may be missing."""
     newest = max(state_files(run.checkpoints), default=0)
     records = read_records(run.metrics, "epoch")
     due = (newest - 1) // max(1, records[0]["step"]) if records else bool(state_files(run.best)) or run.samples.exists()
