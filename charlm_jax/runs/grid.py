@@ -1,7 +1,7 @@
-"""Grids: every combination of some choices, several seeds of each, every run an ordinary run directory.
+"""Grids: every combination of the varied choices, with several seeds each; every run is an ordinary run directory.
 
-Runs that differ in seed and learning rate alone are trained together, in one program; the others in turn. A grid that
-was stopped goes on where it was, because each of its runs does.
+Runs that differ only in seed and learning rate are trained together, in one program. The programs run in turn, or as
+the jobs of a launcher. An interrupted grid resumes where it was, because each of its runs does.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from charlm_jax.runs.stop import StopRequested
 if TYPE_CHECKING:
     from charlm_jax.analysis.ablation import Outcome  # needs JAX, which --help must not load
 
-# What of the results is too much for a screen, and stands in the file alone.
+# Columns that would not fit on a screen; only the file has them.
 _FILED = {"gap_low", "gap_high", "flops_per_character", "trained_together", "failure"}
 _FIELDS = [field.name for field in dataclasses.fields(Configuration)]
 
@@ -39,21 +39,21 @@ class GridArguments:
 
     configuration: Annotated[Configuration, tyro.conf.arg(name="")]
     vary: tuple[str, ...] = ()
-    """Choices to vary, each as field=value,value,...; every combination is a run."""
+    """Choices to vary, each given as field=value,value,...; every combination is trained."""
     replicas: int = 4
-    """Runs of each combination, with the seeds that follow --seed."""
+    """Runs of each combination, with consecutive seeds from --seed on."""
     grid_dir: Path = Path("runs", "EXPERIMENT-TIME")
-    """Directory of the grid, which holds one a run: a new one by default, or one to go on with."""
+    """Directory of the grid, which holds one directory per run: a new one by default, or an existing one to resume."""
     devices: int | None = None
-    """Devices to split the runs and their batches over; all (on a CPU one a core) if not given."""
+    """Devices to split the runs and their batches over; all if not given (on a CPU, one per core)."""
     distributed: str | None = None
     """Where the other processes of this job are: HOST:PORT/NUMBER/COUNT, or auto; Slurm's are found if not given."""
     launcher: Launcher = "here"
-    """Where programs are trained: here in turn, in processes of their own on this machine (local), or under Slurm."""
+    """Where to train: in this process in turn (here), in separate processes on this machine (local), or under Slurm."""
     jobs: int | None = None
-    """How many jobs of a launcher may run at the same time; if not given all, or here one a GPU, or two."""
+    """How many of a launcher's jobs may run at once; if not given, all (slurm), one per GPU, or two on CPUs (local)."""
     slurm: tuple[str, ...] = ()
-    """What each of Slurm's jobs asks for, as sbatch's options: partition=NAME gpus-per-node=1 exclusive time=60 ..."""
+    """Options of sbatch for each Slurm job, without dashes: partition=NAME gpus-per-node=1 exclusive time=60 ..."""
 
     def __post_init__(self) -> None:
         free = not (self.grid_dir / "config.json").exists()
@@ -78,8 +78,8 @@ class GridRun:
 
     Attributes:
         configuration: every choice.
-        varied: the names of the fields in which the grid's runs differ; the seed is the last.
-        path: of its directory.
+        varied: the names of the fields in which the grid's runs differ; the seed comes last.
+        path: the run's directory.
     """
 
     configuration: Configuration
@@ -90,30 +90,31 @@ class GridRun:
 def parse_grid(
     experiment: str, description: str | None, flags: Sequence[str], *, preset: str, vary: tuple[str, ...]
 ) -> tuple[GridArguments, list[GridRun]]:
-    """Read the command line of a command that trains a grid; return its flags and its runs.
+    """Parse the command line of a command that trains a grid; return its flags and its runs.
 
     Args:
         experiment: the command's name.
-        description: the text of its help.
+        description: its help text.
         flags: the command line.
-        preset: the one that is meant if none is named.
-        vary: what is varied unless the command line says.
+        preset: the default preset.
+        vary: the default of --vary.
 
     Raises:
-        InputError: no choice is varied, or one is none or named twice; or as in `parse_training`.
+        InputError: --vary is missing or cannot be used, two runs would get the same name, or nothing is held out; or as
+            in `parse_training`.
     """
     preset, base, flags = named_preset(flags, preset)
     defaults = GridArguments(base, vary)
     program = f"scripts/run {experiment} {preset}"
     arguments = tyro.cli(GridArguments, prog=program, description=folded(description), args=flags, default=defaults)
     if arguments.grid_dir == defaults.grid_dir:
-        # The process's number, for commands that are started in the same second.
+        # The process ID tells apart commands that are started in the same second.
         grid_dir = defaults.grid_dir.with_name(f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         arguments = dataclasses.replace(arguments, grid_dir=grid_dir)
     choices = _choices(arguments)
     runs = []
     for values in itertools.product(*choices.values()):
-        # Read as flags are, after the others, so that what is varied is checked like them, and wins.
+        # Parsed as flags after the others, so that varied values are checked like any flag, and override them.
         chosen = [word for name, value in zip(choices, values, strict=True) for word in _words(name, value)]
         combined = tyro.cli(GridArguments, prog=program, args=[*flags, *chosen], default=defaults).configuration
         for seed in range(combined.seed, combined.seed + arguments.replicas):
@@ -121,7 +122,7 @@ def parse_grid(
             held_out = configuration.held_out_fraction
             require("--held-out-fraction", held_out, held_out > 0, "above 0, as a grid compares held-out losses")
             named = {name: str(getattr(configuration, name)) for name in (*choices, "seed")}
-            # Of a path its end, and of nothing so much that the file system would refuse it.
+            # Only the last part of a path, and no more of any value than the file system accepts in a name.
             name = ",".join(f"{name}={Path(value).name[-40:]}" for name, value in named.items())
             path = arguments.grid_dir / re.sub(r"[^\w.,=+-]+", "_", name)
             runs.append(GridRun(configuration, tuple(named), path))
@@ -132,7 +133,7 @@ def parse_grid(
 
 
 def _words(name: str, value: str) -> list[str]:
-    """Return a varied choice as it stands on a command line, where a truth has a flag of its own."""
+    """Return a varied choice as words of a command line, on which a boolean is a flag without a value."""
     truth = {"true": flag(name), "false": f"--no-{flag(name).removeprefix('--')}"}.get(value.lower())
     return [truth] if truth else [flag(name), "None" if value.lower() == "none" else value]
 
@@ -155,13 +156,13 @@ def _choices(arguments: GridArguments) -> dict[str, list[str]]:
 
 
 def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: StopRequested) -> None:
-    """Train the runs of a grid, and report what they came to, even if some diverge or fail.
+    """Train the runs of a grid and report their results, even if some diverge or fail.
 
     Raises:
-        DivergedError: one or more did; the others have come to their ends, and the results are written.
-        Preempted: a stop was requested; all states are saved.
-        InputError: the directory holds other runs; or runs cannot be trained: in one process, the results of the
-            others are written.
+        DivergedError: at least one run diverged; the others have finished, and the results are written.
+        Preempted: a stop was requested; what trained on this machine is saved, and jobs under Slurm keep running.
+        InputError: the directory holds other runs, or some runs cannot be trained; in a single process, the results of
+            the others are written.
     """
     from charlm_jax.runs.directory import require_same_choices
     from charlm_jax.runs.processes import agreed, joined
@@ -187,7 +188,7 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
 
 
 def _groups(runs: Sequence[GridRun]) -> dict[str, list[GridRun]]:
-    """Return the runs that are trained together, by the name of the first."""
+    """Group the runs that are trained together; return each group by the name of its first run."""
     groups: dict[Configuration, list[GridRun]] = {}
     for run in runs:
         alike = dataclasses.replace(run.configuration, seed=0, learning_rate=1.0)
@@ -198,7 +199,7 @@ def _groups(runs: Sequence[GridRun]) -> dict[str, list[GridRun]]:
 def _train_in_turn(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
 ) -> dict[str, Ending]:
-    """Train groups here, one after another."""
+    """Train the groups in this process, one after another."""
     train, endings = functools.partial(_train, devices=arguments.devices), dict[str, Ending]()
     for number, (name, group) in enumerate(groups.items(), start=1):
         beside = f" and {len(group) - 1} beside it" if len(group) > 1 else ""
@@ -217,7 +218,7 @@ def _train_in_turn(
 def _train_in_jobs(
     arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], stop_requested: StopRequested
 ) -> dict[str, Ending]:
-    """Train groups, those that are not done, in jobs."""
+    """Train each unfinished group in a job of its own."""
     missing = {name: group for name, group in groups.items() if not all(map(_is_finished, group))}
     folder = arguments.grid_dir / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +235,7 @@ def _train_in_jobs(
 
 
 def _train(group: Sequence[GridRun], stop_requested: StopRequested, devices: int | None) -> None:
-    """Train runs that differ in seed and learning rate alone, together."""
+    """Train a group, runs that differ only in seed and learning rate, together."""
     from charlm_jax.mesh import replica_mesh
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.devices import open_mesh
@@ -249,27 +250,27 @@ def _train(group: Sequence[GridRun], stop_requested: StopRequested, devices: int
 
 
 def _is_finished(run: GridRun) -> bool:
-    """Say whether a run has come to its end: all its epochs, or its patience's."""
+    """Return whether a run is finished: all its epochs are done, or its patience is exhausted."""
     from charlm_jax.runs.directory import RunDirectory
     from charlm_jax.runs.history import held_out_losses, out_of_patience, training_losses
 
     there = RunDirectory(run.path)
-    losses, epochs = held_out_losses(there), len(training_losses(there))  # an epoch's own record is its last
+    losses, epochs = held_out_losses(there), len(training_losses(there))  # an epoch's own record is written last
     return epochs == len(losses) and (
         epochs == run.configuration.epochs or out_of_patience(run.configuration.patience, losses)
     )
 
 
 def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome":
-    """Return what a run of a grid came to, its best model evaluated on training text too.
+    """Return the outcome of a run; its best model is evaluated on training text as well.
 
     Args:
         run: the run.
-        devices: that evaluate; None is all.
-        failure: why it could not be trained to its end, if it could not.
+        devices: how many evaluate; None is all.
+        failure: why training failed; empty if it did not.
 
     Raises:
-        InputError: its text or its records are no longer what they were.
+        InputError: the run's text or its records have changed, or cannot be read.
     """
     import jax
     import jax.numpy as jnp
@@ -292,7 +293,7 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
     training_loss = np.nan
     if finished:
         loaded, (training, held_out) = load_model(there), load_text(there)
-        # As many windows as of the held-out text, from all over the training text.
+        # About as many windows as the held-out text has, from all over the training text.
         stride = chosen.stride * max(1, len(training) // len(held_out))
         mesh, windows = data_mesh(jax.local_devices()[:devices]), {"window": chosen.window, "stride": stride}
         again = evaluate(loaded.model, jnp.array(training), mesh, **windows)
@@ -300,7 +301,7 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
     network = make_network(chosen, there.vocabulary())
     epochs = read_records(there.metrics, "epoch")
     speeds = [speed for record in epochs if (speed := record.get("characters_per_second"))]
-    warm = speeds[1:] or speeds  # the first epoch is compiled, too
+    warm = speeds[1:] or speeds  # the first epoch includes compilation
     return Outcome(
         choices=varied,
         seed=chosen.seed,
@@ -314,9 +315,9 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
 
 
 def _report(arguments: GridArguments, groups: Mapping[str, Sequence[GridRun]], failed: Mapping[str, str]) -> None:
-    """Print the results of a grid's runs, and write them as results.csv, .svg and .png into its directory.
+    """Print the results of a grid's runs, and write them to its directory as results.csv, .svg and .png.
 
-    `failed` says why groups could not be trained, by the name of the first run.
+    `failed` says why groups could not be trained, by the name of a group's first run.
     """
     from charlm_jax.analysis.ablation import plot_outcomes, results_table
 

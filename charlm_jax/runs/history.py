@@ -1,4 +1,4 @@
-"""A run's epochs: what is recorded of each, and what the records say of the run so far."""
+"""A run's epochs: what is recorded of each, and what the records say about the run so far."""
 
 import math
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from charlm_jax.runs.records import append_record, keep_records, read_records
 from charlm_jax.runs.samples import Sample
 
 FAR_ABOVE = 0.5
-"""Nats by which an epoch's loss exceeds the lowest when training has gone astray: 1.6 times the perplexity."""
+"""Nats above the lowest loss beyond which training counts as gone astray: 1.6 times the perplexity."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch brought.
+    """The results of one epoch.
 
     Attributes:
         epoch: its number, from 1.
-        step: updates since the start of the run, those that were skipped included.
-        training_loss: nats per character, the mean over the windows while the model learned from them.
-        windows: that it learned from.
-        skipped: updates that were not made because something in them was not finite.
-        held_out: the loss on the held-out text after the epoch; None if none is held out.
-        seconds: of training, the first epoch's with its compilation; None for an epoch that a stop divided.
-        samples: one text a temperature, after every `sample_every` epochs and the last.
+        step: updates since the start of the run, including skipped ones.
+        training_loss: nats per character, the mean over the epoch's windows, each as it was learned from.
+        windows: how many windows the model learned from.
+        skipped: updates that were skipped because something in them was not finite.
+        held_out: the loss on the held-out text after the epoch; None if nothing is held out.
+        seconds: training time, in the first epoch including compilation; None for an epoch that was interrupted.
+        samples: one text per temperature, after every `sample_every` epochs and after the last.
     """
 
     epoch: int
@@ -39,30 +39,30 @@ class Epoch:
 
 
 def held_out_losses(run: RunDirectory) -> list[float]:
-    """Return every epoch's held-out loss so far, in nats per character."""
+    """Return the held-out loss of every epoch so far, in nats per character."""
     return [record["held_out_loss"] for record in read_records(run.metrics, "evaluation")]
 
 
 def training_losses(run: RunDirectory) -> list[float]:
-    """Return every epoch's training loss so far, in nats per character."""
+    """Return the training loss of every epoch so far, in nats per character."""
     return [record["training_loss"] for record in read_records(run.metrics, "epoch")]
 
 
 def out_of_patience(patience: int | None, losses: list[float]) -> bool:
-    """Say whether as many epochs as patience allows have passed since the lowest held-out loss."""
+    """Return whether at least `patience` epochs have passed since the lowest held-out loss."""
     return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def astray(losses: list[float], vocabulary_size: int) -> bool:
-    """Say whether the last of a run's training losses is far above the lowest, or above that of all equally likely."""
+    """Return whether the last training loss is far above the lowest, or far above the loss of a uniform guess."""
     return bool(losses) and losses[-1] > min(*losses, math.log(vocabulary_size)) + FAR_ABOVE
 
 
 def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) -> bool:
-    """Drop the records that a stop left beyond a restored step; say whether the epoch that ends there lacks its own.
+    """Drop the records that a restored step makes obsolete; return whether the epoch that ends at it lacks its own.
 
     Raises:
-        InputError: an earlier epoch's record is missing, or there twice; nothing is dropped.
+        InputError: an earlier epoch's record is missing or duplicated; nothing is dropped.
     """
     ends_epoch = step > 0 and step % steps_per_epoch == 0
     records = read_records(run.metrics, "epoch")
@@ -70,7 +70,7 @@ def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) 
     epochs = [record["epoch"] for record in records if record["step"] <= step]
     due = list(range(1, step // steps_per_epoch + 1 - unrecorded))
     if epochs != due:
-        # The lowest loss decides which model is the best: without all of them a worse one might take its place.
+        # The lowest loss decides which model is the best: if one were missing, a worse model might replace it.
         missing = sorted(set(due) - set(epochs)) or "none"
         raise InputError(
             f"{str(run.metrics)!r} does not hold the epochs up to step {step} once each (missing: {missing}); put back "
@@ -82,7 +82,7 @@ def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) 
 
 
 def record_epoch(run: RunDirectory, done: Epoch, *, window: int, sampler: str) -> None:
-    """Append an epoch's records, its own last: where it is, the others are."""
+    """Append an epoch's records, its own last: if that is there, so are the others."""
     place = {"epoch": done.epoch, "step": done.step}
     for sample in done.samples:
         text = {"temperature": sample.temperature, "prompt": sample.prompt, "text": sample.text, "sampler": sampler}

@@ -1,11 +1,11 @@
-"""Keras's files, written and read without Keras.
+"""Keras files, written and read without Keras.
 
 .keras         Keras 3: a zip archive of config.json, metadata.json and model.weights.h5
 .weights.h5    Keras 3: the weights alone
-.h5            Keras 2 and tf.keras 2: a model or, where it is read, its weights alone
+.h5            Keras 2 and tf.keras 2: a model or, only when reading, its weights alone
 
-No file is trusted: none has code run, a link followed, or more read than the file has bytes. But HDF5's library is
-known to crash where one is broken on purpose, so that strangers' files belong into a process of their own.
+Files are untrusted: no code is run, no link is followed, and no more is read than the file has bytes. But the HDF5
+library is known to crash on files that are broken on purpose, so read strangers' files in a process of their own.
 """
 
 import io
@@ -21,20 +21,20 @@ from charlm_jax.choices import GateActivation
 from charlm_jax.errors import InputError
 from charlm_jax.model.interop import Layers
 
-# The classes of layers that have arrays: what Keras 2 calls these, and where in a layer Keras 3 keeps them.
+# The layer classes that have arrays: what Keras 2 calls the arrays, and where in a layer Keras 3 keeps them.
 _NAMES = {"Embedding": ["embeddings"], "LSTM": ["kernel", "recurrent_kernel", "bias"], "Dense": ["kernel", "bias"]}
 _PLACES = {"Embedding": "vars", "LSTM": "cell/vars", "Dense": "vars"}
 
 
 def write_keras(ending: str, layers: Layers, gate_activation: GateActivation, window: int | None) -> bytes:
-    """Return what a file with this ending holds of a model.
+    """Return a model as the content of a Keras file.
 
-    Keras takes it from one-hot characters, or from ids where it has an embedding, to the probabilities of the next.
+    The Keras model maps one-hot characters, or ids if it has an embedding, to the probabilities of the next character.
 
     Args:
-        ending: one of the three.
-        layers: the model's numbers.
-        gate_activation: of its `LSTM`s.
+        ending: of the file: .keras, .weights.h5 or .h5.
+        layers: the model's arrays.
+        gate_activation: the activation of its `LSTM`s' gates.
         window: characters that it reads; None is any number.
     """
     is_keras_3, described = ending != ".h5", _describe(layers, gate_activation)
@@ -84,7 +84,7 @@ def _describe(layers: Layers, gate_activation: GateActivation) -> list[tuple[str
 def _model(
     described: list[tuple[str, dict[str, Any]]], layers: Layers, window: int | None, module: str
 ) -> dict[str, Any]:
-    """Return the configuration that Keras 3, which wants to know the module of each class, or Keras 2 builds from."""
+    """Return the configuration that Keras builds a model from; Keras 3 wants the module of each class, Keras 2 none."""
 
     def named(kind: str, configuration: dict[str, Any], room: str) -> dict[str, Any]:
         origin = {"module": f"{module}{room}", "registered_name": None} if module else {}
@@ -98,14 +98,14 @@ def _model(
 
 
 def read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:
-    """Return what a file holds: which of Keras's it is, it says itself.
+    """Read the model in a Keras file; the content tells which of the formats it is.
 
     Returns:
-        The model's numbers, the activation of its gates, how many characters it reads, and whether its hard sigmoid is
-        Keras 3's; None where it does not say.
+        The model's arrays, the activation of its gates, how many characters it reads, and whether its hard sigmoid is
+        Keras 3's; None for what the file does not say.
 
     Raises:
-        InputError: the file is none of them, is broken, or its model is not one that a `CharacterLSTM` can be.
+        InputError: the file has none of the formats, is broken, or holds a model that no `CharacterLSTM` can be.
     """
     try:
         if not content.startswith(b"PK"):
@@ -122,16 +122,16 @@ def read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | Non
         return layers, gate_activation, window, str(version).startswith("3") if version else None
     except InputError:
         raise
-    except Exception as error:  # HDF5, zip archives and JSON that are broken each fail in their own ways
+    except Exception as error:  # broken HDF5, zip archives and JSON each fail in their own ways
         raise InputError(f"it cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _read_hdf5(content: bytes) -> tuple[Layers, str, dict[str, Any] | None]:
-    """Return a file's numbers, the version of Keras that made it, and the model's configuration, if it is there."""
+    """Return a file's arrays, the version of Keras that wrote it, and the model's configuration if it has one."""
     with h5py.File(io.BytesIO(content)) as file:
         model = None
         if "layers" in file:
-            # Late versions of tf.keras 2 and early ones of Keras 3 wrote the same.
+            # Late versions of tf.keras 2 and early versions of Keras 3 use the same layout.
             version = "3" if "vars" in file and "name" in _inside(file, "vars").attrs else ""
             layers = _layers_by_class(_inside(file, "layers"))
         elif "_layer_checkpoint_dependencies" in file:  # tf.keras 2.12 and 2.13
@@ -147,7 +147,7 @@ def _read_hdf5(content: bytes) -> tuple[Layers, str, dict[str, Any] | None]:
 
 
 def _layers_by_class(group: Any) -> list[list[h5py.Dataset]]:
-    """Return the layers where they are named for their classes, and their arrays are numbered."""
+    """Return the layers of a file that names them after their classes and numbers their arrays."""
     layers = []
     for kind, place in _PLACES.items():
         names = [name for name in group if re.fullmatch(rf"{kind.lower()}(_\d+)?", name)]
@@ -158,7 +158,7 @@ def _layers_by_class(group: Any) -> list[list[h5py.Dataset]]:
 
 
 def _layers_by_name(group: Any) -> list[list[h5py.Dataset]]:
-    """Return the layers where attributes name them and their arrays; some have none."""
+    """Return the layers of a file whose attributes name them and their arrays; layers without arrays are left out."""
     groups = [_inside(group, _text(name)) for name in group.attrs["layer_names"]]
     layers = [[_array(layer, _text(name)) for name in layer.attrs["weight_names"]] for layer in groups]
     return [layer for layer in layers if layer]
@@ -184,7 +184,7 @@ def _array(group: Any, path: str) -> h5py.Dataset:
 
 
 def _read_model(model: dict[str, Any]) -> tuple[GateActivation, int | None]:
-    """Return the gates' activation and the window that a configuration says."""
+    """Check a model's configuration, and return its gate activation and window."""
     described = model["config"] if isinstance(model["config"], list) else model["config"]["layers"]
     layers = [(layer["class_name"], layer["config"]) for layer in described]
     kinds = "".join(f"{kind} " for kind, _ in layers)

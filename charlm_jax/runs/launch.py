@@ -1,4 +1,4 @@
-"""Work as jobs of their own, on this machine or under Slurm, through submitit: it submits, Slurm schedules."""
+"""Tasks as jobs of their own, on this machine or under Slurm, through submitit: it submits, Slurm schedules."""
 
 import hashlib
 import os
@@ -19,25 +19,25 @@ from charlm_jax.runs.command_line import mendable, tell
 from charlm_jax.runs.files import is_held
 from charlm_jax.runs.stop import GRACE, StopRequested, stop_requests
 
-_NOTICE = 120  # seconds before its time limit at which Slurm tells a job to stop
-# What follows a job's command in its script: one that was stopped, and has saved, goes back into the queue.
-# By its array's number and its own: the number of an array's last job is also that of the whole.
+_NOTICE = 120  # seconds before its time limit that Slurm tells a job to stop
+# Follows a job's command in its script: a job that was stopped, and has saved, goes back into the queue.
+# It is named by its array's ID and its index, as the ID of an array's last job is also that of the whole array.
 _REQUEUE = (
     f'code=$?; if [ "$code" = {PREEMPTED} ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}'
     '${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; fi; exit "$code"'
 )
-_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU that the driver knows
-_CORES = 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'  # which srun no longer takes from its job
-_POLL = 1.0  # seconds between two looks at the jobs
-_ASK = 10.0  # seconds between two questions to Slurm, whose users are asked not to ask more often
-_ASKED = 7  # times that it knows nothing of a job without a result, after which there will be none: files lag a minute
+_GPUS = Path("/proc/driver/nvidia/gpus")  # one folder per GPU that the driver knows
+_CORES = 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'  # srun no longer inherits it from its job
+_POLL = 1.0  # seconds between checks of the jobs
+_ASK = 10.0  # seconds between queries to Slurm, whose users are asked not to query it more often
+_ASKED = 7  # queries that find neither a job nor its result before it counts as lost: files lag a minute
 _Item = TypeVar("_Item")
 Ending = tuple[Literal["done", "diverged", "failed"], str]
 """How a task ended, and why."""
 
 
 def attempt(task: Callable[[_Item, StopRequested], None], item: _Item, stop_requested: StopRequested) -> Ending:
-    """Do a task with an item; return how it ended, unless it was stopped, or by a defect of ours: these are raised."""
+    """Run a task on an item and return how it ended; preemption and bugs of ours propagate."""
     import jax
 
     try:
@@ -46,7 +46,7 @@ def attempt(task: Callable[[_Item, StopRequested], None], item: _Item, stop_requ
         return "diverged", str(error)
     except Exception as error:
         sentence = mendable(error)
-        if sentence is None or jax.distributed.is_initialized():  # of several processes perhaps not all know of it
+        if sentence is None or jax.distributed.is_initialized():  # the other processes may not know of it
             raise
         return "failed", sentence
     return "done", ""
@@ -62,33 +62,33 @@ def launch(
     options: Sequence[str],
     stop_requested: StopRequested,
 ) -> dict[str, Ending]:
-    """Do a task with each of some items, each in a job of its own, and wait for all.
+    """Run a task on each of some items, each in a job of its own, and wait for all.
 
-    A job that is told to stop, by Slurm before its time limit or by anybody, saves; under Slurm it is queued again.
+    A job that is told to stop, by Slurm before its time limit or by anyone else, saves; under Slurm it is requeued.
 
     Args:
-        task: a function of a module, of an item and a question whether to stop; it raises `Preempted` when it has.
-        items: by names to be told.
-        folder: of the jobs' scripts and logs, held by this process (see `hold_folder`): when it no longer is, jobs on
+        task: a module's function of an item and `stop_requested`; it raises `Preempted` when it has stopped.
+        items: the items, by the names to print.
+        folder: for the jobs' scripts and logs, held by this process (see `hold_folder`): when it no longer is, jobs on
             this machine stop.
-        launcher: `local`, processes of this machine, or `slurm`, one array.
-        at_once: how many jobs may run at the same time; None is all under Slurm, and here one a GPU, or two.
+        launcher: `local`, processes on this machine, or `slurm`, one array.
+        at_once: how many jobs may run at once; None is all under Slurm, and locally one per GPU, or two on CPUs.
         options: of `sbatch`, as name=value, such as partition=gpu and time=60 (minutes).
-        stop_requested: whether to stop waiting: then jobs of this machine are stopped, and Slurm's go on.
+        stop_requested: whether to stop waiting: jobs on this machine are then stopped, and Slurm's keep running.
 
     Returns:
         How each task ended, by its item's name.
 
     Raises:
-        InputError: submitit is not there, or Slurm, or it refuses the options; or jobs of the folder are in the queue;
-            or there are fewer GPUs here than jobs at once.
+        InputError: submitit or Slurm is missing, Slurm refuses the options or still has jobs of this folder, or more
+            local jobs are to run at once than there are GPUs.
         Preempted: a stop was requested.
     """
     with optional(f"--launcher {launcher} needs submitit", "cluster"):
         import submitit
     if not items:
         return {}
-    own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # as processes' numbers come again
+    own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # with the time, as process IDs are reused
     waiting, running, endings = dict(items), {}, dict[str, Ending]()
     slots: list[str | None] = _slots(at_once) if launcher == "local" else []
     queue = None
@@ -97,7 +97,7 @@ def launch(
         executor = submitit.AutoExecutor(folder=own, cluster=launcher)
         if launcher == "slurm":
             chosen = {name: value or True for name, _, value in (option.partition("=") for option in options)}
-            name = re.sub(r"[^\w.+-]", "_", folder.parent.name)  # a comma would end it
+            name = re.sub(r"[^\w.+-]", "_", folder.parent.name)  # a comma would end the name
             array = f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
             queue = _Queue(array)
             queue.require_empty()
@@ -113,7 +113,7 @@ def launch(
             running, waiting = dict(zip(items, jobs, strict=True)), {}
             tell(f"jobs       {', '.join(job.job_id for job in jobs)}; logs in {own}")
         else:
-            executor.update_parameters(timeout_min=60 * 24 * 365)  # there must be one
+            executor.update_parameters(timeout_min=60 * 24 * 365)  # a limit is required
     except (RuntimeError, OSError, ValueError) as error:
         ways = "see that the options are right and that Slurm can be reached from here, or take --launcher local"
         raise InputError(f"--launcher {launcher} cannot submit: {' '.join(str(error).split())}; {ways}") from error
@@ -137,7 +137,7 @@ def launch(
 
 
 def _ending(job: Any) -> Ending:
-    """Return how a job that is over ended."""
+    """Return how a finished job ended."""
     log = job.paths.stderr
     if not job.paths.result_pickle.exists():
         words = "it was cancelled or killed before it left a result"
@@ -146,7 +146,7 @@ def _ending(job: Any) -> Ending:
 
 
 class _Queue:
-    """What Slurm says of an array's jobs: submitit would ask its accounting, which not every cluster has."""
+    """What Slurm's queue says of an array's jobs; submitit would ask its accounting, which not every cluster has."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -154,7 +154,7 @@ class _Queue:
         self._next, self._told = 0.0, ""
 
     def require_empty(self) -> None:
-        """Raise an InputError if there are jobs of the array."""
+        """Raise an InputError if jobs of the array are in the queue."""
         if queued := self._states():
             raise InputError(
                 f"Slurm still has jobs of this grid ({', '.join(queued)}); run the same command when they are done, or "
@@ -162,7 +162,7 @@ class _Queue:
             )
 
     def over(self, jobs: Mapping[str, Any]) -> list[str]:
-        """Return the names of those jobs that have left a result, or the queue without one."""
+        """Return the names of the jobs that have left a result, or have left the queue without one."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _ASK
             try:
@@ -170,7 +170,7 @@ class _Queue:
                 said = ", ".join(f"{number} {state}" for state, number in sorted(Counter(states.values()).items()))
                 for name, job in jobs.items():
                     self._unknown[name] = 0 if job.job_id in states else self._unknown[name] + 1
-            except (OSError, RuntimeError) as error:  # it may answer the next time
+            except (OSError, RuntimeError) as error:  # Slurm may answer the next time
                 said = f"{error}; waiting on"
             if said not in ("", self._told):
                 tell(f"slurm      {said}")
@@ -178,7 +178,7 @@ class _Queue:
         return [name for name, job in jobs.items() if job.paths.result_pickle.exists() or self._unknown[name] >= _ASKED]
 
     def _states(self) -> dict[str, str]:
-        """Return the state of each job in the queue, by its number, in words.
+        """Return the state of each job in the queue, in words, by job ID.
 
         Raises:
             RuntimeError: Slurm does not answer.
@@ -197,7 +197,7 @@ class _Queue:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Let what is started within the block not hear the terminal's Ctrl-C: its end is this process's to bring about."""
+    """Keep processes that are started within the block from hearing the terminal's Ctrl-C: this process stops them."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -206,9 +206,9 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _slots(at_once: int | None) -> list[str | None]:
-    """Return the GPUs of each of so many jobs on this machine, in the words of CUDA_VISIBLE_DEVICES; None is unsaid.
+    """Return CUDA_VISIBLE_DEVICES for each of the jobs that may run at once on this machine; None leaves it unset.
 
-    A process takes most of a GPU's memory for itself, so no two share one.
+    A process takes most of a GPU's memory for itself, so no two jobs share a GPU.
     """
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = (
@@ -226,15 +226,15 @@ def _slots(at_once: int | None) -> list[str | None]:
 def _job(
     task: Callable[[_Item, StopRequested], None], item: _Item, gpus: str | None = None, held: Path | None = None
 ) -> Ending:
-    """Be a job: do the task with an item; return how that ended.
+    """Run a task on an item as a job, and return how it ended.
 
-    On this machine it has GPUs of its own, and stops when who launched it no longer holds a folder.
+    A local job has `gpus` of its own, and stops when the process that launched it no longer holds the folder `held`.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which submitit hides them
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # with which submitit hides the GPUs
         os.environ.update({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})
     try:
-        with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # who waits for it has no longer
+        with stop_requests(GRACE - 2 * _POLL) as stop_requested:  # the launcher waits no longer than GRACE
             ending = attempt(task, item, lambda: stop_requested() or not (held is None or is_held(held)))
     except Preempted as stop:
         tell(str(stop))
@@ -249,7 +249,7 @@ def _stop(jobs: Sequence[Any], launcher: str) -> None:
             "stopped waiting; Slurm's jobs go on, and the same command shows the results when they are done"
         )
     while alive := [job for job in jobs if not job.done()]:
-        for job in alive:  # again and again, as one that has just begun does not listen yet
+        for job in alive:  # repeatedly, as a job that has just started does not listen yet
             with suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)
         time.sleep(_POLL)

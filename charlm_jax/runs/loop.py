@@ -1,6 +1,6 @@
-"""A run's way: epochs, evaluations, samples, checkpoints, a clean stop, and back from divergence.
+"""The course of a run: epochs, evaluations, samples, checkpoints, clean stops, and rolling back from divergence.
 
-A run does not know who takes its steps, nor what is trained beside it: it is a generator that asks for them.
+A run is a generator that asks for its steps. It does not know who takes them, nor what is trained beside it.
 """
 
 import math
@@ -37,13 +37,13 @@ from charlm_jax.runs.records import append_record, read_records
 from charlm_jax.runs.samples import sample_texts
 from charlm_jax.runs.stop import StopRequested
 
-_DISPATCH_SECONDS = 0.5  # of work in one dispatch: long enough to cost nothing, short enough to show and to stop
-_LEAST_RATE = 2.0**-10  # of the one chosen, below which going back has not helped
-_SAVE_SECONDS = 60.0  # of training from one state to the next amid a long epoch
+_DISPATCH_SECONDS = 0.5  # of work per dispatch: long enough to add no cost, short enough to show progress and to stop
+_LEAST_RATE = 2.0**-10  # of the chosen learning rate: once it is down to this, rolling back has not helped
+_SAVE_SECONDS = 60.0  # of training between the states saved within a long epoch
 
 
 class Advance(NamedTuple):
-    """What a run asks for while it trains: to be taken from a state up to a step.
+    """A run's request to be trained from a state up to a step.
 
     The answer is the state that was reached, at least one step further, and the seconds that it took.
     """
@@ -53,28 +53,29 @@ class Advance(NamedTuple):
 
 
 Answer = tuple[TrainingState, float]
-"""What is sent for an `Advance`; nothing is for an epoch."""
+"""What is sent in reply to an `Advance`; an epoch gets no reply."""
 Run = Generator[Epoch | Advance, Any]
-"""A run that goes on: it yields what it asks for, and each epoch as it ends."""
+"""A run in progress: it yields its requests, and each epoch as it ends."""
 
 
 def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int = 1, watched: bool = True) -> Run:
-    """Go on with a run to its end, from its newest sound state if it has one.
+    """Train a run to its end, from its newest sound state if it has one.
 
-    An epoch's last state is saved first; then the model is evaluated and sampled, and the records written, the epoch's
-    own last. What a stop leaves unfinished is done again, from the newest state, with the same result.
+    At the end of an epoch its state is saved first; then the model is evaluated and sampled, and the records are
+    written, the epoch's own last. What an interrupt leaves unfinished is redone from the newest state, with the same
+    result.
 
     Args:
         job: what to train.
-        path: of the run's directory, which no other process may be writing.
+        path: the run's directory, which no other process may be writing.
         stop_requested: asked after every dispatch; see `stop_requests`. At least one dispatch is made before a stop, so
-            that a run which is stopped again and again comes to its end.
-        replicas: how many models are trained beside one another, this one included.
-        watched: whether to show its progress.
+            that a run that is interrupted again and again still finishes.
+        replicas: how many models are trained together, this one included.
+        watched: whether to show progress.
 
     Raises:
-        InputError: the directory cannot be used, or holds states but no sound one.
-        DivergedError: too many steps in a row were not finite; the last good state is saved.
+        InputError: the directory cannot be used, or holds states or records but no sound state.
+        DivergedError: training diverged, or rolling back did not help; the last good state is saved.
         Preempted: a stop was requested; the state is saved.
     """
     chosen = job.configuration
@@ -97,7 +98,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
 
         unrecorded = agreed(open_records)
         if restored is not None and agreed(lambda: int(state.step) not in state_files(run.checkpoints)):
-            _save(run, job, state)  # it was among the best alone
+            _save(run, job, state)  # it was only in best/
         if unrecorded:
             yield _finish_epoch(run, job, state, held_out_ids, None)
         while True:
@@ -121,13 +122,13 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
 
 
 def _restore(run: RunDirectory, folders: Sequence[Path], job: Job) -> TrainingState | None:
-    """Return the newest sound state of some folders, and rename what is newer and damaged."""
+    """Return the newest sound state in some folders, and rename newer ones that are damaged."""
 
     def spoiled(path: Path, error: DamagedError) -> None:
         tell(f"the state {str(path)!r} is damaged: {error}. It is now {quarantine(path).name}; another is used")
 
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
-    states: list[TrainingState | None] = [None]  # read by the first process alone
+    states: list[TrainingState | None] = [None]  # only the first process reads one
 
     def read() -> bool:
         states[0] = newest_state(folders, like, run.identity(), spoiled)
@@ -145,7 +146,7 @@ def _save(run: RunDirectory, job: Job, state: TrainingState) -> None:
 
 
 def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
-    """Say from where a run goes on, or raise an InputError if it would begin anew over what is recorded."""
+    """Print where a run resumes, or raise an InputError if it would start anew although steps are recorded."""
     recorded = max((record["step"] for record in read_records(run.metrics)), default=0)
     if recorded and not step:
         raise InputError(
@@ -159,7 +160,7 @@ def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
 
 
 def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
-    """Return the best state in the place of one that has gone astray, to be learned from at half the rate."""
+    """Replace the model and optimizer state of a run gone astray by the best ones, and halve its learning rate."""
     best = _restore(run, [run.best], job)
     if best is None or float(state.learning_rate) <= _LEAST_RATE * job.configuration.learning_rate:
         raise DivergedError(
@@ -184,7 +185,7 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
 def _finish_epoch(
     run: RunDirectory, job: Job, state: TrainingState, held_out_ids: jax.Array, seconds: float | None
 ) -> Epoch:
-    """Evaluate and sample the model at an epoch's end, keep it if it is the best so far, and write the records."""
+    """Evaluate and sample the model at an epoch's end, save it if it is the best so far, and write the records."""
     chosen, step = job.configuration, int(state.step)
     epoch = step // job.steps_per_epoch
     if not int(state.epoch.windows):
@@ -212,7 +213,7 @@ def _finish_epoch(
 
     def write() -> None:
         if losses and losses[-1] < min(before, default=math.inf):
-            # Written before the older one goes: there is always one.
+            # Saved before the older one is removed, so that there always is one.
             save_state(run.best, state, run.identity())
             remove_states(run.best, [saved for saved in state_files(run.best) if saved != step])
         record_epoch(run, done, window=chosen.window, sampler=chosen.sampler)
@@ -224,10 +225,10 @@ def _finish_epoch(
 def _train_epoch(
     run: RunDirectory, job: Job, state: TrainingState, stop_requested: StopRequested, *, watched: bool
 ) -> Generator[Advance, Any, tuple[TrainingState, float | None]]:
-    """Train to the end of an epoch, with a progress bar if watched, and save the state, there or where it stops.
+    """Train to the end of an epoch, or to a stop, and save the state; show a progress bar if `watched`.
 
     Returns:
-        The state, and the seconds of training if it was at the epoch's beginning: a part would pass for the whole.
+        The state, and the seconds of training; None if it began within the epoch, as a part would pass for the whole.
     """
     step, steps, unsaved, total = int(state.step), 1, 0.0, 0.0
     epoch = step // job.steps_per_epoch + 1
@@ -252,7 +253,7 @@ def _train_epoch(
                     f"stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, and the same command "
                     f"with --run-dir {run.path} goes on"
                 )
-            # Any number of steps runs in the same program, so the dispatch grows to a good length as we go.
+            # The same program runs any number of steps, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / seconds)))
     return state, total if done == 0 else None
 
@@ -274,13 +275,13 @@ def _astray(job: Job, losses: list[float], path: Path) -> str:
 
 
 def _calmer(job: Job) -> str:
-    """Return the flags that keep training from going astray, but for what is chosen already."""
+    """Return the flags that keep training from going astray, except those already in use."""
     clip = job.configuration.clip
     return "a smaller --learning-rate" + (", or --clip 1" if clip is None or clip > 1 else "")
 
 
 def _warn_of_other_bits(there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Say what decides the bits of a result and was different when the run was started."""
+    """Print what decides the bits of a result and has changed since the run was started."""
     then, now = ({**record, **record["versions"]} for record in (there, here))
     decisive = *here["versions"], "commit", "device_kind", "processor", "cpu_cores"
     decisive += "device_count", "processes", "replicas"

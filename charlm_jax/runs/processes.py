@@ -1,7 +1,7 @@
-"""One job in several processes, on one machine or many: all take the same steps, and the first alone writes.
+"""One job in several processes, on one machine or many: all take the same steps, and only the first writes.
 
-A file, a clock or a signal is not the same to all of them. What the job does with one goes through `agreed` or
-`everyones`, after which all know the same and do the same; everything else is a function of what they were given.
+Files, clocks and signals may differ between processes. What the job does with one goes through `agreed` or
+`everyones`, after which all know and do the same; everything else is a function of what all were given.
 """
 
 import json
@@ -26,10 +26,10 @@ from charlm_jax.mesh import DATA
 from charlm_jax.runs.command_line import Watcher, exit_codes, tell
 from charlm_jax.runs.devices import use_every_core
 
-_AGREED = "all processes of the job know of this"  # noted on an error
-_LAST = 3  # seconds that the first process stays: JAX ends the others with it, though they may be failing alike
-_START = 45  # seconds in which all processes of a job must be there: if one died, the others end within a minute
-_HEARTBEAT = 30  # seconds without a sign of life from a machine, after which the others end
+_AGREED = "all processes of the job know of this"  # a note on errors that all processes raise
+_LAST = 3  # seconds that a failing first process stays: JAX ends the others with it, which may be failing alike
+_START = 45  # seconds in which all processes of a job must be there: if one has died, the others end within a minute
+_HEARTBEAT = 30  # seconds without a heartbeat from a machine after which the others end
 _WAY_OUT = "see that all are started, with one address and numbers from 0, and that the first one's port can be reached"
 _T = TypeVar("_T")
 _Tree = TypeVar("_Tree")
@@ -37,26 +37,26 @@ _Tree = TypeVar("_Tree")
 
 @contextmanager
 def joined(distributed: str | None) -> Iterator[None]:
-    """Be one of a job's processes within the block, if it has several; to be entered before JAX is used.
+    """Join the other processes of a job for the block, if it has several; enter it before JAX is used.
 
-    All but the first are silent, unless they fail on their own. A process that does ends at once with its exit code,
-    and so do those that find another gone, with 1, below all codes that say why, or, where they wait for it in vain,
-    with 134, as JAX ends them: what is saved stays.
+    All but the first are silent, unless they fail on their own. A process that fails exits at once with the code of its
+    error. A process that finds another gone exits with 1, which is below every code that says why, or, if it waits for
+    the other in vain, with 134, as JAX ends it. What is saved stays.
 
     Args:
         distributed: where the others are: HOST:PORT/NUMBER/COUNT, with the address of the first process, this one's
             number from 0, and how many there are; `auto`, as JAX finds out on a TPU pod or under MPI; None, as Slurm
-            says where it has started several, and else this process is alone.
+            says if it has started several, and otherwise this process is alone.
 
     Raises:
-        InputError: `distributed` is none of these, or the processes cannot be one job.
+        InputError: `distributed` is none of these, or the processes cannot form one job.
     """
     place = _place(distributed)
     if place is None:
         yield
         return
     use_every_core()
-    # Its handler would take SIGTERM, for which there is `stop_requests`.
+    # Its handler would take SIGTERM, which `stop_requests` handles.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _gathering():
@@ -86,7 +86,7 @@ def joined(distributed: str | None) -> Iterator[None]:
 
 @contextmanager
 def _gathering() -> Iterator[None]:
-    """End this process with a sentence if the others are not all there in time: JAX ends it with a stack of C++."""
+    """Exit with one sentence if the others are not all there in time; JAX would exit with a C++ stack trace."""
 
     def give_up() -> None:
         tell(
@@ -105,7 +105,7 @@ def _gathering() -> Iterator[None]:
 
 
 def _require_equal_shares() -> None:
-    """Raise an InputError unless all processes have as many devices."""
+    """Raise an InputError unless all processes have equally many devices."""
     shares = Counter(device.process_index for device in jax.devices())
     if len(set(shares.values())) > 1:
         raise InputError(
@@ -115,10 +115,10 @@ def _require_equal_shares() -> None:
 
 
 def meet(mesh: Mesh) -> None:
-    """Let all groups of a mesh's devices that will exchange anything find each other, while all processes are here.
+    """Connect all groups of a mesh's devices that will exchange anything, while all processes are here.
 
-    A group's first exchange fails where one process comes to it half a minute after another (Gloo's limit), as it may
-    that compiles or reads a file for longer; later ones wait.
+    A group's first exchange fails if one process comes to it half a minute after another (Gloo's limit), as a process
+    may that compiles or reads a file for longer; later exchanges wait.
     """
     if jax.distributed.is_initialized():
         for axes in (DATA, mesh.axis_names):
@@ -135,7 +135,7 @@ def _part() -> None:
 
 
 def _place(distributed: str | None) -> dict[str, Any] | None:
-    """Return what `jax.distributed.initialize` is to be told; None for a process that is alone."""
+    """Return the arguments for `jax.distributed.initialize`; None for a process that is alone."""
     if distributed is None:
         return _slurm_gpus() if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 else None
     if distributed == "auto":
@@ -148,20 +148,20 @@ def _place(distributed: str | None) -> dict[str, Any] | None:
     number, count = map(int, numbers)
     if count == 1:
         return None
-    # The first one listens on all of its machine's addresses, unless nobody is to come from outside.
+    # The first process listens on all of its machine's addresses, unless its address is a local one.
     own = {"coordinator_bind_address": address} if address.startswith(("127.", "localhost:", "[::1]:")) else {}
     return {"coordinator_address": address, "process_id": number, "num_processes": count, **own}
 
 
 def _slurm_gpus() -> dict[str, Any]:
-    """Return which of the GPUs that Slurm gave are this process's, where JAX would take the one of its number."""
+    """Return arguments that claim the GPUs that only this process has; JAX would take just the one with its number."""
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
     return {"local_device_ids": list(range(len(visible)))} if len(visible) == 1 or (visible and alone) else {}
 
 
 def _give_stdout_to_python() -> None:
-    """Leave stdout to the first process's results: what libraries write there goes to stderr."""
+    """Keep stdout for the first process's results; what libraries write there goes to stderr."""
     sys.stdout.flush()
     if is_first():
         sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="backslashreplace")
@@ -171,7 +171,7 @@ def _give_stdout_to_python() -> None:
 
 
 def _leave(error: BaseException) -> NoReturn:
-    """End at once: the others wait for this process, and see that it is gone."""
+    """Report an error and exit at once: the others wait for this process, and see that it is gone."""
     Watcher.muted = False
     print(f"process {jax.process_index()} of {jax.process_count()}: ", end="", file=Watcher())
     code = 1
@@ -191,31 +191,32 @@ def _leave(error: BaseException) -> NoReturn:
 
 
 def _is_loss(error: BaseException) -> bool:
-    """Say whether an error is that of a collective in which another process was missing."""
+    """Return whether an error is that of a collective in which another process was missing."""
     words = "gloo", "nccl", "connection closed", "connection reset"
     return isinstance(error, RuntimeError | ValueError) and any(word in str(error).lower() for word in words)
 
 
 def is_first() -> bool:
-    """Say whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def everyones(value: _T) -> list[_T]:
-    """Return the values of all processes, the first one's first; all must ask. A value is what JSON holds."""
+    """Return the values of all processes, in their order; all must call this. A value must be one that JSON holds."""
     if not jax.distributed.is_initialized():
         return [value]
     message = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int64(len(message))).tolist()
-    room = 1 << (max(lengths) - 1).bit_length()  # a power of two, as each number of bytes is a program of its own
+    room = 1 << (max(lengths) - 1).bit_length()  # a power of two, as each length compiles a program of its own
     rows = multihost_utils.process_allgather(np.pad(message, (0, room - len(message))))
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
 def agreed(find: Callable[[], _T]) -> _T:
-    """Return what the first process finds, or raise what it raises, in all; the others do not look.
+    """Call `find` in the first process alone; return its result, or raise its error, in all processes.
 
-    What is found is what JSON holds. In the others an error that a user can mend is an `InputError`.
+    The result must be one that JSON holds. In the others, an error that a user can fix is an `InputError`, and any
+    other a `RuntimeError`.
     """
     if not jax.distributed.is_initialized():
         return find()
@@ -227,7 +228,7 @@ def agreed(find: Callable[[], _T]) -> _T:
             error, told = problem, {"mendable": isinstance(problem, InputError | OSError), "words": f"{problem}"}
     told = everyones(told)[0]
     if "found" not in told:
-        # In the first process as it happened, with its traceback.
+        # The first process raises the error itself, with its traceback.
         known = error or (InputError if told["mendable"] else RuntimeError)(told["words"])
         known.add_note(_AGREED)
         raise known
@@ -235,7 +236,7 @@ def agreed(find: Callable[[], _T]) -> _T:
 
 
 def first_ones(tree: _Tree | None, like: _Tree) -> _Tree:
-    """Return the first process's arrays in all, on one device; `like` has their shapes and types."""
+    """Return the first process's arrays in all processes, on one device; `like` has their shapes and types."""
     if not jax.distributed.is_initialized():
         return cast(_Tree, tree)
     own = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like) if tree is None else tree
@@ -244,7 +245,7 @@ def first_ones(tree: _Tree | None, like: _Tree) -> _Tree:
 
 
 def require_alike(facts: Mapping[str, object]) -> None:
-    """Raise an InputError, in all processes, where facts are not the same in all; says which, and where."""
+    """Raise an InputError in all processes if facts differ between them; it says which differ, and where."""
     first, *others = everyones(dict(facts))
     for number, other in enumerate(others, start=1):
         differing = [name for name in first if first[name] != other.get(name)]

@@ -1,4 +1,4 @@
-"""Batches read from the disk ahead of the training that they are for, by threads."""
+"""Batches that threads read from the disk, ahead of the training steps that use them."""
 
 import mmap
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from charlm_jax.errors import optional
 from charlm_jax.keys import Key
 from charlm_jax.runs.encoding import require_known
 
-_THREADS, _PIECES = 2, 4  # that read, and that are ready
+_THREADS, _PIECES = 2, 4  # threads that read, and pieces that are kept ready
 
 
 def read_ahead(
@@ -30,15 +30,15 @@ def read_ahead(
 ) -> Iterator[tuple[int, HostBatches]]:
     """Yield the batches of a run's steps from `first` on, in pieces, each with the number of its first step.
 
-    All that there is to know of where reading stands is a step, so a run that goes on reads from its state's. A last
-    piece goes beyond the `end`, to be as long as the others. For the other arguments see `read_batches`.
+    A step is all that says where reading stands, so a resumed run reads on from its state's step. The last piece may go
+    beyond `end`, to be as long as the others. For the other arguments see `read_batches`.
 
     Raises:
-        InputError: the library for it is not installed, or an id stands for no character of the vocabulary.
+        InputError: grain is not installed, or an id stands for no character of the vocabulary.
     """
     what = "a text read while it is learned (--text streamed, or auto for a long one; else --text resident) needs grain"
     with optional(what, "streaming"):
-        import grain  # half a second to load, and most runs have their text in memory
+        import grain  # takes half a second to load, and most runs have their text in memory
 
     def read(step: int) -> tuple[int, HostBatches]:
         batches = read_batches(ids, order, key, np.arange(step, step + piece), rows)
@@ -51,9 +51,9 @@ def read_ahead(
 
 
 def _let_go(ids: Integer[np.ndarray, " character"]) -> None:
-    """Unmap the pages that reading has mapped, if there are any: they would count as this process's memory."""
+    """Unmap the pages that reading has mapped, if any: they would count as this process's memory."""
     owner: Any = ids
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, mmap.mmap):
-        owner.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache, and are mapped again when read again
+        owner.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache, and are mapped again when read

@@ -1,4 +1,4 @@
-"""What a run measured and wrote, as one JSON object a line: epochs, evaluations, texts."""
+"""Records of what a run measured and wrote, one JSON object per line: epochs, evaluations, rollbacks, texts."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from charlm_jax.errors import InputError
 from charlm_jax.runs.files import sync_names, write_atomically
 
 _NUMBER, _TEXT = (int, float), (str,)
-# What the readers of a record rely on beside its epoch and step, by its event; a generated text has none.
+# The fields that readers rely on besides epoch and step, by event; a generated text has no event.
 _FIELDS = {
     "epoch": {"training_loss": _NUMBER, "seconds": (*_NUMBER, type(None))},
     "evaluation": {"held_out_loss": _NUMBER},
@@ -20,7 +20,7 @@ _FIELDS = {
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as one line, in one write that is on the disk when this returns."""
+    """Append a JSON object as one line, in one write that is on the disk when this returns."""
     line, is_new = json.dumps(record, allow_nan=False) + "\n", not path.exists()
     with path.open("ab") as file:
         file.write(line.encode())
@@ -31,10 +31,10 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(path: Path, event: str | None = None) -> list[dict[str, Any]]:
-    """Return a file's records, or those of an event alone; a last line that was not written to its end is left out.
+    """Return a file's records, or only those of an event; a half-written last line is left out.
 
     Raises:
-        InputError: a line is no record; names it.
+        InputError: a line is not a record; the message names it.
     """
     if not path.exists():
         return []
@@ -48,14 +48,14 @@ def read_records(path: Path, event: str | None = None) -> list[dict[str, Any]]:
 
 
 def keep_records(path: Path, step: int) -> None:
-    """Drop a half-written last line and all records of later steps: they will be made again."""
+    """Drop a half-written last line and all records of steps after `step`: they will be made again."""
     if path.exists():
         kept = [record for record in read_records(path) if record["step"] <= step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return a line's record, if it has what readers rely on, each number finite, each count one of 64 bits."""
+    """Return a line's record if it has what readers rely on, with finite numbers and 64-bit counts, else None."""
     try:
         record = json.loads(line)
         counts = {"epoch": (int,), "step": (int,)}
@@ -64,6 +64,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
             if not isinstance(value, types) or (isinstance(value, _NUMBER) and not math.isfinite(value)):
                 return None
         return record if all(0 <= record[name] < 2**63 for name in counts) else None
-    # No JSON, nested too deeply, no object, no such event, a number beyond any.
+    # Not JSON, nested too deeply, not an object, an unknown event, or a number out of range.
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OverflowError):
         return None

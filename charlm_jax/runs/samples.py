@@ -1,4 +1,4 @@
-"""The texts that a run generates after each epoch."""
+"""The texts that a run generates after its epochs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Sample:
     """A generated text.
 
     Attributes:
-        temperature: at which it was drawn.
-        prompt: what it continues.
+        temperature: the softmax temperature of its draws.
+        prompt: the text that it continues.
         text: the continuation.
     """
 
@@ -27,7 +27,7 @@ class Sample:
 
 
 def sample_texts(job: Job, model: Model, epoch: int) -> tuple[Sample, ...]:
-    """Generate one text a temperature, as the configuration says, from the epoch's prompt."""
+    """Generate one text for each of the configured temperatures, starting from the epoch's prompt."""
     chosen = job.configuration
     if not chosen.temperatures:
         return ()
@@ -59,10 +59,10 @@ def sample_texts(job: Job, model: Model, epoch: int) -> tuple[Sample, ...]:
 
 
 def _prompt(job: Job, epoch: int) -> str:
-    """Return one window of the training text: the configured one, or one drawn for the epoch."""
+    """Return one window of the training text: the configured one, or else one drawn for the epoch."""
     window, start = job.configuration.window, job.configuration.prompt_start
     if start is None:
         key = jax.random.fold_in(fold_text(job.key, "prompts"), epoch)
-        starts = min(len(job.training_ids) - window + 1, 2**31 - 1)  # of a longer text, the beginning
+        starts = min(len(job.training_ids) - window + 1, 2**31 - 1)  # of a longer text, only the beginning
         start = int(jax.random.randint(key, (), 0, starts))
     return job.vocabulary.decode(job.training_ids[start : start + window])

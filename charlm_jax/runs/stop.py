@@ -1,4 +1,4 @@
-"""A clean stop: the first signal asks for one, Ctrl-C after it or the end of the grace leaves at once."""
+"""Clean stops: the first signal requests one; Ctrl-C after it, or the end of the grace period, exits at once."""
 
 import os
 import select
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 from charlm_jax.errors import INTERRUPTED, PREEMPTED
 
-GRACE = 8.0  # seconds from the first signal to the end, whatever is under way; schedulers kill after 10 or more
+GRACE = 8.0  # seconds from the first signal to the exit, whatever is under way; schedulers kill after 10 or more
 _SIGNALS = signal.SIGTERM, signal.SIGINT
 
 StopRequested = Callable[[], bool]
@@ -22,11 +22,11 @@ _STAYS = (
 
 @contextmanager
 def stop_requests(grace: float = GRACE) -> Iterator[StopRequested]:
-    """Turn the first SIGTERM or SIGINT within the block into a request to stop, which what it yields tells.
+    """Turn the first SIGTERM or SIGINT within the block into a request to stop, which the yielded function reports.
 
-    A thread of its own reads the signals, so that a long compilation or evaluation cannot keep them waiting. If the
-    block has not ended `grace` seconds after the request, the process exits 75: what is saved stays saved. At a SIGINT
-    after the first signal it exits 130 at once; not at a SIGTERM, of which schedulers send several. Belongs on the main
+    A separate thread reads the signals, so that a long compilation or evaluation cannot delay them. If the block has
+    not ended `grace` seconds after the request, the process exits with 75; what is saved stays. A SIGINT after the
+    first signal makes it exit with 130 at once; a SIGTERM does not, as schedulers send several. Call it on the main
     thread.
     """
     reader, writer = os.pipe()
@@ -34,7 +34,7 @@ def stop_requests(grace: float = GRACE) -> Iterator[StopRequested]:
     requested = threading.Event()
     watcher = threading.Thread(target=_watch, args=(reader, requested, grace), name="stop", daemon=True)
     wake_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # Handlers that do nothing: Python writes the signal's number to the pipe whatever the main thread is doing.
+    # The handlers do nothing: Python writes a signal's number to the pipe whatever the main thread is doing.
     handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     watcher.start()
     try:
@@ -63,7 +63,7 @@ def _watch(reader: int, requested: threading.Event, grace: float) -> None:
 
 
 def _signalled(reader: int, numbers: Collection[int], end: float | None) -> bool | None:
-    """Wait for one of some signals, not another that Python handles; False at the block's end, None when time is up."""
+    """Wait for one of `numbers`, ignoring other signals; return False at the block's end, and None when time is up."""
     while True:
         left = None if end is None else max(0.0, end - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
@@ -74,6 +74,6 @@ def _signalled(reader: int, numbers: Collection[int], end: float | None) -> bool
 
 
 def _say(line: str) -> None:
-    """Write a line; not by print, which the main thread may be in the middle of."""
+    """Write a line to stderr, not with print, which the main thread may be in the middle of."""
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())

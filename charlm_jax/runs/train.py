@@ -1,4 +1,4 @@
-"""Training in run directories: of one model, or of many in one program."""
+"""Training in run directories, of one model or of many in one program."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,19 +26,19 @@ from charlm_jax.runs.read_ahead import read_ahead
 from charlm_jax.runs.stop import StopRequested
 from charlm_jax.runs.trained import LoadedRun, load_run
 
-_PIECE = 64  # steps whose batches are read and sent to the devices at once, or as many as take
-_PIECE_BYTES = 1 << 23  # at most
+_PIECE = 64  # most steps whose batches are read and sent to the devices at once
+_PIECE_BYTES = 1 << 23  # most bytes of these batches, unless a single one has more
 
 
 def train_run(configuration: Configuration, path: str | Path, *, devices: int | None = None) -> LoadedRun:
-    """Train in a run directory, with a progress bar an epoch, and return the run with its best model.
+    """Train in a run directory, with a progress bar per epoch, and return the run with its best model.
 
-    If the directory holds this run already, it goes on, or is returned at once if it is finished: the same call again
-    resumes what an interrupt stopped. Batches are split over `devices`, or all that get a few windows each.
+    If the directory already holds this run, it is resumed, or returned at once if it is finished: the same call again
+    resumes an interrupted run. Batches are split over `devices`; None is all that get a few windows each.
 
     Raises:
         InputError: the text, the directory or a number cannot be used, or the directory holds another run.
-        DivergedError: training went astray; the last good state is saved.
+        DivergedError: training diverged; the last good state is saved.
     """
     require_count("devices", devices)
     job = prepare(absolute_places(configuration), devices, Path(path))
@@ -52,11 +52,11 @@ def train(
 ) -> Iterator[Epoch]:
     """Train in a run directory, from its newest sound state if it has one; yield each epoch as it ends.
 
-    See `go_on` for the other arguments, what is written when, and what is raised.
+    See `go_on` for what is written when, and what is raised.
 
     Args:
         job: what to train.
-        path: of the run's directory.
+        path: the run's directory.
         stop_requested: see `go_on`.
         text: where the training text is, which changes no result: `resident` on each device, `streamed` from where it
             lies, or `auto`, on the devices unless it would take more than a quarter of the memory of one.
@@ -82,22 +82,23 @@ def train(
 def train_together(
     jobs: Sequence[Job], paths: Sequence[Path], mesh: Mesh, stop_requested: StopRequested = lambda: False
 ) -> Iterator[tuple[int, Epoch]]:
-    """Train jobs that differ in nothing but seed and learning rate, all in one program, each in a run directory.
+    """Train jobs that differ only in seed and learning rate, all in one program, each in a run directory.
 
-    Each is what `train` makes of it but for the order of sums; where it was, it goes on, and what has ended stays.
+    The results are those of `train`, except for the order of sums. Each run resumes where it was; one that has ended
+    stays as it is.
 
     Args:
         jobs: what to train.
-        paths: of their directories.
-        mesh: a `replica_mesh` for as many.
+        paths: their run directories.
+        mesh: a `replica_mesh` for as many models.
         stop_requested: see `go_on`.
 
     Yields:
-        The number of a job, and an epoch of it as it ends.
+        A job's number, and an epoch of it as it ends.
 
     Raises:
         Preempted: a stop was requested; all states are saved.
-        DivergedError: one of them did, and the others have come to their ends.
+        DivergedError: at least one job diverged; the others have ended.
         InputError: see `go_on`.
     """
     _require_alike(jobs, mesh)
@@ -108,7 +109,7 @@ def train_together(
         there = [run for run in asked if run is not None]
         count = min(run.stop - int(run.state.step) for run in there)
         states = [(run or there[0]).state for run in asked]
-        # One that has ended stands where it stops at once, so that the program, and its bits, stay the same.
+        # For a run that has ended, a copy of another stops at once, so that the program, and its bits, stay the same.
         stops = [0 if run is None else int(run.state.step) + count for run in asked]
         together = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
         after = fetch(train_steps(together, ids, keys, jnp.array(stops, jnp.int32)))
@@ -127,11 +128,11 @@ def train_together(
 
 
 def _require_alike(jobs: Sequence[Job], mesh: Mesh, text: TextPlace = "resident") -> None:
-    """Raise an InputError unless all processes have the same code and jobs, before any computes; then let them meet."""
+    """Raise an InputError unless all processes have the same code and jobs, before any computes; then connect them."""
     for job in jobs:
         chosen, corpus, source = job.configuration.to_json(), job.describe_corpus(), job.describe_source() or {}
         for name in ("corpus", "init_from"):
-            del chosen[name]  # the same may lie elsewhere
+            del chosen[name]  # the same may have another path elsewhere
         made = describe_process(job.configuration.precision, mesh, len(jobs))
         require_alike(
             {
@@ -149,7 +150,7 @@ def _require_alike(jobs: Sequence[Job], mesh: Mesh, text: TextPlace = "resident"
 
 
 def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], TrainingState]:
-    """Return what takes a run's steps, which must go on from one another, on batches that are read ahead."""
+    """Return a function that takes a run's steps, each call from where the last ended, on batches read ahead."""
     rows = local_rows(job.order.batch_size, job.mesh)
     batch_bytes = len(rows) * (job.order.window + 1) * job.training_ids.itemsize
     length = max(1, min(_PIECE, _PIECE_BYTES // batch_bytes))
@@ -192,12 +193,12 @@ def _whole_text(job: Job, mesh: Mesh) -> jax.Array:
 def _serve(
     runs: Sequence[Run], advance: Callable[[Sequence[Advance | None]], list[TrainingState]]
 ) -> Iterator[tuple[int, Epoch]]:
-    """Let runs go on side by side, all of them asking before any is answered; yield their epochs with their numbers.
+    """Drive runs side by side, collecting all requests before answering any; yield epochs with their runs' numbers.
 
     Args:
-        runs: each ends by itself, by a stop, or by divergence, which is told, and raised when all have ended, a stop
-            before a divergence; by any other error at once, with the others as they were last saved.
-        advance: from what each run asks for, None for one that has ended, to the states of those that have not.
+        runs: each finishes, stops or diverges. When all have ended, a stop or else a divergence is raised, and the
+            others are printed. Any other error is raised at once, with the other runs as they were last saved.
+        advance: maps the request of each run, None for one that has ended, to the states of those that have not.
     """
     answers: dict[int, Answer | None] = dict.fromkeys(range(len(runs)))
     failures: list[DivergedError | Preempted] = []

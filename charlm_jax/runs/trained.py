@@ -1,4 +1,4 @@
-"""What a run has left behind: its model, which writes and scores text, what it measured, the text it learned from."""
+"""What a run leaves behind: a model that writes and scores text, its measurements, and the text it learned from."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,14 +30,14 @@ from charlm_jax.runs.records import read_records
 
 
 class Metrics(NamedTuple):
-    """What a run measured, an entry an epoch.
+    """A run's measurements, one entry per epoch.
 
     Attributes:
         epoch: its number, from 1.
         step: updates since the start of the run.
-        training_loss: nats per character, the mean over the windows while the model learned.
-        held_out_loss: nats per character of the held-out text after the epoch; nan where none is held out.
-        seconds: of training; nan for an epoch that a stop divided.
+        training_loss: nats per character, the mean over the epoch's windows, each as it was learned from.
+        held_out_loss: nats per character of the held-out text after the epoch; nan if nothing is held out.
+        seconds: training time; nan for an epoch that was interrupted.
     """
 
     epoch: Int[np.ndarray, " epoch"]
@@ -49,14 +49,14 @@ class Metrics(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's model, and what the run measured.
+    """A run's model and measurements.
 
     Attributes:
-        path: of the run's directory.
-        configuration: of the run.
-        model: as of `step`.
+        path: the run's directory.
+        configuration: the run's.
+        model: the model as of `step`.
         vocabulary: the characters that it knows.
-        step: updates that it has seen.
+        step: updates that the model has had since the start of the run.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class LoadedRun:
 
     @cached_property
     def metrics(self) -> Metrics:
-        """What all of the run's epochs measured, those after `step` among them, as its records had it when loaded."""
+        """The measurements of all epochs, including those after `step`; cached once read, and `load_run` reads them."""
         records = read_records(RunDirectory(self.path).metrics)
         epochs = [record for record in records if record["event"] == "epoch"]
         held_out = {record["epoch"]: record["held_out_loss"] for record in records if record["event"] == "evaluation"}
@@ -75,16 +75,16 @@ class LoadedRun:
             epoch=np.array([record["epoch"] for record in epochs], int),
             step=np.array([record["step"] for record in epochs], int),
             training_loss=np.array([record["training_loss"] for record in epochs], float),
-            held_out_loss=np.array([held_out.get(record["epoch"]) for record in epochs], float),  # where None is nan
+            held_out_loss=np.array([held_out.get(record["epoch"]) for record in epochs], float),  # None becomes nan
             seconds=np.array([record["seconds"] for record in epochs], float),
         )
 
     def generate(self, prompt: str = "", *, temperature: float = 0.5, length: int = 400, seed: int = 0) -> str:
-        """Return what follows a prompt, as `scripts/run sample` writes it.
+        """Return a continuation of a prompt, as `scripts/run sample` writes it.
 
         Args:
             prompt: any text; "" starts from nothing.
-            temperature: 0 always takes the likeliest character, 1 draws from the model as it is.
+            temperature: 0 always takes the likeliest character, 1 draws from the model's own distribution.
             length: characters to generate.
             seed: of the draws; the same call returns the same text.
 
@@ -107,13 +107,13 @@ class LoadedRun:
         return self.vocabulary.decode(ids)
 
     def surprise(self, text: str, *, prompt: str = "", top: int = 1) -> Reading:
-        """Return the nats that each character of a text costs, and which characters were the likeliest in its place.
+        """Return the nats that each character of a text costs, and the likeliest characters in its place.
 
-        The mean of the nats is the text's loss; it is read as the run's sampler would have written it after the prompt,
-        and `top` characters are named at each place.
+        The text is read as the run's sampler would have written it after the prompt. The mean of the nats is its loss.
+        At each place the `top` likeliest characters are named.
 
         Raises:
-            InputError: the model does not know a character.
+            InputError: the model does not know a character, or `top` cannot be used.
         """
         require_count("top", top)
         nats, likeliest, probabilities = surprise(
@@ -128,21 +128,22 @@ class LoadedRun:
 
 
 def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """Open the run in a directory, with its model as `load_model` returns it.
+    """Load the run in a directory, with its model as `load_model` returns it.
 
     Raises:
         InputError: there is no such run, it has no model yet, or a file of it cannot be read.
     """
     use_every_core()  # before JAX is used, for whatever comes after
     run = load_model(open_run(Path(path)), checkpoint)
-    _ = run.metrics  # read with the model: what comes of the directory later changes nothing
+    _ = run.metrics  # read now, so that later changes to the directory do not matter
     return run
 
 
 def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """Return a run with its model, `best` by held-out loss or `newest`, on one device.
+    """Return a run with its model, the `best` by held-out loss or the `newest`, on one device.
 
-    Where nothing is held out the best is the newest; where it is damaged, that is said, and the newest sound one taken.
+    If nothing is held out, the best is the newest. If the best is missing or damaged, a warning says so, and the newest
+    sound one is used.
 
     Raises:
         InputError: the run has no checkpoint yet, or no sound one.
@@ -170,14 +171,14 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
 
 
 def model_shapes(run: RunDirectory) -> Snapshot:
-    """Return the shapes and types of a run's model in place of its arrays."""
+    """Return a run's `Snapshot` with shapes and types in place of arrays."""
     require_devices()
     network = make_network(run.configuration(), run.vocabulary())
     return jax.eval_shape(lambda key: Snapshot(jnp.int32(0), flax_parameters(network, key)), jax.random.key(0))
 
 
 def make_network(configuration: Configuration, vocabulary: Vocabulary) -> CharacterLSTM:
-    """Return the model that a configuration describes."""
+    """Return the network that a configuration describes."""
     return CharacterLSTM(
         vocabulary_size=len(vocabulary),
         hidden_size=configuration.hidden_size,
@@ -192,10 +193,10 @@ def make_network(configuration: Configuration, vocabulary: Vocabulary) -> Charac
 
 
 def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Integer[np.ndarray, " held_out"]]:
-    """Return the text that a run learned from, and what it held out, which may be nothing.
+    """Return the ids of the text that a run learned from, and of what it held out, which may be nothing.
 
     Raises:
-        InputError: its corpus is not known, cannot be read, or is no longer what it was.
+        InputError: the run's corpus is not known, cannot be read, or has changed.
     """
     chosen, recorded = run.configuration(), run.provenance()["corpus"]
     if recorded["sha256"] is None:

@@ -1,4 +1,4 @@
-"""Whether a run is what it was when it was written."""
+"""Checks that a run's files are complete and as they were written."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,13 +17,13 @@ from charlm_jax.runs.trained import model_shapes
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one file of a run.
+    """The verdict on one file of a run.
 
     Attributes:
-        path: of the file.
-        verdict: `aside` is a file that was damaged, and that training has set aside; `unread` a state that cannot be
-            judged, as the run's configuration or provenance is not sound.
-        problem: what is wrong with it; empty if nothing is, as far as is known.
+        path: the file.
+        verdict: `aside` is a damaged file that training has set aside; `unread` is a state that cannot be judged, as
+            the run's configuration or provenance is not sound.
+        problem: what is wrong with the file; empty if nothing is, as far as is known.
     """
 
     path: Path
@@ -32,9 +32,9 @@ class Finding:
 
 
 def verify(run: RunDirectory) -> Iterator[Finding]:
-    """Check every file of a run, each array of each state by its SHA-256, and that what the records tell of is there.
+    """Check every file of a run, each array of each state by its SHA-256, and that the recorded states and texts exist.
 
-    Of states only the newest one and the best have to be there; others are checked if they are.
+    Only the newest and the best state have to exist; others are checked if they do.
     """
     configuration = _judge(run.path / "config.json", run.configuration)
     provenance = _judge(run.path / "provenance.json", run.provenance)
@@ -47,7 +47,7 @@ def verify(run: RunDirectory) -> Iterator[Finding]:
     known = not (configuration.problem or provenance.problem)
     for folder in run.states:
         for path in state_files(folder).values():
-            with suppress(FileNotFoundError):  # removed since, by the process that trains
+            with suppress(FileNotFoundError):  # removed in the meantime by the process that trains
                 if known:
                     yield _judge(path, lambda path=path: read_state(path, model_shapes(run), run.identity()))
                 else:
@@ -63,7 +63,7 @@ def verify(run: RunDirectory) -> Iterator[Finding]:
 
 
 def ways_out(run: RunDirectory, findings: Sequence[Finding]) -> str:
-    """Say what can be done about what is not sound."""
+    """Return advice on what to do about files that are not sound."""
     has_model = any(finding.verdict == "sound" and finding.path.parent != run.path for finding in findings)
     goes_on = not any(finding.problem and finding.path.parent == run.path for finding in findings)
     way = "put back copies of them"
@@ -83,7 +83,7 @@ def _judge(path: Path, check: Callable[[], object]) -> Finding:
 
 
 def _require_epochs(run: RunDirectory) -> None:
-    """Raise an InputError unless every epoch is recorded once; the one that ends at the newest state may not be yet."""
+    """Raise an InputError unless every epoch is recorded once; one that ends at the newest state may be missing."""
     newest = max(state_files(run.checkpoints), default=0)
     records = read_records(run.metrics, "epoch")
     due = (newest - 1) // max(1, records[0]["step"]) if records else bool(state_files(run.best)) or run.samples.exists()
@@ -92,7 +92,7 @@ def _require_epochs(run: RunDirectory) -> None:
 
 
 def _require_texts(run: RunDirectory) -> None:
-    """Raise an InputError unless the texts are there that were written before an epoch was recorded."""
+    """Raise an InputError if a recorded epoch lacks its texts, which are written before the epoch is recorded."""
     chosen = run.configuration()
     epochs = [record["epoch"] for record in read_records(run.metrics, "epoch")] if chosen.temperatures else []
     due = {epoch for epoch in epochs if epoch % chosen.sample_every == 0 or epoch == chosen.epochs}
