@@ -58,7 +58,7 @@ class Course(NamedTuple):
 
     Attributes:
         run: its directory.
-        seconds: of training up to the end of each epoch; nan from an epoch on whose own seconds are unknown.
+        seconds: of training up to the end of each epoch; nan from the first epoch whose own are unknown.
         losses: held-out losses after each epoch, in nats per character.
     """
 

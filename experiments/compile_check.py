@@ -183,7 +183,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
 
 
 def predicted_exchanges(job: "Job", mesh: "Mesh", replicas: int = 1) -> list[dict[str, Any]]:
-    """Return what chips exchange by arithmetic: gradients and loss in each step, the carry in each dispatch."""
+    """Predict by arithmetic what chips exchange: gradients and loss in each step, the carry in each dispatch."""
     import numpy as np
 
     from charlm_jax.mesh import DATA, REPLICA

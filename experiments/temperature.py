@@ -56,7 +56,7 @@ class Arguments:
     output: Path | None = None
     """Folder for the results of a single run; the run's figures/ if not given."""
     devices: int | None = None
-    """Devices to split the texts over; all if not given (on a CPU, one per core)."""
+    """Devices (on a CPU, cores) to split the texts over; if not given, as many as get at least eight texts each."""
     seed: int = 1
     """Seed of the texts."""
 

@@ -84,7 +84,7 @@ class KneserNey:
 
     @classmethod
     def fit(cls, ids: Integer[np.ndarray, " character"], vocabulary_size: int, order: int) -> "KneserNey":
-        """Learn from a text each character given up to `order` - 1 before it; a shorter text lowers the order."""
+        """Learn a text's characters, each given up to `order` - 1 before it; a shorter text lowers the order."""
         ids = ids.astype(np.int64)
         order = min(order, len(ids))
         # The codes of the contexts of every length, and for the longest its id before each character.
