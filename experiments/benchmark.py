@@ -1,19 +1,19 @@
-"""Time this project beside Keras, PyTorch and Flax on the published notebooks' job, on the CPU or on a GPU.
+"""Time this project against Keras, PyTorch and Flax on the published notebooks' job, on the CPU or on a GPU.
 
     scripts/run benchmark [--device gpu] [flags]
 
-Each contender works in a process of its own, one after another in every round; medians over the rounds are compared,
-with the smallest and largest beside them. Training counts a step of 128 windows of 60 characters; ours draws and
-gathers its batches from the text, the others get one that is ready. Sampling counts a character. The roofline is what
-a step's or a character's matrix products would take at the rate that JAX reaches on large square ones, the latency
-floor what those of a step that wait for one another take by themselves.
+Each contender runs in its own process, one after another in every round. The tables compare medians over the rounds,
+with the smallest and largest beside them. Training is timed per step of 128 windows of 60 characters; ours draws and
+gathers its batches from the text, while the others get one that is ready. Sampling is timed per character. The roofline
+is what the matrix products of a step or a character would take at the rate that JAX reaches on large square ones. The
+latency floor is what the products of a step that wait for one another take by themselves.
 
-On a GPU, the first if there are several, all are timed in float32, TF32 and bfloat16, as far as they have them (for
-products; parameters are float32). cuDNN's LSTM is there by PyTorch, also with a CUDA graph of the whole step, and by
-JAX. What a contender cannot do is named and left out.
+On a GPU (the first if there are several) all are timed in float32, TF32 and bfloat16, as far as they support these (for
+products; parameters are float32). cuDNN's LSTM is timed through PyTorch, also with a CUDA graph of the whole step, and
+through JAX. What a contender cannot do is named and left out.
 
-The others come with `.venv/bin/python -m pip install -e '.[benchmark]'`; those that are absent are named. All of it
-takes about four minutes on two cores, which should have nothing else to do.
+Install the others with `.venv/bin/python -m pip install -e '.[benchmark]'`; those that are missing are named. All of it
+takes about four minutes on two otherwise idle cores.
 """
 
 import contextlib
@@ -48,16 +48,16 @@ _MATMUL: dict[Precision, str] = {"float32": "highest", "tf32": "tensorfloat32", 
 
 @dataclass(frozen=True)
 class Contender:
-    """One row's worth of competition.
+    """An implementation to time, as a row of the tables.
 
     Attributes:
-        name: in the table.
+        name: in the tables.
         module: in `peers`.
-        package: which must be there.
+        package: that must be installed.
         backend: for Keras.
         tasks: what it can do.
-        most_characters: to ask for at a time, where each takes long.
-        way: one of those that its module has, where it has several.
+        most_characters: the most to generate at a time, for a contender that is slow at it.
+        way: the variant to use, if its module has several.
         precision: of its matrix products.
     """
 
@@ -71,19 +71,19 @@ class Contender:
     precision: Precision = "float32"
 
     def in_each(self, *precisions: Precision) -> list["Contender"]:
-        """Return it once in each precision."""
+        """Return a copy of this contender in each precision."""
         return [dataclasses.replace(self, precision=precision) for precision in precisions]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where to compare, and what is much or little work there.
+    """A platform to compare on, and how much work suits it.
 
     Attributes:
-        platform: the device's name to JAX and PyTorch.
+        platform: the device's name in JAX and PyTorch.
         contenders: ours first.
-        steps: of training at hidden size 128 to take at a time.
-        product_side: of square matrices that are large.
+        steps: training steps to take at a time at hidden size 128.
+        product_side: side of the square matrices that count as large.
         streams: numbers of texts to generate at once.
     """
 
@@ -123,7 +123,7 @@ class Arguments:
     hidden_sizes: tuple[int, ...] = (128, 32, 256, 512)
     """Hidden sizes to train at; sampling and scaling are timed at the first."""
     rounds: int = 7
-    """Times that every figure is taken, but for the time to the first step, which is taken once."""
+    """Times that everything is measured, except the time to the first step, which is measured once."""
     json: bool = False
     """Print the figures as one JSON object instead of tables."""
     figure: Path | None = None
@@ -143,7 +143,7 @@ class Worker:
     def __init__(self, contender: Contender, place: Place) -> None:
         self.contender, self.place = contender, place
         environment = {**os.environ, "KERAS_BACKEND": contender.backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment["JAX_PLATFORMS"] = f"{place.platform},cpu"  # the first, but for what is no work for a GPU
+        environment["JAX_PLATFORMS"] = f"{place.platform},cpu"  # the CPU for what a GPU is not meant to do
         environment["JAX_DEFAULT_MATMUL_PRECISION"] = _MATMUL[contender.precision]
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a first step is timed with its compilation
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the contenders share a GPU's memory
@@ -155,13 +155,13 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
-        self.devices, self.kind = 1, ""  # that it works on, known from its first answer on
+        self.devices, self.kind = 1, ""  # what it runs on, known from its first answer on
 
     def run(self, order: "Order") -> tuple[float, int]:
-        """Return the seconds that an order took, and the process's or the GPU's peak memory in bytes.
+        """Return the seconds that an order took, and the peak memory of the process or the GPU in bytes.
 
         Raises:
-            InputError: it could not be done; the message says why.
+            InputError: it failed; the message says why.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -187,9 +187,9 @@ class Worker:
 
 @dataclass(frozen=True)
 class Order:
-    """What to time, as a row of the tables: so many training steps, or characters of each stream, at a time.
+    """What to time as a row of the tables: `count` training steps, or characters of each stream, at a time.
 
-    The task and its options are in the words of `peers/worker.py`.
+    The task and its options are those of `peers/worker.py`.
     """
 
     title: str
@@ -199,7 +199,7 @@ class Order:
     options: dict[str, int]
 
     def timing(self, seconds: Sequence[float], peak_bytes: int) -> Timing:
-        """Return what it took in all rounds, a step of a model or a character of a stream."""
+        """Return what it took over all rounds, per step of a model or per character of a stream."""
         units = self.count * self.options.get("streams", 1) * self.options.get("models", 1)
         contender, size = self.worker.contender, self.options["hidden_size"]
         middle, least, most = (figure(seconds) / units for figure in (median, min, max))
@@ -219,7 +219,7 @@ def _first_steps(
         try:
             _, peak_bytes = worker.run(order)
         except InputError as error:
-            if not workers:  # ours, which all is compared to
+            if not workers:  # ours, to which all others are compared
                 raise
             tell(f"left out: {error}")
             continue
@@ -231,7 +231,7 @@ def _first_steps(
 def _comparisons(workers: Sequence[Worker], hidden_sizes: Sequence[int]) -> Iterator[Order]:
     for size in hidden_sizes:
         for worker in workers:
-            # As many steps as take about as long at every size.
+            # As many steps as take about the same time at every size.
             steps = worker.place.steps
             count = min(2 * steps, max(2, round(steps * (128 / size) ** 1.5)))
             yield Order(Title.TRAINING, worker, "train", count, {"hidden_size": size})
@@ -243,7 +243,7 @@ def _comparisons(workers: Sequence[Worker], hidden_sizes: Sequence[int]) -> Iter
 
 
 def _own(ours: Worker, hidden_size: int) -> Iterator[Order]:
-    """What only this project is asked for: the yardsticks, many models and streams, and how time grows."""
+    """Yield what only this project is timed at: the yardsticks, many models and streams, and how time grows."""
     size, place, side = {"hidden_size": hidden_size}, ours.place, ours.place.product_side
     step = {"rows": -(-BATCH_SIZE // ours.devices), "inner": hidden_size, "columns": 4 * hidden_size}
     yield Order(Title.PRODUCT, ours, "multiply", 100, {**size, "rows": side, "inner": side, "columns": side})
@@ -265,9 +265,9 @@ def _own(ours: Worker, hidden_size: int) -> Iterator[Order]:
 
 
 def _time(orders: Sequence[Order], rounds: int) -> list[Timing]:
-    """Carry out all orders, one after another, in every round; the round before the first compiles and warms up.
+    """Run all orders, one after another, in every round; a round before the first compiles and warms up.
 
-    What cannot be done is named, once, and left out.
+    An order that fails is reported once and left out.
     """
     seconds: dict[int, list[float]] = {place: [] for place in range(len(orders))}
     peaks: dict[int, int] = {}

@@ -1,11 +1,12 @@
-"""Lay runs side by side: what differs in their configurations, how far they came, and how soon.
+"""Compare runs side by side: how their configurations differ, how low their losses fell, and how soon.
 
     scripts/run compare RUN RUN... [--target LOSS] [--table FILE] [--figure FILE]
 
-Prints a row a run: the choices in which the runs differ, the lowest held-out loss in nats per character, its epoch, the
-seconds of training up to there (evaluations, texts and checkpoints not counted), and the seconds up to the first epoch
-whose loss is at or under the target, the first run's lowest if none is given. A run without a held-out loss is left
-out. One that was stopped amid an epoch does not know that epoch's seconds: its times end there.
+Prints a row per run: the choices in which the runs differ, the lowest held-out loss in nats per character, its epoch,
+the seconds of training up to that epoch (not counting evaluations, texts and checkpoints), and the seconds up to the
+first epoch whose loss is at or below the target, which is the first run's lowest loss if none is given. A run without a
+held-out loss is left out. If a run was interrupted within an epoch, that epoch's seconds are unknown: its times end
+there.
 """
 
 import math
@@ -25,9 +26,9 @@ if TYPE_CHECKING:  # what --help can do without
 
     from charlm_jax.runs.directory import RunDirectory
 
-# What decides the generated texts and not the loss.
+# Choices that affect the generated texts but not the loss.
 _OF_TEXTS = {"temperatures", "sample_every", "sample_length", "sampler", "prompt_start", "continuation"}
-# What decides which characters a loss is of, and given how many.
+# Choices that decide which characters a loss is of, and in how much context.
 _OF_LOSSES = "held_out_fraction", "window", "stride"
 
 
@@ -38,7 +39,7 @@ class Arguments:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of runs, in the order of the table."""
     target: float | None = None
-    """Held-out loss, in nats per character, whose time is asked for; the first run's lowest if not given."""
+    """Held-out loss to time each run to, in nats per character; the first run's lowest if not given."""
     table: Path | None = None
     """Where to write the table too, as comma-separated values."""
     figure: Path | None = None
@@ -57,8 +58,8 @@ class Course(NamedTuple):
 
     Attributes:
         run: its directory.
-        seconds: of training up to the end of each epoch; nan after an epoch whose own are unknown.
-        losses: held-out, in nats per character, after each epoch.
+        seconds: of training up to the end of each epoch; nan from the first epoch whose own are unknown.
+        losses: held-out losses after each epoch, in nats per character.
     """
 
     run: "RunDirectory"
@@ -67,16 +68,16 @@ class Course(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """The name of the run's directory."""
         return self.run.path.resolve().name
 
     def clock(self, places: Sequence[int]) -> str:
-        """Return the seconds up to the first of some epochs in words; nothing where there is none, or no knowing."""
+        """Return the seconds up to the first of some epochs as text; empty if there is none or they are unknown."""
         return "".join(f"{each:.1f}" for each in self.seconds[places[:1]] if not math.isnan(each))
 
 
 def read_course(run: "RunDirectory") -> Course:
-    """Read a run's course.
+    """Read the course of a run's held-out loss.
 
     Raises:
         InputError: it has no held-out loss yet.
@@ -89,7 +90,7 @@ def read_course(run: "RunDirectory") -> Course:
     epochs = [record for record in read_records(run.metrics, "epoch") if record["step"] in losses]
     if not epochs:
         raise InputError(f"the run {str(run.path)!r} has no held-out loss yet; let it finish an epoch with one")
-    seconds = np.cumsum(np.array([record["seconds"] for record in epochs], float))  # where None is nan
+    seconds = np.cumsum(np.array([record["seconds"] for record in epochs], float))  # None becomes nan
     return Course(run, seconds, np.array([losses[record["step"]] for record in epochs]))
 
 

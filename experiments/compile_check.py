@@ -3,11 +3,11 @@
     scripts/run compile_check [PRESET] [--topology v5e:4x4] [--replicas N] [flags of text_generation]
 
 The TPU compiler builds the program that takes training steps, over all chips of the topology, and the two that read
-prompts and generate text, as a run would call them. Prints what each holds in a chip's memory, what chips exchange in a
-step and once a dispatch, what the compiler expects it all to cost, and, for a v5e, how long a step may take on 1 to 256
-chips. Nothing is run: all figures are a compiler's or a model's. Exits 2 if a program is refused, or is not what
-arithmetic predicts: in a step one all-reduce of gradients and loss, the state whole on every chip, nothing to or from
-the host.
+prompts and generate text, as a run would call them. Prints what each holds in a chip's memory, what chips exchange per
+step and per dispatch, what the compiler expects everything to cost, and, for a v5e, how long a step may take on 1 to
+256 chips. Nothing is run: all figures come from a compiler or a model. Exits with 2 if a program is refused, or differs
+from what arithmetic predicts: per step one all-reduce of gradients and loss, the whole state on every chip, and nothing
+to or from the host.
 
 Needs the TPU compiler: .venv/bin/python -m pip install -e '.[tpu]' (Linux; 200 MB to download, 700 MB installed).
 """
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from charlm_jax.analysis.programs import Program
     from charlm_jax.runs.assembly import Job
 
-_PODS = ((1, 1), (2, 2), (4, 4), (8, 8), (16, 16))  # sides of those whose steps are predicted
+_PODS = ((1, 1), (2, 2), (4, 4), (8, 8), (16, 16))  # sides of the pods whose steps are predicted
 _ENVIRONMENT = {
-    # JAX itself runs on the CPU, and leaves alone a TPU that may be here.
+    # JAX itself runs on the CPU, and does not touch a TPU that may be here.
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
-    # The compiler asks nobody which TPU it is on, complains not that it is on none, and need not be alone here.
+    # The compiler does not ask which TPU it is on, does not complain about being on none, and may share the host.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -68,7 +68,7 @@ class Arguments:
     topology: str = "v5e:4x4"
     """Pod to compile for: generation (v5e, v5p or v6e) and sides, such as v5e:2x2 or v5e:16x16."""
     replicas: int = 1
-    """Models that learn together, as in a grid."""
+    """Models that are trained together, as in a grid."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -94,7 +94,7 @@ def topology_devices(name: str) -> list[Any]:
     """Return the devices of a pod to compile for.
 
     Raises:
-        InputError: the compiler is not here, or knows no such pod.
+        InputError: the compiler is not installed, or does not know the pod.
     """
     from jax.errors import JaxRuntimeError
     from jax.experimental.topologies import get_topology_desc
@@ -108,7 +108,7 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def build(name: str, lowered: "Lowered") -> Built:
-    """Compile a program, and read what became of it.
+    """Compile a program, and read the compiled program's text.
 
     Raises:
         InputError: the compiler refuses it.
@@ -148,7 +148,7 @@ def build_training(job: "Job", mesh: "Mesh", replicas: int = 1) -> Built:
 
 
 def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
-    """Compile the programs that read prompts and generate text, on as many chips as a run gives to its streams."""
+    """Compile the programs that read prompts and generate text, on as many chips as a run uses for its streams."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
@@ -183,7 +183,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
 
 
 def predicted_exchanges(job: "Job", mesh: "Mesh", replicas: int = 1) -> list[dict[str, Any]]:
-    """Return what arithmetic says that chips exchange: each step gradients and loss, each dispatch the carry."""
+    """Predict by arithmetic what chips exchange: gradients and loss in each step, the carry in each dispatch."""
     import numpy as np
 
     from charlm_jax.mesh import DATA, REPLICA
@@ -202,12 +202,12 @@ def predicted_exchanges(job: "Job", mesh: "Mesh", replicas: int = 1) -> list[dic
 
 
 def rows_a_chip(job: "Job", chips: int) -> int:
-    """Return how many windows of a batch each chip reads; where they do not divide it, some are empty."""
+    """Return how many windows of a batch each chip reads; if the chips do not divide the batch, some are empty."""
     return -(-job.order.batch_size // chips)
 
 
 def contradictions(programs: Sequence[Built], predicted: Sequence[dict[str, Any]]) -> list[str]:
-    """Say where the programs, the training steps first, are not what was predicted."""
+    """Return where the programs, the training steps first, differ from what was predicted."""
     import jax
 
     from charlm_jax.mesh import DATA
@@ -238,7 +238,7 @@ def scaling(job: "Job", devices: Sequence[Any], built: Built) -> list[dict[str, 
     from charlm_jax.analysis.programs import CHIPS
     from charlm_jax.mesh import data_mesh
 
-    # Of a kernel of our own the program's text does not say how long it takes.
+    # The program's text does not say how long a kernel of our own takes.
     if (chip := CHIPS.get(devices[0].device_kind)) is None or job.configuration.recurrence == "kernel":
         return []
     here = tuple(1 + max(places) for places in zip(*(device.coords for device in devices), strict=True))[:2]
@@ -253,7 +253,7 @@ def scaling(job: "Job", devices: Sequence[Any], built: Built) -> list[dict[str, 
         seconds = chip.seconds(flops=flops, memory_bytes=memory_bytes, cycles=one.program.step_cycles)
         reduced = sum(row["bytes"] for row in predicted_exchanges(job, mesh) if row["each"] == "step")
         exchange = chip.all_reduce_seconds(reduced, sides)
-        alone = alone or seconds  # of the first, which is one chip
+        alone = alone or seconds  # the first row is one chip's
         rows.append(
             {
                 "chips": chips,
@@ -270,7 +270,7 @@ def scaling(job: "Job", devices: Sequence[Any], built: Built) -> list[dict[str, 
 
 
 def tables(programs: Sequence[Built]) -> dict[str, list[dict[str, Any]]]:
-    """Return what the compiler says of the programs, for one chip; None is what it does not say."""
+    """Return the compiler's figures for the programs, per chip; None where it gives none."""
     memory, costs, cycles, exchanges = [], [], [], []
     sizes = {"arguments": "argument_size", "outputs": "output_size", "donated": "alias_size"}
     sizes |= {"temporaries": "temp_size", "code": "generated_code_size", "peak": "peak_memory"}

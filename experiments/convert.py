@@ -1,20 +1,20 @@
-"""Convert a run's model for Keras, PyTorch, NumPy or a server, or a model of Keras or PyTorch into a run.
+"""Convert a run's model for Keras, PyTorch, NumPy or a server, or a Keras or PyTorch model into a run.
 
     scripts/run convert RUN FILE [--checkpoint newest] [--length N]
     scripts/run convert FILE RUN [--corpus TEXT] [--gate-activation sigmoid] [--window N]
 
-What FILE is, its ending says:
+The ending of FILE says what it is:
 
     .keras         a model of Keras 3: from one-hot characters, or ids if there is an embedding, to probabilities
     .weights.h5    the weights of that model
     .h5            the same model for Keras 2 and tf.keras 2
-    .safetensors   an nn.LSTM, lstm, and an nn.Linear, head, of PyTorch, to logits; scripts/sample_numpy.py reads it too
-    .jax           the sampler as one program for CPUs, GPUs and TPUs (jax.export): prompts, lengths, temperatures and
-                   seeds to ids; it is written only
+    .safetensors   PyTorch's nn.LSTM `lstm` and nn.Linear `head`, to logits; scripts/sample_numpy.py reads it too
+    .jax           the sampler as one program for CPUs, GPUs and TPUs (jax.export): from prompts, lengths, temperatures
+                   and seeds to ids; it can only be written
 
-Beside it stands FILE.json: the characters, the gates' activation, the sizes, the window, and how texts are sampled.
-The way back looks for it there; for what neither it nor FILE says there are the flags. The run that comes of it is at
-step 0, has no optimizer and no losses, and is one for `sample`, `evaluate --text` and `text_generation --init-from`.
+FILE.json, next to FILE, holds the characters, the gates' activation, the sizes, the window, and how texts are sampled.
+Converting back looks for it there; flags supply what neither file says. The resulting run is at step 0, has no
+optimizer and no losses, and is meant for `sample`, `evaluate --text` and `text_generation --init-from`.
 """
 
 from collections.abc import Sequence
@@ -33,23 +33,23 @@ class Arguments:
     """The flags."""
 
     source: tyro.conf.Positional[Path]
-    """Directory of a run, or a file."""
+    """Directory of a run, or a model's file."""
     target: tyro.conf.Positional[Path]
-    """File to write, or directory of the run to make; a new one."""
+    """File to write, or directory of the run to make; it must not exist yet."""
     checkpoint: Checkpoint = "best"
-    """Of a run, which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
+    """For a run, which model: the best by held-out loss (the newest if nothing is held out), or the newest."""
     length: int = 400
     """Characters that a .jax file generates after each prompt."""
     corpus: str | None = None
-    """Of a file, the text whose distinct characters, sorted, the model knows: a file, a folder or a corpus's name."""
+    """For a file, the text whose distinct characters, sorted, the model knows: a file, a folder or a corpus's name."""
     encoding: str | None = None
     """Encoding of that text's bytes; UTF-8, or a named corpus's own, if not given."""
     lowercase: bool = False
     """Whether that text is lower-cased."""
     gate_activation: GateActivation | None = None
-    """Of a file, what activates the gates; weights do not say."""
+    """For a file, the activation of the gates, which weights do not say."""
     window: int | None = None
-    """Of a file, how many characters the model reads; 60 if nothing says."""
+    """For a file, how many characters the model reads; 60 if nothing says."""
 
     def __post_init__(self) -> None:
         require_count("--length", self.length)
@@ -64,7 +64,7 @@ class Arguments:
 
 
 def main(flags: Sequence[str]) -> None:
-    """Convert, to the one side or the other."""
+    """Convert in either direction."""
     arguments = tyro.cli(Arguments, prog="scripts/run convert", description=folded(__doc__), args=flags)
 
     from charlm_jax.runs.conversion import make_run, write_model

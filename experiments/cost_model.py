@@ -1,11 +1,11 @@
-"""Measure what a character of training costs, by hidden size, batch and devices, and fit a model of it.
+"""Measure what training costs per character, by hidden size, batch size and devices, and fit a model of the cost.
 
     scripts/run cost_model [PRESET] [--hidden-sizes N...] [--batch-sizes N...] [--device-counts N...] [--figure FILE]
 
-Takes steps of the preset's job at every combination, in turns, and prints the medians, in nanoseconds a character,
-beside what a model fitted to all the others says; then the model: the seconds of each of the terms that it adds up.
---predict says what a step of other sizes would take, which were not tried, and need not fit here. The other flags are
-`text_generation`'s. Takes about four minutes on two cores, which should have nothing else to do.
+Takes steps of the preset's job at every combination, in turns, and prints the medians, in nanoseconds per character,
+beside the predictions of a model fitted to all the others; then the model itself: the seconds of each term of its sum.
+--predict gives the time of a step at sizes that were not measured, and that need not fit here. The other flags are
+those of `text_generation`. Takes about four minutes on two otherwise idle cores.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ class Arguments:
     batch_sizes: tuple[int, ...] = (16, 64, 256)
     """Batch sizes to measure."""
     device_counts: tuple[int, ...] = ()
-    """Numbers of devices to measure; 1, 2, 4, ... as far as there are any, if not given."""
+    """Numbers of devices to measure; 1, 2, 4, ... up to those available if not given."""
     predict: tuple[str, ...] = ()
     """Sizes to predict, each as HIDDEN_SIZExBATCH_SIZExDEVICES, such as 1024x256x8."""
     rounds: int = 5
-    """Times that every figure is taken."""
+    """Times that everything is measured."""
     figure: Path | None = None
     """Where to draw the figure, as SVG or PNG by its ending; the table goes beside it, as comma-separated values."""
 
@@ -124,7 +124,7 @@ def main(flags: Sequence[str]) -> None:
 
 
 def step_of(job: "Job", batch_size: int, devices: int) -> "Step":
-    """Return the size of a job's step in a batch over some devices."""
+    """Return the size of a job's step at a batch size and a number of devices."""
     from charlm_jax.analysis.cost_model import Step
 
     sizes = {"window": job.order.window, "batch_size": batch_size, "devices": devices}
@@ -149,7 +149,7 @@ def measure(jobs: Sequence["Job"], rounds: int) -> list[float]:
 
 
 def _steps_of(job: "Job") -> Callable[[int], float]:
-    """Return what takes as many of a job's training steps as it is told, and returns the seconds; compiled."""
+    """Return a compiled function that takes a number of a job's training steps and returns the seconds."""
     import jax
     import jax.numpy as jnp
 

@@ -1,13 +1,13 @@
-"""Encode a text once, in constant memory, for training on more of it than memory holds.
+"""Encode a text once, in constant memory, to train on texts larger than memory.
 
     scripts/run encode TEXT --output FOLDER [--encoding E] [--lowercase]
 
-TEXT is a file, or a folder of files, read as --corpus reads them. FOLDER then holds ids.npy, a NumPy array with the id
-of every character, and corpus.json, with the characters and the text's SHA-256, and `--corpus FOLDER` is the same text.
-A text that memory holds need not be encoded.
+TEXT is a file, or a folder of files, read as --corpus reads them. FOLDER will hold ids.npy, a NumPy array with the id
+of every character, and corpus.json, with the characters and the text's SHA-256. `--corpus FOLDER` is then the same
+text. A text that fits in memory need not be encoded.
 
-The text is read twice and its ids are read once more, to see that they stand for it. Whatever stops the command, the
-same one goes on; corpus.json is there when all is done.
+The text is read twice, and its ids once more to check that they stand for it. If the command is interrupted, the same
+command resumes; corpus.json appears once everything is done.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Arguments:
     text: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE|FOLDER")]
     """File, or folder of files."""
     output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
-    """Folder to make: a new or an empty one, or one that the same command has begun."""
+    """Folder to make: a new or empty one, or one that the same command has begun."""
     encoding: str | None = None
     """Encoding of the text's bytes; UTF-8 if not given."""
     lowercase: bool = False
@@ -36,7 +36,7 @@ class Arguments:
 
 
 def main(flags: Sequence[str]) -> None:
-    """Encode."""
+    """Encode the text."""
     arguments = tyro.cli(Arguments, prog="scripts/run encode", description=folded(__doc__), args=flags)
 
     from charlm_jax.runs.encoding import encode, open_encoded

@@ -2,15 +2,15 @@
 
     scripts/run evaluate RUN [--text FILE] [--figure FILE]
 
-Prints one JSON object. `loss_nats`, the mean negative log-likelihood of the scored characters, the same in
-`bits_per_character`, and `characters`, how many were scored: the one after every window of the text, each window read
-from the zero state. `stateful` holds the same for the whole text read as one stream, every character but the first
-scored. `loss_by_position` is the mean loss given the 1, 2, ... characters before: how much the context helps.
+Prints one JSON object. `loss_nats` is the mean negative log-likelihood of the scored characters, `bits_per_character`
+is the same in bits, and `characters` is how many were scored: the one after every window of the text, each window read
+from the zero state. `stateful` holds the same for the whole text read as one stream, where every character but the
+first is scored. `loss_by_position` is the mean loss given the 1, 2, ... characters before: how much the context helps.
 A run's own evaluations, in its metrics.jsonl, score the windows at its own --stride.
-`calibration` says at which temperature the loss is lowest, and how far confidence and accuracy are apart on average
-there and at temperature 1. `baselines` are the nats per character of the same text under models that need no training
-to speak of, given the run's training text; of long texts, the 4,000,000 characters that end the training text and as
-many that begin this one. --figure draws it all. A text may also be an encoded one (see `encode`).
+`calibration` gives the temperature with the lowest loss, and how far confidence and accuracy are apart on average there
+and at temperature 1. `baselines` are the nats per character of the same text under models that need next to no
+training, given the run's training text; of long texts they use the last 4,000,000 characters of the training text and
+the first 4,000,000 of this one. --figure draws it all. A text may also be an encoded one (see `encode`).
 """
 
 import json
@@ -37,15 +37,15 @@ class Arguments:
     encoding: str | None = None
     """Encoding of the text's bytes; UTF-8, or a named corpus's own, if not given."""
     checkpoint: Checkpoint = "best"
-    """Which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
+    """Which model: the best by held-out loss (the newest if nothing is held out), or the newest."""
     stride: int = 1
-    """Characters from one window's start to the next one's: 1 scores every character that has a window before it."""
+    """Characters from one window's start to the next; 1 scores every character that has a window before it."""
     characters: int = MOST_EVALUATED
-    """How much of a long text to score: its beginning."""
+    """Characters of a long text to score, from its beginning."""
     figure: Path | None = None
-    """Where to draw it, as SVG or PNG by its ending."""
+    """Where to draw the figure, as SVG or PNG by its ending."""
     devices: int | None = None
-    """Devices to split the windows over; all if not given (on a CPU one a core)."""
+    """Devices to split the windows over; if not given all (on a CPU, one per core), but at most 32."""
 
     def __post_init__(self) -> None:
         require_count("--stride", self.stride)
@@ -61,7 +61,7 @@ def main(flags: Sequence[str]) -> None:
 
     from charlm_jax.runs.directory import open_run
 
-    run = open_run(arguments.run)  # before JAX is loaded, so that a wrong name is answered at once
+    run = open_run(arguments.run)  # before JAX is loaded, so that a wrong name fails at once
 
     import jax.numpy as jnp
 

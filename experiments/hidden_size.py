@@ -1,10 +1,10 @@
-"""Train models of several hidden sizes, several seeds of each, and compare what they come to.
+"""Train models of several hidden sizes, several seeds of each, and compare their results.
 
     scripts/run hidden_size [PRESET] [--vary hidden_size=SIZE,SIZE,... [learning_rate=...]] [--replicas N] [--flags]
 
-`scripts/run ablate` with hidden_size=32,64,128,256 to begin with; see there for what is printed and written. Another
-choice in --vary, such as learning_rate=0.01,0.03, is a line of its own in the picture; all its runs of one size are
-trained together.
+This is `scripts/run ablate` with --vary hidden_size=32,64,128,256 as the default; see there for what is printed and
+written. Each value of a further choice in --vary, such as learning_rate=0.01,0.03, is a line of its own in the figure;
+runs of one size that differ only in seed and learning rate are trained together.
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,13 @@
-"""Make one page of one run or of many: what was run, how the loss fell, what the models write and what surprises them.
+"""Make a page about one or more runs: what was run, how the loss fell, what the models write and what surprises them.
 
     scripts/run report RUN... [--output FILE]
 
 A RUN is the directory of a run, or one that holds runs and grids. The page is a single HTML file that needs no network,
-for a browser, a printer or a mail. It says in which choices the runs differ, draws their losses, shows the pictures in
+to open in a browser, print or mail. It says in which choices the runs differ, draws their losses, shows the pictures in
 their figures/ and that of a grid, and has a reader for the texts that they have written: every character shaded by how
-much it surprises the run's best model, what that expected instead, and the words that the training text does not have.
-Prints the page's path. A page has room for 100,000 characters of text and 600 kB of pictures; what is left out is said
-on it.
+much it surprises the run's best model, what that model expected instead, and the words that the training text lacks.
+Prints the page's path. A page has room for 100,000 characters of text and 600 kB of pictures, and says what is left
+out.
 """
 
 import os
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from charlm_jax.runs.command_line import folded, make_each, require_file, run_command, tell
 
 _CHARACTERS = 100_000  # of texts on a page: about 1.5 MB
-_PICTURE_BYTES = 600_000  # on a page, where they take a third more
+_PICTURE_BYTES = 600_000  # of pictures on a page, where they take a third more
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, or of runs' and grids' directories."""
+    """Directories of runs, or directories that hold runs and grids."""
     output: Path | None = None
-    """Where to write the page; report.html in the one run, or in the directory that all of them are in."""
+    """Where to write the page; if not given, report.html in the only run, or in the directory that holds all runs."""
 
     def __post_init__(self) -> None:
         require_file("--output", self.output, ".html")
@@ -43,7 +43,7 @@ def main(flags: Sequence[str]) -> None:
 
     from charlm_jax.runs.directory import find_runs, open_run
 
-    # Before JAX is loaded, so that a wrong name is answered at once.
+    # Before JAX is loaded, so that a wrong name fails at once.
     runs = [open_run(run.path.resolve()) for run in find_runs(*arguments.runs)]
 
     from charlm_jax.analysis.report import make_report

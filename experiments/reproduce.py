@@ -1,12 +1,12 @@
-"""Run a published notebook's job and lay its loss curve over the published ones.
+"""Run a published notebook's job and compare its loss curve with the published ones.
 
     scripts/run reproduce [PRESET] [flags]
 
-Trains as `text_generation PRESET` does (tf-keras-2.5 if none is named), then prints a row an epoch: the training loss,
+Trains as `text_generation PRESET` does (tf-keras-2.5 if none is named), then prints a row per epoch: the training loss,
 the published losses with the same gates, the distance from the band that they span, and whether that is within 0.01
-nats, about what another seed moves the first epoch's loss. The figure and the table go into the run's folder. The same
-flags again, --epochs and --run-dir included, only compare; a larger --epochs trains on.
-All 59 epochs take about half an hour on two cores.
+nats, about as much as another seed changes the first epoch's loss. The figure and the table go into the run's folder.
+The same flags again, including --epochs and --run-dir, only compare; a larger --epochs trains on. All 59 epochs take
+about half an hour on two cores.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from charlm_jax.runs.command_line import TrainingArguments, parse_training, prin
 from charlm_jax.runs.configuration import PRESETS, Configuration
 from charlm_jax.runs.stop import StopRequested, stop_requests
 
-_WINDOWS = 200_278, 200_281  # of Nietzsche, decoded as UTF-8 and one byte a character
+_WINDOWS = 200_278, 200_281  # of Nietzsche, decoded as UTF-8 and with one byte per character
 _PUBLISHED = Path(__file__).with_name("published_loss_curves.csv")
 _TOLERANCE = 0.01  # nats; the first epoch's loss has a standard deviation of 0.009 over seeds 0 to 3
 
 
 def _differences(configuration: Configuration, windows: int) -> list[str]:
-    """Say where a configuration departs from what the published runs share in all that moves the loss."""
+    """Return where a configuration differs from what the published runs share, in the choices that affect the loss."""
     notebook = PRESETS["keras-2.2" if configuration.gate_activation == "hard_sigmoid" else "tf-keras-2.5"]
     free = ("corpus", "encoding", "epochs", "seed", "precision")
     free += ("temperatures", "sample_every", "sample_length", "carry", "sampler", "prompt_start", "continuation")
@@ -51,7 +51,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     from charlm_jax.runs.processes import agreed
     from charlm_jax.runs.train import train
 
-    run_dir = Path(agreed(lambda: str(arguments.run_dir)))  # which may be named for the time
+    run_dir = Path(agreed(lambda: str(arguments.run_dir)))  # as its default name has the time in it
     job = prepare(arguments.configuration, arguments.devices, run_dir)
     differences = _differences(arguments.configuration, job.windows)
     if differences:
@@ -62,7 +62,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
 
 
 def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
-    """Lay a run's losses over the published ones, print and draw; `differences` set it apart from the published job."""
+    """Compare a run's losses with the published ones, print and draw; `differences` are from the published job."""
     from charlm_jax.analysis.loss_curves import compare, plot_comparison, read_published
     from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.files import save_pictures, write_table

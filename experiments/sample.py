@@ -3,7 +3,7 @@
     scripts/run sample RUN [flags]
 
 Every combination of prompt, temperature and number gives one text; up to 256 are generated at once. Standard output
-holds the prompts with their continuations and nothing else, or JSON, an object a line, with --json.
+holds only the prompts with their continuations or, with --json, one JSON object per line.
 """
 
 import json
@@ -21,9 +21,9 @@ from charlm_jax.choices import Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import folded, run_command, tell
 
-# Characters generated at a time: so few that they flow on a terminal, so many that a long text shows its progress.
+# Characters generated at a time: few enough to flow on a terminal, and elsewhere to show a long text's progress.
 _LIVE_PIECE, _PIECE = 25, 2000
-_PORTION = 256  # texts generated at a time, which then appear
+_PORTION = 256  # texts generated at a time, and then printed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """Directory of a run."""
     checkpoint: Checkpoint = "best"
-    """Which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
+    """Which model: the best by held-out loss (the newest if nothing is held out), or the newest."""
     prompt: tuple[str, ...] | None = None
     """Texts to continue, of any length, "" included; the run's last prompt if not given."""
     temperature: tuple[float, ...] = (0.5,)
@@ -49,11 +49,11 @@ class Arguments:
     top_k: int | None = None
     """Draw from the K likeliest characters only."""
     top_p: float | None = None
-    """Draw from the smallest set of characters that holds this share of the mass."""
+    """Draw from the smallest set of characters that holds this share of the probability mass."""
     seed: int = 0
     """Seed of the draws."""
     devices: int | None = None
-    """Devices to split the texts over; all that get eight texts each, if not given."""
+    """Devices to split the texts over; if not given, as many as get at least eight texts each."""
     json: bool = False
     """Print JSON objects with prompt, temperature, number and text."""
 
@@ -74,7 +74,7 @@ def main(flags: Sequence[str]) -> None:
 
     from charlm_jax.runs.directory import open_run
 
-    run = open_run(arguments.run)  # before JAX is loaded, so that a wrong name is answered at once
+    run = open_run(arguments.run)  # before JAX is loaded, so that a wrong name fails at once
 
     import jax
     import numpy as np
@@ -149,7 +149,7 @@ def main(flags: Sequence[str]) -> None:
 
 
 def _share(total: int, most: int) -> int:
-    """Return how many to take at a time, at most so many, so that all shares are about as large."""
+    """Return how many to take at a time, at most `most`, so that all shares are about equal."""
     return -(-total // -(-total // most))
 
 

@@ -1,14 +1,14 @@
-"""Measure what the softmax temperature does to a trained model's text, beside human text.
+"""Measure how the softmax temperature changes a trained model's text, compared with human text.
 
     scripts/run temperature RUN... [--temperatures T...] [--prompts N] [--length N]
 
 Takes prompts from the held-out text, at even distances, and lets the model continue each at every temperature, all with
-the same random numbers; what really follows the prompt is the human text. Of every text it measures the words, what it
-copies, how it repeats itself, how rich and how likely it is, and prints a page: which of the notebooks' claims about
+the same random numbers. What really follows a prompt is the human text. Measures each text's words, what it copies, how
+it repeats itself, and how rich and how likely it is, and prints a page: which of the notebooks' claims about
 temperature hold; for each measure its human value, the temperature that comes nearest, and those that it does not tell
-from human text; and the beginning of the text at each temperature. Intervals are 95 %, from a bootstrap over prompts.
+from human text; and the beginning of a text at each temperature. Intervals are 95 %, from a bootstrap over prompts.
 
-That page (temperature.md), its picture (temperature.svg, .png), every mean with its interval (temperature.csv) and all
+The page (temperature.md), its figure (temperature.svg, .png), every mean with its interval (temperature.csv) and all
 texts (temperature_samples.jsonl) go into the run's figures/, or into --output.
 """
 
@@ -38,7 +38,7 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, or of runs' and grids' directories; each run is measured by itself."""
+    """Directories of runs, or directories that hold runs and grids; each run is measured by itself."""
     temperatures: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(1, 21))
     """Softmax temperatures."""
     prompts: int = 32
@@ -50,13 +50,13 @@ class Arguments:
     encoding: str | None = None
     """Encoding of the text's bytes; UTF-8, or a named corpus's own, if not given."""
     sampler: Sampler | None = None
-    """Predict from the last window (windowed), or carry the state on (stateful); as the run does if not given."""
+    """Predict from the last window alone (windowed) or carry the state on (stateful); as in the run if not given."""
     checkpoint: Checkpoint = "best"
-    """Which model: the best by held-out loss (the newest where nothing is held out), or the newest."""
+    """Which model: the best by held-out loss (the newest if nothing is held out), or the newest."""
     output: Path | None = None
     """Folder for the results of a single run; the run's figures/ if not given."""
     devices: int | None = None
-    """Devices to split the texts over; all if not given (on a CPU one a core)."""
+    """Devices (on a CPU, cores) to split the texts over; if not given, as many as get at least eight texts each."""
     seed: int = 1
     """Seed of the texts."""
 
@@ -128,7 +128,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     temperatures = np.unique(np.array(arguments.temperatures, np.float32))
     sampler = arguments.sampler or chosen.sampler
     names = [vocabulary.decode(prompt) for prompt in prompts]
-    # A text's random numbers are its prompt's, whatever its temperature.
+    # A text's random numbers depend on its prompt, not on its temperature.
     keys = stream_keys(jax.random.key(arguments.seed), names, [1.0] * count)
     generated = generate(
         loaded.model,
@@ -169,7 +169,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
 
 
 def _places(characters: int, window: int, length: int, count: int) -> tuple["np.ndarray", str]:
-    """Return where the prompts start in the human text, and what must be said of them."""
+    """Return where the prompts start in the human text, and a caveat if the human texts overlap."""
     import numpy as np
 
     last = characters - window - length
@@ -188,7 +188,7 @@ def _places(characters: int, window: int, length: int, count: int) -> tuple["np.
 def _measures(
     loaded: "LoadedRun", training: "np.ndarray", prompts: list["np.ndarray"], ids: "np.ndarray", sampler: Sampler
 ) -> dict[str, "np.ndarray"]:
-    """Return all that is measured of texts, a number each: what they are by themselves, and how likely."""
+    """Return every measure of the texts, a number each: their statistics, and how likely they are."""
     import numpy as np
 
     from charlm_jax.analysis.baselines import LIMIT, ORDER, KneserNey
@@ -207,7 +207,7 @@ def _measures(
 
 
 def _epoch(run: "RunDirectory", step: int) -> int:
-    """Return the epoch whose last step this is; 0 where none ended there."""
+    """Return the epoch whose last step this is; 0 if none ended there."""
     from charlm_jax.runs.records import read_records
 
     return next((record["epoch"] for record in read_records(run.metrics) if record["step"] == step), 0)

@@ -1,10 +1,10 @@
-"""Train a character-level LSTM on a text, and see now and then what it writes at several temperatures.
+"""Train a character-level LSTM on a text, and show now and then what it writes at several temperatures.
 
     scripts/run text_generation [PRESET] [flags]
 
-A preset is a full configuration, each of whose fields a flag overrides:
+A preset is a full configuration, and each of its fields has a flag that overrides it:
 
-    quick               (default) every character learned, on the language reference that Python carries: a minute
+    quick               (default) every character learned, on the language reference that comes with Python: a minute
     strong              a larger, regularised model, for a GPU or an idle evening: about twenty minutes on two cores
     tf-keras-2.5        the published notebooks' job on Nietzsche: text rolls on from one temperature to the next
     keras-fixed-prompt  the same prompt after every epoch, each of five temperatures starting from it
@@ -12,7 +12,8 @@ A preset is a full configuration, each of whose fields a flag overrides:
     keras-2.2           hard-sigmoid gates, three epochs
     tf-keras            as tf-keras-2.5
 
-The same --run-dir again goes on where the run stopped, and a larger --epochs extends it if its rate is constant.
+The same --run-dir again resumes the run where it stopped, and a larger --epochs extends it if its learning rate is
+constant.
 """
 
 import shlex
@@ -27,7 +28,7 @@ def main(flags: Sequence[str]) -> None:
     """Train, and print each epoch as it ends."""
     with stop_requests() as stop_requested:
         arguments = parse_training("text_generation", __doc__, flags, preset="quick")
-        # JAX is loaded from here on: --help and mistakes in the flags have been answered without it.
+        # JAX is loaded only from here on, so that --help and mistakes in the flags are answered without it.
         from charlm_jax.runs.processes import joined
 
         with joined(arguments.distributed):
@@ -56,7 +57,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
             print(sample.prompt + sample.text)
         print(end="\n" if epoch.samples else "", flush=True)
 
-    run_dir = Path(agreed(lambda: str(arguments.run_dir)))  # which may be named for the time
+    run_dir = Path(agreed(lambda: str(arguments.run_dir)))  # as its default name has the time in it
     job = prepare(arguments.configuration, arguments.devices, run_dir)
     for epoch in train(job, run_dir, stop_requested, text=arguments.text):
         show(epoch)

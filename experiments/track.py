@@ -1,12 +1,12 @@
-"""Show runs in TensorBoard: their losses, their texts, and what came of the choices in which they differ.
+"""Show runs in TensorBoard: their losses, their texts, and the results of the choices in which they differ.
 
     scripts/run track RUN... [--follow]
 
-A RUN is the directory of a run, or one that holds runs, as a grid's does. What its records hold is written into it as
-an event file, anew each time; with --follow it grows after every epoch of runs that are being trained, until Ctrl-C.
-Then `tensorboard --logdir RUN` shows the losses, in nats per character over updates, the texts at each temperature,
-and, for the directory of a grid, the table of the choices in which its runs differ, with the last held-out loss and the
-lowest. Training and all other commands know nothing of event files, which may be deleted.
+A RUN is the directory of a run, or one that holds runs, as a grid's does. What a run has recorded is written into its
+directory as an event file, anew each time. With --follow the file grows after every epoch of runs that are being
+trained, until Ctrl-C. Then `tensorboard --logdir RUN` shows the losses, in nats per character over updates, the texts
+at each temperature, and, for the directory of a grid, a table of the choices in which its runs differ, with the last
+and the lowest held-out loss. Training and all other commands ignore event files, which may be deleted.
 
 Needs tensorboardX: .venv/bin/python -m pip install -e '.[tracking]'. TensorBoard itself is another package.
 """
@@ -22,7 +22,7 @@ import tyro
 
 from charlm_jax.runs.command_line import folded, run_command, tell
 
-_SECONDS = 2.0  # from one look at the records to the next
+_SECONDS = 2.0  # between looks at the records
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, or of runs' and grids' directories."""
+    """Directories of runs, or directories that hold runs and grids."""
     follow: bool = False
-    """Go on with what is recorded from now on, of runs that begin later too."""
+    """Keep adding what is recorded from now on, including runs that begin later."""
 
 
 def main(flags: Sequence[str]) -> None:
-    """Write, and follow."""
+    """Write event files, and follow the runs."""
     arguments = tyro.cli(Arguments, prog="scripts/run track", description=folded(__doc__), args=flags)
 
     from charlm_jax.runs.directory import choices_that_differ, find_runs

@@ -1,13 +1,13 @@
-"""Check that a run, or an encoded corpus, is what it was when it was written.
+"""Check that a run, or an encoded corpus, is unchanged since it was written.
 
     scripts/run verify RUN
     scripts/run verify FOLDER
 
 Reads every file of the run, and compares each array of each saved state with the SHA-256, shape and type that it was
-saved with. Prints a line a file: sound; NOT SO and why; aside, for a damaged one that training has renamed and done
-without; or unread, for a state that config.json or provenance.json, not sound themselves, leave unjudged. Exits 2 if
-one is not sound, else 0. Nothing is changed.
-Of an encoded corpus, the text that its ids stand for is compared with the SHA-256 of the one that it was made from.
+saved with. Prints a line per file: sound; NOT SO and why; aside, for a damaged one that training has renamed and done
+without; or unread, for a state that cannot be judged because config.json or provenance.json is not sound. Exits with 2
+if a file is not sound, else with 0. Nothing is changed.
+For an encoded corpus, compares the text that its ids stand for with the SHA-256 of the text that it was made from.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Text and losses to numbers and pictures."""
+"""Analysis: turns texts and losses into numbers and figures."""

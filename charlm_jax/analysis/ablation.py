@@ -1,4 +1,4 @@
-"""Grids of runs as evidence: means over replicas with their intervals, as a table and a picture."""
+"""Results of a grid of runs: means over replicas with confidence intervals, as a table and a figure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ Choice = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to.
+    """The result of one run.
 
     Attributes:
-        choices: in which the runs of the grid differ, by the names of their fields; the seed not among them.
-        seed: of the run.
-        held_out_loss: the lowest, in nats per character; nan of a run that diverged.
-        training_loss: of the same model on training text, nothing dropped, in nats per character; nan likewise.
-        parameters: of the model; nan of a run that never began.
-        flops: per character read while training; see `training_flops`.
-        together: models that were trained in one program, this one among them.
-        characters_per_second: that this one read while training; nan if unknown.
-        failure: why it could not be trained to its end; empty if it could.
+        choices: the run's values of the fields in which the grid's runs differ, by name; the seed is not one of them.
+        seed: the run's seed.
+        held_out_loss: the lowest, in nats per character; nan if the run diverged or failed.
+        training_loss: the same model's loss on training text, without dropout, in nats per character; nan likewise.
+        parameters: number of the model's parameters; nan if the run failed.
+        flops: per character read in training, see `training_flops`; nan if the run failed.
+        together: number of models trained in one program, including this one.
+        characters_per_second: read by this model in training; nan if unknown.
+        failure: why training could not finish; empty if it could.
     """
 
     choices: Mapping[str, Choice]
@@ -46,12 +46,12 @@ class Outcome:
 
     @property
     def gap(self) -> float:
-        """By how much the held-out text costs more than the training text, in nats per character."""
+        """Held-out loss minus training loss, in nats per character."""
         return self.held_out_loss - self.training_loss
 
 
 class Interval(NamedTuple):
-    """A mean over replicas with its 95 % confidence interval, which is nan for one replica; of none all is nan."""
+    """A mean over replicas with its 95 % confidence interval, which is nan for one replica; for none, all is nan."""
 
     mean: float
     low: float
@@ -59,7 +59,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Interval":
-        """Return the interval that Student's t distribution gives to the mean of what is not nan."""
+        """Return the mean of the values that are not nan, with its interval by Student's t distribution."""
         there = [value for value in values if not math.isnan(value)]
         count, mean = len(there), float(np.mean(there)) if there else math.nan
         if count < 2:
@@ -69,7 +69,7 @@ class Interval(NamedTuple):
 
 
 def by_choices(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
-    """Return the outcomes with the same choices together, in the order in which they first come."""
+    """Group outcomes by their choices, in order of first appearance."""
     groups: dict[tuple[Any, ...], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(tuple(outcome.choices.items()), []).append(outcome)
@@ -77,19 +77,19 @@ def by_choices(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
 
 
 def training_flops(network: CharacterLSTM, objective: Objective, window: int) -> float:
-    """Return the floating-point operations that training spends on a character it reads.
+    """Return the floating-point operations that training spends per character read.
 
-    Two for each weight of a matrix that a character passes, and twice as many again for the backward pass (Kaplan et
-    al., 2020). The first layer looks its characters up, which costs none: an embedding is multiplied out once a step.
-    Only the characters that the objective learns pass the head.
+    Two per weight of every matrix that a character passes through, and twice as many again for the backward pass
+    (Kaplan et al., 2020). The first layer looks its characters up, which costs none: an embedding is multiplied out
+    once per step. Only the characters that the objective learns pass through the head.
     """
-    gates = (2 * network.layers - 1) * 4 * network.hidden_size**2  # of each layer the recurrent kernel, and the input's
+    gates = (2 * network.layers - 1) * 4 * network.hidden_size**2  # all recurrent kernels, all input kernels but one
     head = network.hidden_size * network.vocabulary_size
     return 6.0 * (gates + head * targets_of(objective, window).learned / window)
 
 
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and rows of a grid's results, a row a combination; a last column says why some failed."""
+    """Return the header and rows of a grid's results, one row per combination; a last column says why runs failed."""
     rows: list[dict[str, str]] = []
 
     def written(number: int | float, form: str) -> str:
@@ -115,9 +115,9 @@ def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str
 
 
 def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
-    """Draw losses, their gap, the costs and the speed against the first choice, a line for each of the others'.
+    """Draw losses, their gap, costs and speed against the first choice, one line per combination of the others.
 
-    Means with 95 % intervals, and beside each interval a dot for every run.
+    Losses and gaps are means with 95 % intervals; beside each interval there is a dot for every run.
     """
     name = next(iter(outcomes[0].choices))
     across = list(dict.fromkeys(outcome.choices[name] for outcome in outcomes))
@@ -127,7 +127,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     scaled = numeric and lowest > 0 and highest >= 4 * lowest
 
     def place_of(outcome: Outcome, aside: float) -> float:
-        """Return where a run stands, moved aside by a share of the axis."""
+        """Return a run's position on the axis, shifted by a share of the axis."""
         place = at[outcome.choices[name]]
         return place * (highest / lowest) ** aside if scaled else place + aside * (highest - lowest or 1)
 

@@ -1,8 +1,9 @@
-"""What a text costs under models that learn nothing deep: the losses that an LSTM has to beat.
+"""What a text costs under simple models: the losses that an LSTM has to beat.
 
-All are nats per character of a text, given a training text: every character equally likely; by its frequency
-(unigram); by the few characters before it (an n-gram); and what general compressors need more for both texts than for
-the training text alone, whole bytes and blocks, which makes little of a text of a few hundred characters.
+All are nats per character of a text, given a training text. The models are: every character equally likely; its
+frequency (unigram); the few characters before it (n-gram); and general compressors, scored by what they need for both
+texts beyond the training text alone. Compressors write whole bytes and blocks, so their scores mean little for a text
+of a few hundred characters.
 """
 
 import bz2
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
-ORDER = 7  # of the n-gram among the baselines: a character given six
-LIMIT = 4_000_000  # characters of either text that the baselines look at: half a minute's work
+ORDER = 7  # of the n-gram baseline, which predicts a character from the six before it
+LIMIT = 4_000_000  # characters of each text that the baselines use: half a minute's work
 
 
 def baselines(
@@ -27,10 +28,10 @@ def baselines(
     """Return the nats per character of `text` under each baseline, by its name.
 
     Args:
-        training: ids of the text to learn from; the last `LIMIT` of them are.
-        text: ids of the text to predict; the first `LIMIT` of them are.
-        vocabulary_size: characters there are.
-        decode: from ids to text, whose UTF-8 the compressors read.
+        training: ids of the text to learn from; only the last `LIMIT` are used.
+        text: ids of the text to predict; only the first `LIMIT` are used.
+        vocabulary_size: number of distinct characters.
+        decode: turns ids into text, whose UTF-8 the compressors read.
     """
     training, text = training[-LIMIT:], text[:LIMIT]
     before, after = decode(training).encode(errors="surrogatepass"), decode(text).encode(errors="surrogatepass")
@@ -44,19 +45,19 @@ def baselines(
 
 
 def _compressed(compress: Callable[[bytes], bytes], before: bytes, after: bytes) -> float:
-    """Return the nats that a compressor needs for what comes after, knowing what was before."""
+    """Return the nats that a compressor needs for `after`, given `before`."""
     return (len(compress(before + after)) - len(compress(before))) * 8 * math.log(2)
 
 
 @dataclass(frozen=True)
 class _Level:
-    """What is known of contexts of one length, which have ids of their own, from 0.
+    """The statistics of all contexts of one length, whose ids count from 0.
 
     Attributes:
-        contexts: sorted; each context's first character times the shorter contexts, plus the id of its rest.
-        continuations: sorted; a context's id times the vocabulary's size, plus a character seen after it.
-        shares: of each continuation after its context, discounted.
-        rest: what the discounts leave of each context's mass, for the shorter context to share out.
+        contexts: sorted codes: the first character times the number of shorter contexts, plus the id of the rest.
+        continuations: sorted codes: a context's id times the vocabulary size, plus a character seen after it.
+        shares: each continuation's discounted share of its context.
+        rest: the mass that the discounts free in each context, for the shorter context to distribute.
     """
 
     contexts: Int64[np.ndarray, " context"]
@@ -69,12 +70,12 @@ class _Level:
 class KneserNey:
     """An n-gram model with interpolated, modified Kneser-Ney smoothing (Chen and Goodman, 1999).
 
-    A character's frequency after the longest context is discounted, and what that frees is shared out by the next
-    shorter context, in which a character counts not as often as it occurs but after as many different characters as it
-    follows. Below the empty context all characters are equally likely.
+    A character's frequency after the longest context is discounted, and the next shorter context distributes the mass
+    that this frees. There a character counts not once per occurrence, but once per different character that precedes
+    it and its context. Below the empty context all characters are equally likely.
 
     Attributes:
-        vocabulary_size: characters there are.
+        vocabulary_size: number of distinct characters.
         levels: from the empty context to the longest.
     """
 
@@ -83,10 +84,10 @@ class KneserNey:
 
     @classmethod
     def fit(cls, ids: Integer[np.ndarray, " character"], vocabulary_size: int, order: int) -> "KneserNey":
-        """Learn from a text of at least `order` characters, each given up to `order` - 1 before it."""
+        """Learn a text's characters, each given up to `order` - 1 before it; a shorter text lowers the order."""
         ids = ids.astype(np.int64)
         order = min(order, len(ids))
-        # For every length each context's code, and for the longest its id at every place where it ends.
+        # The codes of the contexts of every length, and for the longest its id before each character.
         codes, places = [np.zeros(1, np.int64)], np.zeros(len(ids), np.int64)
         for length in range(1, order):
             coded = ids[: len(ids) - length] * len(codes[-1]) + places[1:]
@@ -98,7 +99,7 @@ class KneserNey:
             if longer is None:
                 grams, counts = np.unique(places * vocabulary_size + ids[length:], return_counts=True)
             else:
-                # Each distinct n-gram one longer, without its first character.
+                # Every distinct n-gram of the level above, without its first character.
                 context, character = np.divmod(longer, vocabulary_size)
                 shorter = codes[length + 1][context] % len(codes[length])
                 grams, counts = np.unique(shorter * vocabulary_size + character, return_counts=True)
@@ -107,7 +108,7 @@ class KneserNey:
             discounts = _discounts(counts)[np.minimum(counts, 3)]
             freed = np.bincount(grams // vocabulary_size, discounts, contexts)
             shares = (counts - discounts) / total[grams // vocabulary_size]
-            # A context that stands at the text's beginning only follows no character, so what it counts is nothing.
+            # A context that occurs only at the beginning of the text has no character before it: its total is 0.
             rest = np.divide(freed, total, out=np.ones(contexts), where=total > 0)
             levels.append(_Level(codes[length], grams, shares, rest))
             longer = grams
@@ -136,13 +137,13 @@ class KneserNey:
 
 
 def _find(values: Int64[np.ndarray, " value"], wanted: Int64[np.ndarray, " wanted"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where wanted numbers are among sorted values, and whether they are there."""
+    """Return the positions of wanted numbers among sorted values, and whether each is there."""
     places = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
     return places, values[places] == wanted
 
 
 def _discounts(counts: Integer[np.ndarray, " continuation"]) -> Float[np.ndarray, "4"]:
-    """Return what is taken off counts of 0, 1, 2, and 3 or more (Chen and Goodman's estimate)."""
+    """Return the discounts of counts of 0, 1, 2, and 3 or more (Chen and Goodman's estimate)."""
     ones, twos, threes, fours = (int(np.sum(counts == count)) for count in (1, 2, 3, 4))
     if not (ones and twos and threes):
         return np.array([0, 0.5, 0.5, 0.5])  # too few rare characters to estimate from

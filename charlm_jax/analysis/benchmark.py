@@ -1,6 +1,6 @@
-"""What a benchmark measured: numbers derived from its timings, their tables and their figure.
+"""Results of a benchmark: numbers derived from its timings, their tables and their figure.
 
-Its contenders import this module too, and are timed from their start on: it loads nothing large.
+The contenders import this module too, and their start is timed, so it imports nothing large.
 """
 
 import math
@@ -21,7 +21,7 @@ OURS, REREADER = "charlm_jax", "Flax"
 
 
 class Title(StrEnum):
-    """What is timed and what the tables know of; the first four of every contender."""
+    """The timed tasks that the tables know by name; the first four are compared between contenders."""
 
     TRAINING = "training step"
     WINDOWED = "windowed character"
@@ -37,9 +37,9 @@ _COMPARED = Title.TRAINING, Title.WINDOWED, Title.STATEFUL, Title.FIRST_STEP
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a contender took for a unit of work, such as a step or a character, over the rounds.
+    """Seconds that a contender took per unit of work, such as a step or a character, over the rounds.
 
-    The precision is that of its matrix products; the peak of memory is a GPU's, or on a CPU the process's, by then.
+    The precision is that of its matrix products; the peak memory so far is the GPU's or, on a CPU, the process's.
     """
 
     title: str
@@ -53,19 +53,19 @@ class Timing:
 
     @property
     def speed(self) -> str:
-        """In characters, where they are what counts."""
+        """Characters per second, in words; empty for a task that is not counted in characters."""
         characters = BATCH_SIZE * WINDOW if self.title.startswith(Title.TRAINING) else int("character" in self.title)
         return f"{characters / self.median:14,.0f} characters a second" if characters else ""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that was measured.
+    """All measurements of a benchmark.
 
     Attributes:
-        timings: in the order of the tables, the first at the hidden size that everything was timed at.
-        devices: that this project works on.
-        product_side: of the square matrices whose product is the yardstick.
+        timings: in the order of the tables, the first at the hidden size at which everything was timed.
+        devices: number of devices that this project uses.
+        product_side: side of the square matrices whose product is the yardstick.
     """
 
     timings: Sequence[Timing]
@@ -74,26 +74,26 @@ class Benchmark:
 
     @property
     def hidden_size(self) -> int:
-        """The one at which everything was timed."""
+        """The hidden size at which everything was timed."""
         return self.timings[0].hidden_size
 
     @property
     def precisions(self) -> list[Precision]:
-        """Those in which this project was timed."""
+        """The precisions in which this project was timed."""
         return list(dict.fromkeys(timing.precision for timing in self.timings if timing.contender == OURS))
 
     @property
     def only_precision(self) -> Precision | None:
-        """That of all timings; None if there are several."""
+        """The precision of all timings; None if there are several."""
         first = self.timings[0].precision
         return first if all(timing.precision == first for timing in self.timings) else None
 
     def named(self, words: str, precision: Precision) -> str:
-        """Return words with a precision after them, if there are several."""
+        """Return words, followed by the precision if there are several."""
         return words if self.only_precision else f"{words}, {precision}"
 
     def medians(self, precision: Precision, hidden_size: int, contender: str = OURS) -> dict[str, float]:
-        """Return a contender's seconds by title; nan of what it was not timed at."""
+        """Return a contender's median seconds by title; nan for what it was not timed at."""
         chosen = contender, precision, hidden_size
         medians = {t.title: t.median for t in self.timings if (t.contender, t.precision, t.hidden_size) == chosen}
         return defaultdict(lambda: math.nan, medians)
@@ -101,7 +101,7 @@ class Benchmark:
     def roofline(self, precision: Precision) -> dict[str, float]:
         """Return the rate of large matrix products, and by title the shares of it that this project reaches.
 
-        They are of training, and of the number of windowed streams that does best.
+        The shares are those of training, and of the number of windowed streams that does best.
         """
         ours = self.medians(precision, self.hidden_size)
         rate = self.devices * 2 * self.product_side**3 / ours[Title.PRODUCT]
@@ -138,7 +138,7 @@ def describe(benchmark: Benchmark) -> Iterator[str]:
 
 
 def _describe_own(benchmark: Benchmark, precision: Precision) -> Iterator[str]:
-    """Yield what only this project is asked for, in one precision."""
+    """Yield the lines about what only this project is timed at, in one precision."""
     size, side = benchmark.hidden_size, benchmark.product_side
     ours = benchmark.medians(precision, size)
     here = partial(benchmark.named, precision=precision)
@@ -165,7 +165,7 @@ def _describe_own(benchmark: Benchmark, precision: Precision) -> Iterator[str]:
 
 
 def in_words(seconds: float) -> str:
-    """Return seconds in three digits and a unit."""
+    """Return seconds as three significant digits and a unit."""
     for unit, size in (("s", 1), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -173,7 +173,7 @@ def in_words(seconds: float) -> str:
 
 
 def plot_benchmark(benchmark: Benchmark) -> "Figure":
-    """Draw the contenders' medians and ranges, a panel a task, on logarithmic scales."""
+    """Draw the contenders' medians and ranges, one panel per task, on logarithmic scales."""
     from matplotlib.ticker import FuncFormatter
 
     from charlm_jax.analysis.figures import BLUE, new_figure
@@ -192,10 +192,10 @@ def plot_benchmark(benchmark: Benchmark) -> "Figure":
             axes.annotate(in_words(timing.median), *beside, textcoords="offset points", va="center")
         axes.set_xscale("log")
         least, most = min(timing.least for timing in shown) / 1.5, max(timing.most for timing in shown)
-        axes.set_xlim(least, least * (most / least) ** 1.6)  # of the axis three eighths are for words
+        axes.set_xlim(least, least * (most / least) ** 1.6)  # three eighths of the axis are for words
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: in_words(seconds)))
         axes.set_yticks(range(len(shown)), [benchmark.named(timing.contender, timing.precision) for timing in shown])
-        axes.set_ylim(rows - 0.4, -0.6)  # as far apart in every panel, the first on top
+        axes.set_ylim(rows - 0.4, -0.6)  # equally far apart in every panel, the first on top
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("time (logarithmic)")
     return figure

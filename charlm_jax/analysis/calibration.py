@@ -20,17 +20,17 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Calibration:
-    """What becomes of a text's loss and of the model's confidence when its logits are divided by a temperature.
+    """A text's loss and the model's confidence when its logits are divided by each of several temperatures.
 
-    The confidence is the probability of the likeliest character, the accuracy how often that character came; both are
-    known for `BINS` equally wide bins of confidence from 0 to 1 (Guo, Pleiss, Sun and Weinberger, 2017).
+    The confidence is the probability of the likeliest character, the accuracy how often that character came. Both are
+    given for `BINS` equally wide bins of confidence from 0 to 1 (Guo, Pleiss, Sun and Weinberger, 2017).
 
     Attributes:
         temperatures: softmax temperatures.
-        losses: nats per character at each.
-        counts: predictions in each bin.
-        confidences: mean in each bin; nan where none is.
-        accuracies: share of each bin's predictions that were right; nan where none is.
+        losses: nats per character at each temperature.
+        counts: number of predictions in each bin.
+        confidences: mean confidence in each bin; nan for an empty bin.
+        accuracies: share of each bin's predictions that were right; nan for an empty bin.
     """
 
     temperatures: Float[np.ndarray, " temperature"]
@@ -41,22 +41,22 @@ class Calibration:
 
     @property
     def best(self) -> int:
-        """The place of the temperature with the lowest loss, among those that were tried."""
+        """The index of the temperature with the lowest loss."""
         return int(np.argmin(self.losses))
 
     @property
     def best_at_edge(self) -> bool:
-        """Whether a temperature beyond those that were tried may be better."""
+        """Whether the best temperature is the first or last tried, so that one beyond it may be better."""
         return self.best in (0, len(self.temperatures) - 1)
 
     @property
     def at_one(self) -> int:
-        """The place of the temperature nearest to 1."""
+        """The index of the temperature nearest to 1."""
         return int(np.argmin(np.abs(self.temperatures - 1)))
 
     @property
     def expected_errors(self) -> Float[np.ndarray, " temperature"]:
-        """Expected calibration error at each temperature: how far accuracy and confidence differ, on average."""
+        """Expected calibration error at each temperature: the mean of |accuracy - confidence|, weighted by count."""
         distances = np.abs(np.nan_to_num(self.accuracies) - np.nan_to_num(self.confidences))
         return np.sum(self.counts * distances, axis=1) / np.sum(self.counts, axis=1)
 
@@ -70,7 +70,7 @@ def calibrate(
     stride: int,
     temperatures: tuple[float, ...] = TEMPERATURES,
 ) -> Calibration:
-    """Compare predictions with what came, after every window of a text read from the zero state."""
+    """Compare predictions with the character that came, after every window of a text, each read from the zero state."""
     score = _score_at(temperatures)
     (losses, bins), count = sum_over_windows(score, model, ids, mesh, window=window, stride=stride)
     counts, confidences, accuracies = np.moveaxis(bins, -1, 0)
@@ -88,7 +88,7 @@ def _score(
     characters: Int32[Array, "batch length"],
     temperatures: tuple[float, ...],
 ) -> tuple[Float[Array, "batch temperature"], Float[Array, "batch temperature bin 3"]]:
-    """Return each window's loss at each temperature, and its one prediction in its bin: 1, confidence, accuracy."""
+    """Return each window's loss at each temperature, and (1, confidence, accuracy) in the bin of its prediction."""
     hidden, _ = model.bound.read(characters[:, :-1])
     targets = characters[:, -1]
 

@@ -1,8 +1,8 @@
 """What a training step costs: a sum of a few terms, fitted to measurements.
 
-An LSTM reads its characters one after another. So each turn costs something that does not depend on its size, beside
-the work on each row of the batch, and what a step does with every parameter, however large the batch is: read it again
-at every turn, update it, and exchange its gradient between the devices.
+An LSTM reads its characters one after another, so each turn (time step) has a fixed cost, whatever the sizes. Added to
+it are the work on each row of the batch, and what a step does with every parameter, however large the batch: read it
+again at every turn, update it, and exchange its gradient between devices.
 """
 
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ TERMS = {
     "a parameter": "a parameter in a step, whatever the batch",
     "an exchange": "a parameter exchanged between devices in a step",
 }
-"""What each of a model's seconds is for."""
+"""The terms of the model, and what each of them counts."""
 
 
 class Step(NamedTuple):
-    """A training step's size.
+    """The size of a training step.
 
     Attributes:
         hidden_size: units of each layer.
-        batch_size: windows.
-        devices: that share the batch.
-        characters: read, in all windows together.
-        terms: how many there are of each of `TERMS`, on the device that has most to do.
+        batch_size: windows in a batch.
+        devices: number of devices that share the batch.
+        characters: read in all windows together.
+        terms: the count of each of `TERMS`, on the device with the most to do.
     """
 
     hidden_size: int
@@ -66,23 +66,23 @@ class Step(NamedTuple):
 
 
 def fit_costs(steps: Sequence[Step], measured: Sequence[float]) -> Float[np.ndarray, " term"]:
-    """Return the seconds of each of `TERMS` by which steps took those measured, with the least squared relative errors.
+    """Return the seconds of each of `TERMS` that fit the measured steps with the least squared relative errors.
 
-    None is below 0 (Lawson and Hanson, 1974); of a term that no step has, or that none needs, it is 0.
+    None is below 0 (Lawson and Hanson, 1974). A term that no step has, or that the fit does not need, gets 0.
     """
     counts = np.array([step.terms for step in steps])
-    scale = np.maximum(counts.max(axis=0), 1.0)  # so that terms of all sizes count alike
+    scale = np.maximum(counts.max(axis=0), 1.0)  # brings all terms to a comparable size
     seconds, _ = nnls(counts / scale / np.array(measured)[:, None], np.ones(len(steps)))
     return seconds / scale
 
 
 def predict(costs: Float[np.ndarray, " term"], step: Step) -> float:
-    """Return the seconds that a step takes, at these seconds of each term."""
+    """Return the seconds that a step takes, given the seconds of each term."""
     return float(np.dot(costs, step.terms))
 
 
 def left_out(steps: Sequence[Step], measured: Sequence[float]) -> list[float]:
-    """Return the seconds that each step takes by costs fitted to the others: leave-one-out cross-validation."""
+    """Return each step's seconds as predicted by a fit to all others: leave-one-out cross-validation."""
     predicted = []
     for place, step in enumerate(steps):
         others = [*steps[:place], *steps[place + 1 :]], [*measured[:place], *measured[place + 1 :]]
@@ -93,9 +93,9 @@ def left_out(steps: Sequence[Step], measured: Sequence[float]) -> list[float]:
 def plot_costs(
     steps: Sequence[Step], measured: Sequence[float], costs: Float[np.ndarray, " term"], *, title: str
 ) -> Figure:
-    """Draw the measured time per character against the hidden size, and the fitted one as lines.
+    """Draw the measured time per character against the hidden size as dots, and the fitted one as lines.
 
-    A panel for each number of devices, a line for each batch size; the steps must be all combinations of theirs.
+    There is a panel for each number of devices, and in it a line for each batch size.
     """
     numbers = sorted({step.devices for step in steps})
     batches, sizes = sorted({step.batch_size for step in steps}), sorted({step.hidden_size for step in steps})
@@ -109,7 +109,7 @@ def plot_costs(
             at = [step.hidden_size for step in line]
             panel.plot(at, [predict(costs, step) / step.characters for step in line], **style)
             panel.plot(at, [seconds[step] / step.characters for step in line], "o", color=style["color"], ms=5)
-            panel.plot([], [], marker="o", label=f"{batch_size}", **style)  # both, for the legend
+            panel.plot([], [], marker="o", label=f"{batch_size}", **style)  # dot and line, for the legend
         panel.set_title("1 device" if devices == 1 else f"{devices} devices", fontsize=10)
         panel.set_xlabel("hidden size")
         panel.set_xscale("log", base=2)

@@ -1,4 +1,4 @@
-"""An evaluation as a picture."""
+"""The figure of an evaluation."""
 
 from collections.abc import Mapping
 
@@ -21,11 +21,11 @@ def plot_evaluation(
     """Draw the loss against the context, the loss against the temperature, and the reliability of the predictions.
 
     Args:
-        by_position: mean nats given 1, 2, ... characters.
-        stream_loss: nats per character of the text as one stream.
-        baselines: nats per character by name.
-        calibration: at a few temperatures, 1 among them.
-        title: of the whole.
+        by_position: mean nats per character given 1, 2, ... characters.
+        stream_loss: nats per character of the text read as one stream.
+        baselines: nats per character of each baseline, by name.
+        calibration: at several temperatures, including 1.
+        title: of the whole figure.
     """
     figure, (context, temperature, reliability) = new_figure(11.0, 3.6, columns=3, title=title)
 
@@ -36,7 +36,7 @@ def plot_evaluation(
     for number, (name, loss) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):
         if loss < top:
             context.axhline(loss, color="0.6", lw=0.8, zorder=0)
-            left = number % 2 == 1  # neighbours at different ends, so that close lines keep their names apart
+            left = number % 2 == 1  # alternate ends keep the names of close lines apart
             context.annotate(
                 name, (0.30 if left else 0.99, loss), xycoords=("axes fraction", "data"), ha="right",
                 va="top" if loss < stream_loss else "bottom", fontsize=8, color="0.35",
@@ -46,7 +46,7 @@ def plot_evaluation(
     context.xaxis.get_major_locator().set_params(integer=True)
     context.set_xlabel("characters of context")
     context.set_ylabel("nats per character")
-    context.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper right")  # over the lines behind it
+    context.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper right")  # hides the lines behind it
 
     best = calibration.best
     temperature.plot(calibration.temperatures, calibration.losses, color=VERMILION, lw=2)

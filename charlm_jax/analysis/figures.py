@@ -1,4 +1,4 @@
-"""What all figures have in common: their paper, their colours and lines, and how they become files."""
+"""What all figures share: their page style, colours and lines, and how they are rendered to files."""
 
 import io
 from typing import Any, NamedTuple
@@ -8,8 +8,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, LogLocator
 
-BLUE, VERMILION = "#0072B2", "#D55E00"  # of Okabe and Ito's colours
-# Told apart by every kind of eye, and from a light page as from a dark one (3 to 1 at least); then by their dashes.
+BLUE, VERMILION = "#0072B2", "#D55E00"  # from Okabe and Ito's palette
+# Distinct under every kind of colour vision, with a contrast of at least 3 to 1 on light and dark pages alike. Curves
+# of the same colour differ in their dashes.
 _COLOURS = (BLUE, VERMILION, "#009E73", "#B0609A", "#7F7F7F")
 _DASHES = ((), (4.0, 2.0), (1.0, 1.5), (6.0, 2.0, 1.0, 2.0))
 _STYLE: dict[Any, Any] = {
@@ -28,7 +29,7 @@ class LineStyle(NamedTuple):
 
     Attributes:
         colour: as #RRGGBB.
-        dashes: lengths of ink and gap in turn, in widths of the line; none for a solid one.
+        dashes: alternating lengths of ink and gap, in line widths; empty for a solid line.
     """
 
     colour: str
@@ -36,12 +37,12 @@ class LineStyle(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """In matplotlib's words."""
+        """The style as matplotlib's keyword arguments."""
         return {"color": self.colour, "ls": (0, self.dashes) if self.dashes else "solid"}
 
 
 def line_style(number: int) -> LineStyle:
-    """Return the style of the curve with this number, from 0: twenty differ."""
+    """Return the style of the curve with this number, from 0; the first twenty differ."""
     turn, place = divmod(number, len(_COLOURS))
     return LineStyle(_COLOURS[place], _DASHES[turn % len(_DASHES)])
 
@@ -49,9 +50,10 @@ def line_style(number: int) -> LineStyle:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, *, title: str = "", grid: str = "", **options: Any
 ) -> tuple[Figure, Any]:
-    """Return a figure of some inches, and its axes as `Figure.subplots` returns them, with whose other options.
+    """Return a figure of `width` by `height` inches, and its axes as `Figure.subplots` returns them.
 
-    In the title nothing is mark-up; `grid` is the axis, x or y, whose marks have lines across.
+    The title is not read as mark-up; `grid` names the axis, x or y, whose ticks get grid lines; `options` are those of
+    `Figure.subplots`.
     """
     with mpl.rc_context({**_STYLE, "axes.grid": bool(grid), "axes.grid.axis": grid or "both"}):
         figure = Figure(figsize=(width, height))
@@ -61,14 +63,14 @@ def new_figure(
 
 
 def mark_logarithms(axis: Axis, formatter: Formatter) -> None:
-    """Mark 1, 2 and 5 times each power of ten on a logarithmic axis, and nothing between."""
+    """Label 1, 2 and 5 times each power of ten on a logarithmic axis, and nothing in between."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(formatter)
     axis.minorticks_off()
 
 
 def as_picture(figure: Figure, kind: str) -> bytes:
-    """Return a figure as a file of a kind, svg or png; the same figure is the same bytes."""
+    """Return a figure as the bytes of a file, svg or png; the same figure gives the same bytes."""
     picture = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "charlm_jax"}):
         figure.savefig(picture, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)

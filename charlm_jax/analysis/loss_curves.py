@@ -1,4 +1,4 @@
-"""Losses by epoch: a run's beside published ones in numbers and a picture, and pictures of any runs' curves."""
+"""Losses by epoch: a run's compared with published ones in numbers and a figure, and plots of any runs' curves."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Curve = Mapping[int, float]  # nats per character by epoch, from 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """The loss of one epoch of a run, in nats per character, and the band that those of the published runs span."""
+    """A run's loss in one epoch, in nats per character, and the band that the published runs' losses span."""
 
     epoch: int
     loss: float
@@ -34,8 +34,8 @@ def read_published(text: str, gate_activation: GateActivation) -> dict[str, Curv
     """Read the published curves of the runs with given gates.
 
     Args:
-        text: comma-separated; a row an epoch, a column a run, headed by its name and its gates; `#` before remarks.
-        gate_activation: the gates.
+        text: CSV with a row per epoch and a column per run, headed by its name and gates; remarks begin with `#`.
+        gate_activation: the gates of the runs to read.
     """
     rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
     columns = [column for column in rows[0] if column.endswith(f" {gate_activation}")]
@@ -45,7 +45,7 @@ def read_published(text: str, gate_activation: GateActivation) -> dict[str, Curv
 
 
 def compare(ours: Curve, published: Mapping[str, Curve]) -> list[Comparison]:
-    """Lay a curve beside the published ones, at every epoch that both have."""
+    """Compare a curve with the published ones, at every epoch that any of them shares with it."""
     comparisons = []
     for epoch, loss in sorted(ours.items()):
         losses = [curve[epoch] for curve in published.values() if epoch in curve]
@@ -57,10 +57,10 @@ def compare(ours: Curve, published: Mapping[str, Curve]) -> list[Comparison]:
 def plot_comparison(
     ours: Curve, published: Mapping[str, Curve], comparisons: Sequence[Comparison], *, title: str, tolerance: float
 ) -> Figure:
-    """Draw the curves, and under them the distance from the published band in thousandths of a nat."""
+    """Draw the curves, and below them the distance from the published band in thousandths of a nat."""
     figure, (curves, distances) = new_figure(7.0, 6.0, 2, title=title, sharex=True, height_ratios=(3, 1))
     last = max(ours)
-    numbers = (number for number in count() if line_style(number).colour != VERMILION)  # which is ours
+    numbers = (number for number in count() if line_style(number).colour != VERMILION)  # the colour of this run
     for number, (run, curve) in zip(numbers, published.items(), strict=False):
         epochs = [epoch for epoch in sorted(curve) if epoch <= last]
         losses = [curve[epoch] for epoch in epochs]
@@ -68,7 +68,7 @@ def plot_comparison(
     curves.plot(list(ours), list(ours.values()), "o", color=VERMILION, label="this run", ms=4, zorder=3)
     top = max(loss for curve in (ours, *published.values()) for epoch, loss in curve.items() if epoch <= min(last, 3))
     bottom = min(comparison.lowest for comparison in comparisons)
-    curves.set_ylim(min(bottom, *ours.values()) - 0.02, top + 0.02)  # a published run that diverged leaves the picture
+    curves.set_ylim(min(bottom, *ours.values()) - 0.02, top + 0.02)  # cuts off a published run that diverged
     curves.set_ylabel("training loss (nats per character)")
     curves.legend(frameon=False)
 
@@ -77,7 +77,7 @@ def plot_comparison(
     epochs = [comparison.epoch for comparison in comparisons]
     distances.plot(epochs, [1000 * each.distance for each in comparisons], "o-", color=VERMILION, ms=4, lw=1)
     widest = max(2 * tolerance, *(1.2 * abs(comparison.distance) for comparison in comparisons))
-    widest = min(widest, 4 * tolerance)  # a run that diverged leaves this picture too
+    widest = min(widest, 4 * tolerance)  # cuts off this run too, if it diverged
     distances.set_ylim(-1000 * widest, 1000 * widest)
     distances.set_ylabel("distance from the\npublished band\n(0.001 nats)")
     distances.set_xlabel("epoch")
@@ -87,20 +87,20 @@ def plot_comparison(
 
 
 def loss_limits(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Return the nats per character between which curves are shown: one that diverges leaves the picture."""
+    """Return the nats per character between which to show curves; one that diverges is cut off."""
     lowest = min(min(curve.values()) for curve in curves)
     top = max(loss for curve in curves for loss in list(curve.values())[:3])
     return lowest - 0.05 * (top - lowest) - 0.01, top + 0.05 * (top - lowest) + 0.01
 
 
 def plot_losses(curves: Mapping[int, Curve], *, limits: tuple[float, float], label: str, ink: str) -> Figure:
-    """Draw curves without a background or a legend, a dot on the lowest loss of each.
+    """Draw curves without a background or a legend, with a dot on the lowest loss of each.
 
     Args:
         curves: by the numbers of their line styles.
-        limits: of the losses shown, in nats per character.
-        label: of the axis of losses.
-        ink: the colour of axes and words.
+        limits: of the loss axis, in nats per character.
+        label: of the loss axis.
+        ink: the colour of the axes and their text.
     """
     paper: dict[Any, Any] = {"figure.facecolor": "none", "axes.facecolor": "none", "font.size": 11}
     paper |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)

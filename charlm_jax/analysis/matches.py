@@ -1,8 +1,8 @@
-"""Which passages of a text occur elsewhere, in another text or again in itself: exact, of any length, for all places.
+"""Exact matches of any length: which passages of a text occur in another text, or again in the same one.
 
-Every passage of 1, 2, 4, 8, ... characters gets a number for a name, such that equal passages have equal names and
-names are in the passages' order (Karp, Miller and Rosenberg, 1972). Names of long enough passages sort the suffixes of
-a text, and a suffix shares its longest beginning with a neighbour in that order.
+Every passage of 1, 2, 4, 8, ... characters is named by a number, so that equal passages have equal names, and names
+sort as the passages do (Karp, Miller and Rosenberg, 1972). The names of long enough passages sort the suffixes of a
+text, and a suffix shares its longest prefix with a neighbour in that order.
 """
 
 import math
@@ -11,21 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Integer
 
-LOOP = 16  # characters of the shortest loop; shorter ones come in any text ("mama", "...")
+LOOP = 16  # characters of the shortest loop; shorter ones occur in any text ("mama", "...")
 
 
 def matching_statistics(training: str, texts: Sequence[str]) -> list[Int64[np.ndarray, " _"]]:
-    """Return, for each place of each text, how long a passage from there on occurs in the training text.
+    """Return, for each place of each text, the length of the longest passage from there in the training text.
 
-    These are the matching statistics of Chang and Lawler (1994), in characters: the longest such passage's length, from
-    0 to what is left of the text. Time is that of sorting all characters a few times, once more whenever the longest
-    passage of all doubles.
+    These are the matching statistics of Chang and Lawler (1994), in characters, from 0 to what is left of the text.
+    The time is that of sorting all characters a few times, and once more whenever the longest passage of all doubles.
 
     Args:
-        training: the text to look in.
-        texts: any number of texts of any lengths; they do not look into one another.
+        training: the text to search.
+        texts: any number of texts of any lengths; they are not searched for one another.
     """
-    # What ends the training text is not what ends the others, and neither is a character: no match reaches over them.
+    # The training text ends in another symbol than the others, and neither is a character: no match crosses an end.
     borders = np.cumsum([len(training) + 1, *(len(text) + 1 for text in texts)])
     symbols = np.concatenate([_ended(training, 0), *(_ended(text, 1) for text in texts)])
     border = borders[0]
@@ -42,9 +41,9 @@ def matching_statistics(training: str, texts: Sequence[str]) -> list[Int64[np.nd
 
 
 def longest_repeat(text: str) -> int:
-    """Return the characters of the longest passage that a text has at two places, which may overlap.
+    """Return the length in characters of the longest passage that occurs at two places of a text, which may overlap.
 
-    From 0, where no character comes twice, to one less than the text has, where all are the same.
+    Ranges from 0, if no character occurs twice, to one less than the text's length, if all are the same.
     """
     rounds = [_ended(text, 0)]
     while len(np.unique(rounds[-1])) < len(rounds[-1]):
@@ -56,14 +55,14 @@ def longest_repeat(text: str) -> int:
 def looped(text: str) -> float:
     """Return the share of a text's characters that lie inside a loop, from 0 to 1; nan for the empty text.
 
-    A loop is a stretch of at least `LOOP` characters in which, from some period on, of at most half the stretch, every
-    character is the one a period before: a run, or maximal repetition (Kolpakov and Kucherov, 1999), but no short one.
-    The last of its copies may be cut. Time grows with the square of the text's length.
+    A loop is a stretch of at least `LOOP` characters that repeats a passage of at most half its length: every character
+    after the first period equals the one a period before. These are the runs, or maximal repetitions (Kolpakov and
+    Kucherov, 1999), that are not short. The last copy may be cut off. Time grows with the square of the text's length.
     """
     points = _code_points(text)
     inside = np.zeros(len(text), bool)
     for period in range(1, len(text) // 2 + 1):
-        # Between two places where another character stands a period ahead, the text repeats itself.
+        # Between two places that differ from the character a period ahead, the text repeats itself.
         differ = np.flatnonzero(points[period:] != points[:-period])
         edges = np.concatenate([[-1], differ, [len(text) - period]])
         for edge in np.flatnonzero(np.diff(edges) - 1 >= max(period, LOOP - period)):
@@ -77,12 +76,12 @@ def _code_points(text: str) -> Integer[np.ndarray, " character"]:
 
 
 def _ended(text: str, end: int) -> Int64[np.ndarray, " symbol"]:
-    """Return numbers for a text's characters that leave 0 and 1 free, and one of these for its end."""
+    """Return numbers for a text's characters, which leave 0 and 1 free, and then `end`, one of these."""
     return np.append(_code_points(text).astype(np.int64) + 2, end)
 
 
 def _twice_as_long(rounds: list[np.ndarray]) -> Integer[np.ndarray, " symbol"]:
-    """Return names for the passages twice as long as those that the last round has named.
+    """Return names for the passages twice as long as those that the last round named.
 
     Past the last symbol every name is 0: what follows an end is never asked for.
     """
@@ -95,7 +94,7 @@ def _twice_as_long(rounds: list[np.ndarray]) -> Integer[np.ndarray, " symbol"]:
 def _common_prefixes(
     rounds: list[np.ndarray], first: Integer[np.ndarray, " pair"], second: Integer[np.ndarray, " pair"]
 ) -> Int64[np.ndarray, " pair"]:
-    """Return how many symbols from two places on are the same; fewer than the last round's passages have."""
+    """Return how many symbols agree from two places on, which must be fewer than the last round's passages have."""
     lengths = np.zeros(len(first), np.int64)
     for exponent, names in reversed(list(enumerate(rounds))):
         lengths += (names[first + lengths] == names[second + lengths]).astype(np.int64) << exponent

@@ -1,8 +1,8 @@
-"""What a compiled program does on each device, read from XLA's text of it, and how long its steps may take on a pod.
+"""What a compiled program does on each device, read from its XLA text, and how long its steps may take on a pod.
 
 A program is a set of computations, one of which is the entry; its loops, fusions and reductions call the others
-(https://openxla.org/xla/terminology). Collectives are the instructions in which devices exchange arrays. Beside an
-instruction the TPU compiler writes how many clock cycles it expects of it.
+(https://openxla.org/xla/terminology). Collectives are the instructions in which devices exchange arrays. The TPU
+compiler annotates instructions with the clock cycles that it expects them to take.
 """
 
 import math
@@ -19,7 +19,7 @@ _COLLECTIVES = (
     *("ragged-all-to-all", "reduce-scatter"),
 )
 _TRANSFERS = ("infeed", "outfeed", "send", "recv")
-# A callback of Python's, a move to the host's memory, or an array that lies there (memory space 5).
+# A Python callback, a move to host memory, or an array that lies there (memory space 5).
 _HOST = re.compile(r'custom_call_target="[^"]*(callback|host)|S\(5\)', re.IGNORECASE)
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*?) ?\b([a-z][\w-]*)\(%?([\w.-]*)")
@@ -32,10 +32,10 @@ class Place(NamedTuple):
     """Where in a program something happens.
 
     Attributes:
-        each: `step`, where the outermost loop goes round as often as it is told when it runs, as that over training
-            steps does; else `dispatch`.
-        times: how often it happens in each; other loops of which only running tells count once.
-        loop: what the innermost loop was made from, in JAX's words; empty outside of loops.
+        each: `step` inside an outermost loop whose trip count is only known at run time, such as that over training
+            steps; otherwise `dispatch`.
+        times: how often it happens in each of these; an inner loop whose trip count is unknown counts once.
+        loop: JAX's name for what the innermost loop was made from; empty outside loops.
     """
 
     each: Literal["step", "dispatch"]
@@ -48,8 +48,8 @@ class Collective:
     """An exchange between devices.
 
     Attributes:
-        kind: XLA's word for it.
-        bytes: of its result on one device.
+        kind: XLA's name for it.
+        bytes: size of its result on one device.
         groups: the devices that exchange with one another, by their numbers in the mesh.
         place: where it happens.
     """
@@ -66,8 +66,8 @@ class Program:
 
     Attributes:
         collectives: its exchanges between devices.
-        host_transfers: the names of the instructions that exchange something with the host.
-        cycles: clock cycles that the compiler expects in a place, each time; empty where it says nothing.
+        host_transfers: the names of the instructions that exchange data with the host.
+        cycles: clock cycles that the compiler expects of a place each time it is run; empty if it expects none.
     """
 
     collectives: tuple[Collective, ...]
@@ -76,12 +76,12 @@ class Program:
 
     @property
     def step_cycles(self) -> int:
-        """Clock cycles of a training step."""
+        """Clock cycles that the compiler expects of a training step."""
         return sum(place.times * cycles for place, cycles in self.cycles.items() if place.each == "step")
 
 
 def read_program(text: str) -> Program:
-    """Read XLA's text of an optimised program, as `jax.stages.Compiled.as_text` returns it."""
+    """Read the XLA text of an optimised program, as `jax.stages.Compiled.as_text` returns it."""
     computations: dict[str, list[re.Match[str]]] = {}
     instructions: list[re.Match[str]] = []
     for line in text.splitlines():
@@ -95,7 +95,7 @@ def read_program(text: str) -> Program:
         name, result, operation, operand = found.groups()
         kind = operation.removesuffix("-done")
         if kind in _COLLECTIVES:
-            # Of an exchange that is begun and waited for, the end has the result, and the beginning the groups.
+            # In an asynchronous exchange the `-done` instruction has the result, and the start has the groups.
             begun = found if kind == operation else by_name[operand]
             collectives.append(Collective(kind, _bytes(result), _groups(begun.string), place))
         if kind in _TRANSFERS or _HOST.search(found.string):
@@ -106,7 +106,7 @@ def read_program(text: str) -> Program:
 
 
 def _walk(computations: _Computations, name: str, around: Place | None) -> Iterator[tuple[Place, re.Match[str]]]:
-    """Yield every instruction that a computation reaches, and its place; `around` is that of the loop it is in."""
+    """Yield every instruction that a computation reaches, and its place; `around` is that of the enclosing loop."""
     for found in computations[name]:
         yield around or Place("dispatch", 1, ""), found
         called = [one.strip(" %{}") for those in _CALLED.findall(found.string) for one in those.split(",")]
@@ -122,7 +122,7 @@ def _walk(computations: _Computations, name: str, around: Place | None) -> Itera
 
 
 def _turns(loop: str, instructions: Sequence[re.Match[str]]) -> int | None:
-    """Return how often a loop goes round, where XLA says so, or where its condition is a comparison with a constant."""
+    """Return a loop's trip count if XLA states it or its condition compares with a constant; None if unknown."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
         return int(known[1])
     constants = {found[1]: re.search(r" constant\((\d+)\)", found.string) for found in instructions}
@@ -134,13 +134,13 @@ def _turns(loop: str, instructions: Sequence[re.Match[str]]) -> int | None:
 
 
 def _bytes(result: str) -> int:
-    """Return the size of an array, or of a tuple of them, in bytes, without the padding of its layout."""
+    """Return the size in bytes of an array, or of a tuple of arrays, without the padding of its layout."""
     arrays = re.findall(r"\b(?:pred|[a-z]+(\d+))\w*\[([\d,]*)\]", result)
     return sum(int(bits or 8) * math.prod(map(int, filter(None, sides.split(",")))) // 8 for bits, sides in arrays)
 
 
 def _groups(collective: str) -> tuple[tuple[int, ...], ...]:
-    """Return who exchanges with whom: as listed, or as the rows of counted numbers, reshaped and transposed."""
+    """Return which devices exchange, from an explicit list or from XLA's form of a reshaped and transposed range."""
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", collective):
         return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", listed[1]))
     if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", collective):
@@ -151,12 +151,12 @@ def _groups(collective: str) -> tuple[tuple[int, ...], ...]:
 
 
 class Chip(NamedTuple):
-    """A chip's published peaks, a second each.
+    """A chip's published peak rates, per second.
 
     Attributes:
-        flops: floating-point operations on bfloat16.
+        flops: floating-point operations in bfloat16.
         memory: bytes to and from its memory.
-        interconnect: bytes that it sends to its neighbours, all together.
+        interconnect: bytes that it sends to all its neighbours together.
         clock: cycles.
     """
 
@@ -166,11 +166,11 @@ class Chip(NamedTuple):
     clock: float
 
     def seconds(self, *, flops: float, memory_bytes: float, cycles: float) -> float:
-        """Return what a computation takes at least: by its operations, its memory, or its instructions in turn."""
+        """Return the least time of a computation, whether operations, memory or sequential instructions limit it."""
         return max(flops / self.flops, memory_bytes / self.memory, cycles / self.clock)
 
     def all_reduce_seconds(self, reduced_bytes: int, sides: Sequence[int]) -> float:
-        """Return what an all-reduce over a torus with these sides takes, in rings along one side after the other.
+        """Return the time of an all-reduce over a torus with these sides, in rings along one side after another.
 
         Each of n chips sends 2 (n - 1) / n of the bytes (Patarasuk and Yuan, Bandwidth Optimal All-reduce Algorithms,
         2009). A ring of k chips has 2 (k - 1) hops in a row, of about a microsecond each
@@ -181,5 +181,5 @@ class Chip(NamedTuple):
 
 
 CHIPS = {"TPU v5 lite": Chip(197e12, 819e9, 1600e9 / 8, 197e12 / (4 * 2 * 128**2))}
-"""By JAX's name of the device: TPU v5e (https://cloud.google.com/tpu/docs/v5e). The clock is that at which its four
-matrix units of 128 x 128 reach the peak."""
+"""Chips by JAX's name for the device: TPU v5e (https://cloud.google.com/tpu/docs/v5e). The clock is the one at which
+its four matrix units of 128 x 128 reach the peak."""

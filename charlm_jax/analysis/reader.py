@@ -1,4 +1,4 @@
-"""Texts as a page's reader takes them: where a model was surprised, what it expected, which words are new."""
+"""Texts as the report's reader shows them: where a model was surprised, what it expected, which words are unknown."""
 
 import base64
 import json
@@ -13,17 +13,17 @@ from charlm_jax.analysis.text_statistics import find_words
 from charlm_jax.choices import Sampler
 
 _SURE = 2**16 - 1  # the level of probability 1
-_NAT = 2**12  # levels of surprise in a nat, which reach to 16 nats
+_NAT = 2**12  # levels of surprise per nat; 16 bits reach to 16 nats
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model thinks of a text.
+    """What a model predicts along a text.
 
     Attributes:
         nats: the surprise at each character.
-        likeliest: for each character, as many that the model thought the likeliest, one after another.
-        probabilities: of those.
+        likeliest: the characters that the model thought likeliest, `top` for each character of the text, concatenated.
+        probabilities: of those characters.
     """
 
     nats: Float[np.ndarray, " length"]
@@ -36,14 +36,14 @@ class Text:
     """A generated text.
 
     Attributes:
-        source: the file that it is from.
-        epoch: whose model wrote it.
-        temperature: at which it was drawn.
+        source: name of the file that it comes from.
+        epoch: the epoch whose model wrote it.
+        temperature: the softmax temperature at which it was drawn.
         prompt: what it continues.
         text: the continuation.
         sampler: whether each character was drawn given the last window alone, or with the state carried on.
-        reading: None if the model cannot be had, or does not know all of its characters.
-        unknown: where words begin and end that the training text does not have; None if that cannot be had.
+        reading: None if the model is unavailable or lacks a character of the text, or if the text is empty.
+        unknown: starts and ends of the words that the training text lacks; None if that text is unavailable.
     """
 
     source: str
@@ -57,28 +57,28 @@ class Text:
 
 
 def unknown_words(prompt: str, text: str, known: Set[str]) -> list[tuple[int, int]]:
-    """Return where in a continuation words stand that are unknown, a last one that its end may have cut left out.
+    """Return where the unknown words of a continuation start and end, except a last word that may be cut off.
 
     Args:
-        prompt: what the text continues, perhaps amid a word.
+        prompt: what the text continues, possibly from within a word.
         text: the continuation.
-        known: words, case-folded.
+        known: the known words, case-folded.
     """
-    whole = f" {prompt}{text}"  # at whose beginning no word is taken for one that is cut
+    whole = f" {prompt}{text}"  # the space keeps a first word from being taken for one that is cut off
     start = 1 + len(prompt)
     places = [match.span() for match in find_words(whole) if match.group().casefold() not in known]
     return [(max(first, start) - start, last - start) for first, last in places if last > start]
 
 
 def as_json(value: object) -> str:
-    """Return JSON that ends no HTML element and steers no editor; half a surrogate pair becomes U+FFFD."""
+    """Return JSON that is safe in HTML: <, >, & and unprintable characters escaped, half surrogate pairs as U+FFFD."""
     text = json.dumps(value, ensure_ascii=False, default=_record, separators=(",", ":"))
     text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
     return "".join(mark if mark.isprintable() and mark not in "<>&" else _escape(mark) for mark in text)
 
 
 def _record(text: Text) -> dict[str, object]:
-    """Return what the page's script shows of a text, its numbers short: a page may hold 100,000 characters."""
+    """Return what the page's script needs of a text, with packed numbers, as a page may hold 100,000 characters."""
     reading = text.reading and {
         "surprise": _pack(text.reading.nats * _NAT),
         "likeliest": text.reading.likeliest,
@@ -88,7 +88,7 @@ def _record(text: Text) -> dict[str, object]:
 
 
 def _pack(levels: Float[np.ndarray, "..."]) -> str:
-    """Return numbers from 0 to 65535, rounded and bounded, in base 64 with two bytes each."""
+    """Return numbers, rounded and clipped to 0 to 65535, in base 64 with two bytes each."""
     whole = np.clip(np.rint(np.nan_to_num(levels)), 0, 2**16 - 1)
     return base64.b64encode(whole.astype("<u2").tobytes()).decode()
 

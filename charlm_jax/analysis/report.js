@@ -2,7 +2,7 @@
 const runs = JSON.parse(document.getElementById("texts").textContent);
 const find = (id) => document.getElementById(id);
 const reader = find("reader"), box = find("text"), inspector = find("inspector");
-const NAT = 4096, SURE = 65535, MOST_NATS = 6; // surprise from here on has the strongest shade
+const NAT = 4096, SURE = 65535, MOST_NATS = 6; // at this surprise and above, the shade is strongest
 const chosen = { run: Math.max(0, runs.findIndex((run) => run.texts.length)), source: "", epoch: Infinity, temperature: 1, text: 0 };
 let characters = [], cells = [], surprises = [], likeliest = [], probabilities = [], current = 0;
 
@@ -27,7 +27,7 @@ function glyph(character) {
   return [steers(character) ? make("span", "mark", written(character)) : character];
 }
 
-// A control is made anew only where its choices have changed, so that it keeps the focus.
+// A control is rebuilt only if its choices have changed, so that it keeps the focus.
 function offer(control, values, labels, value) {
   const offered = JSON.stringify([values, labels]);
   if (control.dataset.offered !== offered) {
@@ -120,7 +120,7 @@ function inspect(place) {
   );
 }
 
-// The place in the line above or below that is nearest to being straight above or below another.
+// The place in the line above (step -1) or below (step 1) that is horizontally nearest to another.
 function acrossLines(place, step) {
   let edge = place;
   while (cells[edge]?.offsetTop === cells[place].offsetTop) edge += step;

@@ -1,8 +1,8 @@
-"""One page about runs: what was run, what it cost and reached, and what the models write, as HTML in one string.
+"""One page about runs, as a single string of HTML: what was run, what it cost and reached, and what the models write.
 
-The page asks nothing of a network, and nothing of what it shows is trusted: text becomes HTML through Jinja's escaping
-alone, or becomes JSON that the page's script puts into text nodes; pictures are images, whose scripts do not run; and
-the one script that may run is named by its hash. Characters that steer rather than show are written out.
+The page needs no network, and everything that it shows is untrusted: text becomes HTML only through Jinja's escaping,
+or JSON that the page's script puts into text nodes; pictures are images, whose scripts do not run; and the only script
+that may run is named by its hash. Unprintable characters are written out.
 """
 
 import base64
@@ -21,20 +21,20 @@ from charlm_jax.analysis.loss_curves import Curve, loss_limits, plot_losses
 from charlm_jax.analysis.reader import Text, as_json
 
 _INKS = {"light": "#3c4048", "dark": "#c3c6cc"}
-# Which characters a loss is of, given how many, and in other words.
+# The facts that decide which characters a loss is of, and in how much context, with what to call them on the page.
 _OF_LOSSES = {"sha256": "text", "held out fraction": "share held out", "window": "window", "stride": "stride"}
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What was measured of an epoch.
+    """What was measured in an epoch.
 
     Attributes:
         epoch: its number, from 1.
         training_loss: nats per character while the model learned.
-        held_out_loss: nats per character after it; None if nothing is held out.
-        seconds: of training; None where they are unknown.
-        characters: that its windows read.
+        held_out_loss: nats per character after the epoch; None if nothing is held out.
+        seconds: of training; None if unknown.
+        characters: read in its windows.
     """
 
     epoch: int
@@ -46,7 +46,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that another command drew: the name of its file, and the SVG."""
+    """A figure that another command drew: the name of its file, and the SVG."""
 
     name: str
     svg: bytes
@@ -54,18 +54,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """What the page tells of a run.
+    """What the page shows about a run.
 
     Attributes:
-        name: of the run.
+        name: what the page calls the run.
         configuration: every choice.
-        provenance: where it comes from, the SHA-256 of its text among it.
-        parameters: of its model.
-        epochs: that it has done.
-        pictures: of its figures.
-        texts: that it has written.
+        provenance: where the run comes from, including the SHA-256 of its text.
+        parameters: number of the model's parameters.
+        epochs: those done so far.
+        pictures: the run's figures.
+        texts: what the run's models have written.
         step: of the model that read the texts; None if none did.
-        notes: sentences about what is not on the page.
+        notes: sentences about what is missing from the page.
     """
 
     name: str
@@ -80,35 +80,35 @@ class Run:
 
     @property
     def lowest(self) -> float:
-        """Of the held-out losses, in nats per character; infinite where there is none."""
+        """The lowest held-out loss, in nats per character; infinite if there is none."""
         return min((epoch.held_out_loss for epoch in self.epochs if epoch.held_out_loss is not None), default=math.inf)
 
     @property
     def best(self) -> Epoch | None:
-        """The first epoch with the lowest held-out loss."""
+        """The first epoch with the lowest held-out loss; None if there is none."""
         return next((epoch for epoch in self.epochs if epoch.held_out_loss == self.lowest), None)
 
     @property
     def seconds(self) -> float | None:
-        """Of training, all epochs together; None where one's are unknown."""
+        """Seconds of training over all epochs; None unless all of them are known."""
         known = [epoch.seconds for epoch in self.epochs if epoch.seconds is not None]
         return sum(known) if known and len(known) == len(self.epochs) else None
 
     @property
     def characters_per_second(self) -> float | None:
-        """That training read, over the epochs whose seconds are known."""
+        """Characters that training read per second, over the epochs whose seconds are known; None if none are."""
         known = [(epoch.characters, epoch.seconds) for epoch in self.epochs if epoch.seconds]
         return sum(characters for characters, _ in known) / sum(seconds for _, seconds in known) if known else None
 
 
 def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = (), notes: Sequence[str] = ()) -> str:
-    """Return the page about one run or more, the same one for the same runs.
+    """Return the page about one or more runs; the same runs give the same page.
 
     Args:
         title: of the page.
-        runs: with names that differ.
-        pictures: of all runs together.
-        notes: sentences about what is not on the page.
+        runs: with distinct names.
+        pictures: figures of all runs together.
+        notes: sentences about what is missing from the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("charlm_jax.analysis", ""),
@@ -146,7 +146,7 @@ def make_report(title: str, runs: Sequence[Run], pictures: Sequence[Picture] = (
 
 
 def shown(value: object) -> str:
-    """Return a value in words, with characters that steer rather than show written out, as in ‹U+202E›."""
+    """Return a value as text, with unprintable characters written out, as in ‹U+202E›."""
     if isinstance(value, Markup):
         return value
     if value is None or isinstance(value, bool):
@@ -160,7 +160,7 @@ def shown(value: object) -> str:
 def _split(
     runs: Sequence[Run], records: Sequence[Mapping[str, object]]
 ) -> tuple[list[str], dict[str, object], dict[str, Mapping[str, object]]]:
-    """Return the names of what differs between the runs' records, what they share, and the records by run."""
+    """Return the names of the facts that differ between the runs' records, the shared facts, and the records by run."""
     names = list(dict.fromkeys(name for record in records for name in record))
     first, *others = whole = [{name: record.get(name) for name in names} for record in records]
     differing = [name for name in names if any(other[name] != first[name] for other in others)]
@@ -169,7 +169,7 @@ def _split(
 
 
 def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the pictures of losses, light and dark, and whose curves are in them: one run's in one, several in two."""
+    """Return the loss plots, light and dark, with their legends: one plot for a single run, two for several runs."""
     curves = {
         "held-out": [{e.epoch: e.held_out_loss for e in run.epochs if e.held_out_loss is not None} for run in runs],
         "training": [{epoch.epoch: epoch.training_loss for epoch in run.epochs} for run in runs],

@@ -1,4 +1,4 @@
-"""A temperature sweep as a page, a table and a picture."""
+"""A temperature sweep as a page, a table and a figure."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from charlm_jax.analysis.figures import BLUE, VERMILION, new_figure
 from charlm_jax.analysis.temperature_sweep import MEASURES, Sweep, estimate, verdicts
 
 _COLUMNS = 4
-_SHOWN = 100  # characters of a text on the page
+_SHOWN = 100  # characters of a text that the page shows
 
 
 def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
-    """Draw every measure with its 95 % interval over prompts, the human text's as a band, and the loss on human text.
+    """Draw every measure with its 95 % interval over prompts, the distance over all measures, and the loss.
 
-    The loss is that of the model's calibration on held-out text.
+    Human text's measures are bands. The loss is that of the model on human text, from its calibration.
     """
     panels = len(MEASURES) + 2
     rows = -(-panels // _COLUMNS)
@@ -30,7 +30,7 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
         place.axhline(float(human.mean), color=BLUE, lw=1.5, label="human text")
         place.fill_between(sweep.temperatures, samples.low, samples.high, color=VERMILION, alpha=0.25, lw=0)
         place.plot(sweep.temperatures, samples.mean, color=VERMILION, lw=2, label="generated text")
-        for temperature in sweep.nearest(name)[:1]:  # of a tie the lowest
+        for temperature in sweep.nearest(name)[:1]:  # the lowest of a tie
             _mark(place, temperature, "nearest to human text")
         place.set_title(measure.label, fontsize=9)
     over_all, held_out = places[len(MEASURES) : panels]
@@ -68,11 +68,11 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
     """Return a sweep's results as Markdown.
 
     Args:
-        sweep: what was measured.
-        calibration: of the model on held-out text.
-        texts: one at each temperature.
+        sweep: the measurements.
+        calibration: of the model on human text.
+        texts: one for each temperature.
         title: of the page.
-        note: what else is to be known of the intervals.
+        note: a caveat about the intervals.
     """
     distances = sweep.distances()
     best, closest = calibration.temperatures[calibration.best], sweep.temperatures[np.argmin(distances)]
@@ -119,7 +119,7 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
 
 
 def sweep_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of all means with their 95 % intervals, and the differences from human text."""
+    """Return the header and rows of all means and differences from human text, with their 95 % intervals."""
     header = ["measure", "temperature", "mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = []
     for name in MEASURES:
@@ -132,7 +132,7 @@ def sweep_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 
 def _ranges(sweep: Sweep, temperatures: Float[np.ndarray, " some"]) -> str:
-    """Name some of a sweep's temperatures, those that follow one another together."""
+    """Name some of a sweep's temperatures, with three or more neighbours as a range."""
     places = np.flatnonzero(np.isin(sweep.temperatures, temperatures))
     named = []
     for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
@@ -146,6 +146,6 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 
 def _quoted(text: str) -> str:
-    """Return a text's beginning as Markdown code in a table: one line, in which nothing is mark-up."""
+    """Return a text's beginning as inline Markdown code for a table: one line, in which nothing is mark-up."""
     line = "".join(character if character.isprintable() else " " for character in text[:_SHOWN])
     return f"`` {line.replace('`', chr(39)).replace('|', chr(92) + '|')} ``"

@@ -1,4 +1,4 @@
-"""What the softmax temperature does to generated text, beside human text: means, intervals, verdicts."""
+"""How the softmax temperature changes generated text, compared with human text: means, intervals, verdicts."""
 
 import warnings
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ MEASURES = {
         f"Mean negative log-likelihood under a Kneser-Ney {ORDER}-gram of the training text.",
     ),
 }
-"""All that is measured of a text, by name."""
+"""Everything that is measured of a text, by name."""
 
 _RESAMPLES = 2000
 _INTERVAL = 2.5, 97.5  # percentiles
@@ -40,8 +40,8 @@ class Estimate(NamedTuple):
 def estimate(values: Float[np.ndarray, "*axes prompt"]) -> Estimate:
     """Return the mean over prompts, with a percentile bootstrap's interval (Efron and Tibshirani, 1993).
 
-    All means are resampled alike: the interval of a difference between two texts from the same prompt, given as values,
-    is paired. A text that lacks a statistic (nan) is left out; without any, all is nan.
+    All rows share the same resamples of prompts. If the values are differences between two texts after the same prompt,
+    the interval is paired. Texts that lack a statistic (nan) are left out; if all lack it, the estimate is nan.
     """
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # means of nothing are nan
         mean = np.nanmean(values, axis=-1)
@@ -56,19 +56,19 @@ def estimate(values: Float[np.ndarray, "*axes prompt"]) -> Estimate:
             method="percentile",
             rng=np.random.default_rng(0),
         )
-        # Not the interval that comes with it, which is nan if one of the resamples has nothing but nan.
+        # Not the interval that `found` has, which is nan if any resample has nothing but nan.
         low, high = np.nanpercentile(found.bootstrap_distribution, _INTERVAL, axis=-1)
     return Estimate(mean, low, high)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Measures of texts that continue the same prompts: a model's at each temperature, and what people wrote.
+    """Measures of texts that continue the same prompts: generated ones at each temperature, and human ones.
 
     Attributes:
         temperatures: in increasing order.
         samples: `MEASURES` of the generated texts.
-        human: of the human ones.
+        human: `MEASURES` of the human texts.
     """
 
     temperatures: Float[np.ndarray, " temperature"]
@@ -76,17 +76,17 @@ class Sweep:
     human: Mapping[str, Float[np.ndarray, " prompt"]]
 
     def differences(self, name: str) -> Float[np.ndarray, "temperature prompt"]:
-        """Return by how much each generated text's measure exceeds that of the human text after the same prompt."""
+        """Return each generated text's measure minus that of the human text after the same prompt."""
         return self.samples[name] - self.human[name]
 
     def nearest(self, name: str) -> Float[np.ndarray, " nearest"]:
-        """Return the temperature whose texts are, in the mean, nearest to the human ones by a measure; all of a tie."""
+        """Return the temperature at which the mean of a measure is nearest to human text's; all of a tie."""
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # means of nothing are nan
             apart = np.abs(np.nanmean(self.samples[name], axis=1) - np.nanmean(self.human[name]))
             return self.temperatures[np.isclose(apart, np.nanmin(apart), rtol=0, atol=1e-9)]
 
     def alike(self, name: str) -> Float[np.ndarray, " alike"]:
-        """Return the temperatures whose texts a measure does not tell from human ones: 0 is in the interval."""
+        """Return the temperatures at which a measure does not tell texts from human ones: 0 is in the interval."""
         difference = estimate(self.differences(name))
         return self.temperatures[(difference.low <= 0) & (difference.high >= 0)]
 
@@ -95,29 +95,29 @@ class Sweep:
     ) -> Float[np.ndarray, "*axes temperature"]:
         """Return how far each temperature's texts are from the human ones, over all measures, from 0 to 1.
 
-        The mean over the measures of the absolute value of Cliff's delta (1993): the probability that a generated text
-        exceeds a human one, minus that of the reverse. 0 is neither more nor less, 1 is wholly apart; no measure's unit
-        or spread counts.
+        This is the mean over measures of the absolute value of Cliff's delta (1993): the probability that a generated
+        text exceeds a human one, minus that of the reverse. At 0 neither is more likely, at 1 the texts are wholly
+        apart. The units and spreads of the measures do not matter.
 
         Args:
-            weights: how often each prompt counts; None is once.
+            weights: how often each prompt counts; None means once.
         """
         prompts = len(next(iter(self.human.values())))
         weights = np.ones(prompts) if weights is None else weights
         shares = weights / weights.sum(axis=-1, keepdims=True)
         deltas = []
         for name, samples in self.samples.items():
-            exceeds = np.nan_to_num(np.sign(samples[:, :, None] - self.human[name]))  # what is not there, does not
+            exceeds = np.nan_to_num(np.sign(samples[:, :, None] - self.human[name]))  # nan exceeds nothing
             deltas.append(np.abs(np.einsum("tij,...i,...j->...t", exceeds, shares, shares, optimize=True)))
         return np.mean(deltas, axis=0)
 
 
 class Verdict(NamedTuple):
-    """What the measures say of a claim.
+    """What the measures say about a claim.
 
     Attributes:
         claim: in words.
-        answer: `holds`, `does not hold`, or `not decided` where the interval allows both.
+        answer: `holds`, `does not hold`, or `not decided` if the interval allows both.
         evidence: in numbers.
     """
 
@@ -127,15 +127,15 @@ class Verdict(NamedTuple):
 
 
 def verdicts(sweep: Sweep) -> list[Verdict]:
-    """Judge what the notebooks say of temperature, from reading four samples (Chollet, 2018, section 8.1).
+    """Judge what the notebooks claim about temperature from reading four samples (Chollet, 2018, section 8.1).
 
-    A claim holds where the 95 % interval of a mean difference is wholly on its side, and does not where it is wholly on
-    the other. Those about temperatures that were not tried are left out.
+    A claim holds if the 95 % interval of a mean difference lies wholly on its side, and does not hold if it lies wholly
+    on the other. Claims about temperatures that were not tried are left out.
     """
     human, found = sweep.human, list[Verdict]()
 
     def at(temperature: float, measure: str) -> Float[np.ndarray, "tried prompt"]:
-        """Return a measure of the texts at a temperature, a row; or none, if it was not tried."""
+        """Return a measure of the texts at a temperature as one row, or no row if it was not tried."""
         return sweep.samples[measure][np.isclose(sweep.temperatures, temperature, rtol=0, atol=5e-4)]
 
     def judge(claim: str, words: str, differences: np.ndarray, sign: int, margin: float = 0.0) -> None:
@@ -166,7 +166,7 @@ def verdicts(sweep: Sweep) -> list[Verdict]:
 
 
 def _most_human(sweep: Sweep, place: int) -> Verdict:
-    """Judge whether a temperature's texts are the most like human ones, over all measures: in 97.5 % of resamples."""
+    """Judge whether a temperature's texts are nearest to human ones over all measures, in 97.5 % of resamples."""
     prompts, distances = len(sweep.human["entropy"]), sweep.distances()
     drawn = np.random.default_rng(0).integers(0, prompts, (_RESAMPLES, prompts))
     weights = np.stack([np.bincount(those, minlength=prompts) for those in drawn]).astype(float)

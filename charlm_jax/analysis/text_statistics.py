@@ -1,7 +1,8 @@
-"""What a generated text is like, beside the text that its model has learned from.
+"""Statistics of a generated text, compared with the text that its model has learned from.
 
-Whether its words are words, how much of it is copied, how much it repeats itself, and how rich it is. Most of these
-change with a text's length, so only texts of one length compare, and human text of that length is what to compare with.
+They say whether its words are words, how much of it is copied, how much it repeats itself, and how rich it is. Most of
+them change with a text's length, so compare only texts of the same length, and take human text of that length as the
+reference.
 """
 
 import math
@@ -17,7 +18,7 @@ from jaxtyping import Float, Integer
 from charlm_jax.analysis.baselines import LIMIT
 from charlm_jax.analysis.matches import LOOP, longest_repeat, looped, matching_statistics
 
-NOVELTIES = (4, 8, 16)  # characters of the n-grams whose novelty is a statistic of its own
+NOVELTIES = (4, 8, 16)  # lengths in characters of the n-grams whose novelty is a statistic
 
 _NO_LETTER = re.compile(r"[\W\d_]")
 _WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]+(?=[\W\d_])")
@@ -25,7 +26,7 @@ _WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]+(?=[\W\d_])")
 
 @dataclass(frozen=True)
 class Statistic:
-    """How a figure or a table names a statistic, with its unit, and what it is, in a sentence."""
+    """A statistic's name in figures and tables, with its unit, and its definition in a sentence."""
 
     label: str
     definition: str
@@ -70,12 +71,12 @@ STATISTICS = {
 
 @dataclass(frozen=True)
 class Reference:
-    """What texts are compared with: a training text, and what is found out about it once.
+    """What texts are compared with: a training text, and what is computed from it once.
 
     Attributes:
         text: the training text.
         words: its distinct words.
-        trigrams: the share of each passage of three characters among all of them.
+        trigrams: each passage of three characters, with its share of all of them.
     """
 
     text: str
@@ -84,13 +85,13 @@ class Reference:
 
     @classmethod
     def of(cls, training: str) -> "Reference":
-        """Return what the last `LIMIT` characters of a training text are compared by."""
+        """Prepare the last `LIMIT` characters of a training text for comparison."""
         training = training[-LIMIT:]
         return cls(training, frozenset(words(training)), frequencies(training, 3))
 
 
 def text_statistics(reference: Reference, texts: Sequence[str]) -> dict[str, Float[np.ndarray, " text"]]:
-    """Return each of `STATISTICS` for every text; nan where a text is too short to have it."""
+    """Return each of `STATISTICS` for every text; nan where a text is too short for it."""
     rows = [
         _statistics(reference, text, matched)
         for text, matched in zip(texts, matching_statistics(reference.text, texts), strict=True)
@@ -117,11 +118,11 @@ def _statistics(reference: Reference, text: str, matched: Integer[np.ndarray, " 
 def novelty(matched: Integer[np.ndarray, " character"], n: int) -> float:
     """Return the share of a text's n-grams, passages of n characters, that never occur in the training text.
 
-    From 0, all copied, to 1, all new (McCoy et al., 2023, for words); nan where the text is shorter than n.
+    Ranges from 0, all copied, to 1, all new (McCoy et al., 2023, for words); nan if the text is shorter than n.
 
     Args:
         matched: the text's matching statistics.
-        n: characters.
+        n: number of characters.
     """
     ngrams = len(matched) + 1 - n
     known = int(np.sum(matched >= n))  # no match reaches beyond the text, so each is of a whole n-gram
@@ -129,16 +130,16 @@ def novelty(matched: Integer[np.ndarray, " character"], n: int) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text that was cut out of a longer one, case-folded, in their order; see `find_words`."""
+    """Return the words of an excerpt from a longer text, case-folded and in order; see `find_words`."""
     return [match.group().casefold() for match in find_words(text)]
 
 
 def distinct_words(pieces: Iterable[str]) -> frozenset[str]:
-    """Return the distinct words of a text that comes in pieces, of which only one need be in memory; see `words`."""
+    """Return the distinct words of a text given in pieces, only one of which need be in memory; see `words`."""
     found, rest = set[str](), ""
     for piece in pieces:
         text = rest + piece
-        # What follows the last character that is no letter may go on in the next piece.
+        # What follows the last character that is not a letter may continue in the next piece.
         last = _NO_LETTER.search(text[::-1])
         end = len(text) - 1 - last.start() if last else 0
         found.update(words(text[: end + 1]))
@@ -147,33 +148,33 @@ def distinct_words(pieces: Iterable[str]) -> frozenset[str]:
 
 
 def find_words(text: str) -> Iterator[re.Match[str]]:
-    """Return where the words of a text stand that was cut out of a longer one.
+    """Return a match for each word of an excerpt from a longer text.
 
-    A word is a run of letters that other characters enclose ("don't" is two); at the beginning or the end of the text
-    it may be cut, so it is none.
+    A word is a run of letters with other characters on both sides ("don't" is two words). A run at the beginning or the
+    end of the text may be cut off, so it does not count.
     """
     return _WORD.finditer(text)
 
 
 def known_share(words: Collection[str], known: frozenset[str]) -> float:
-    """Return the share of some words that are known, from 0 to 1; nan where there are none.
+    """Return the share of words that are known, from 0 to 1; nan if there are no words.
 
-    Of a list it is the share of word tokens; of a set, of word types.
+    For a list this is the share of word tokens; for a set, of word types.
     """
     return sum(word in known for word in words) / len(words) if words else math.nan
 
 
 def frequencies(text: str, n: int) -> dict[str, float]:
-    """Return the share of each n-gram, a passage of n characters, among all of a text's."""
+    """Return the share of each n-gram, a passage of n characters, among all n-grams of a text."""
     counts = Counter(_ngrams(text, n))
     return {ngram: count / counts.total() for ngram, count in counts.items()}
 
 
 def distinct_ngrams(text: str, n: int) -> float:
-    """Return the number of different n-grams over the number of all of them: distinct-n (Li et al., 2016).
+    """Return the number of different n-grams over the number of all n-grams: distinct-n (Li et al., 2016).
 
-    Of characters, where they counted words. From just above 0, one n-gram over and over, to 1, none twice; it falls as
-    a text grows. nan where the text is shorter than n.
+    The n-grams are of characters, where they counted words. Ranges from just above 0 (one n-gram over and over) to 1
+    (none twice), and falls as a text grows; nan if the text is shorter than n.
     """
     ngrams = _ngrams(text, n)
     return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
@@ -184,38 +185,39 @@ def _ngrams(text: str, n: int) -> list[str]:
 
 
 def entropy(frequencies: Mapping[str, float]) -> float:
-    """Return the entropy of a distribution in nats (Shannon, 1948); nan where there is none.
+    """Return the entropy of a distribution in nats (Shannon, 1948); nan if it is empty.
 
-    From 0, all the same, to the logarithm of how many there are. Of a text's own frequencies it is the plug-in
-    estimate of its source's entropy, which is too low for a short text (Miller, 1955).
+    Ranges from 0 (all the same) to the logarithm of the number of outcomes. For a text's own frequencies it is the
+    plug-in estimate of its source's entropy, which is too low for a short text (Miller, 1955).
     """
     return sum(-share * math.log(share) for share in frequencies.values()) if frequencies else math.nan
 
 
 def compression_ratio(text: str) -> float:
-    """Return the bytes of a text in UTF-8 over those of zlib's best (Shaib et al., 2024); nan for the empty text.
+    """Return a text's bytes in UTF-8 over those of zlib at its best (Shaib et al., 2024); nan for the empty text.
 
-    Above 0, and the higher the more a text repeats itself. zlib adds eight bytes and begins knowing nothing, so a text
-    of a few characters lies below 1, and of one kind of text the longer has the higher ratio.
+    The more a text repeats itself, the higher the ratio; it is above 0. zlib adds eight bytes and starts out knowing
+    nothing, so the ratio of a few characters is below 1, and of two texts of one kind the longer has the higher ratio.
     """
     data = text.encode(errors="surrogatepass")
     return len(data) / len(zlib.compress(data, level=9)) if text else math.nan
 
 
 def divergence(text: Mapping[str, float], reference: Mapping[str, float]) -> float:
-    """Return the Jensen-Shannon divergence between two distributions in nats (Lin, 1991); nan where either is none.
+    """Return the Jensen-Shannon divergence between two distributions in nats (Lin, 1991); nan if either is empty.
 
-    From 0, the same, to log 2, nothing in common; a short text has few n-grams and lies far from its own source too.
+    Ranges from 0 (the same) to log 2 (nothing in common). A short text has few n-grams and is far even from its own
+    source.
 
     Args:
-        text: frequencies of the n-grams of one text; time grows with these alone.
-        reference: frequencies of the n-grams of another.
+        text: n-gram frequencies of one text; the time grows with their number alone.
+        reference: n-gram frequencies of another.
     """
     if not (text and reference):
         return math.nan
-    shared, apart = 0.0, 1.0  # `apart` is what the reference has of n-grams that the text lacks
+    shared, apart = 0.0, 1.0  # `apart`: the reference's share of n-grams that the text lacks
     for ngram, p in text.items():
         q = reference.get(ngram, 0.0)
         shared += p * math.log(2 * p / (p + q)) + (q * math.log(2 * q / (p + q)) if q else 0)
         apart -= q
-    return max(0.0, (shared + apart * math.log(2)) / 2)  # rounding alone takes it below 0
+    return max(0.0, (shared + apart * math.log(2)) / 2)  # only rounding takes it below 0

@@ -1,4 +1,4 @@
-"""This project."""
+"""This project as a contender of the benchmark."""
 
 import functools
 import tempfile
@@ -39,12 +39,12 @@ class Contender:
 
     @property
     def devices(self) -> int:
-        """How many work at once."""
+        """How many devices work at once."""
         return self.mesh.size
 
     @property
     def kind(self) -> str:
-        """How many, and of what kind."""
+        """How many devices there are, and of what kind."""
         return describe_devices(self.mesh)
 
     def _job(self, mesh: Mesh, characters: int = 600_893) -> tuple[TrainSteps, jax.Array, TrainingState]:
@@ -55,13 +55,13 @@ class Contender:
         state = initial_state(model, rule, order, self.mesh, learning_rate=0.01)
         return train_steps, replicate(jnp.array(ids), mesh), state
 
-    @functools.cache  # noqa: B019 (a process has one contender a size, for ever)
+    @functools.cache  # noqa: B019 (a process keeps one contender per size for good)
     def _training(self, characters: int) -> tuple[TrainSteps, jax.Array, list[TrainingState]]:
         train_steps, ids, state = self._job(self.mesh, characters)
         return train_steps, ids, [state]
 
     def train(self, count: int, characters: int = 600_893) -> None:
-        """Take training steps, batches drawn and gathered from the text included."""
+        """Take training steps, which includes drawing and gathering batches from the text."""
         train_steps, ids, states = self._training(characters)
         states[0] = train_steps(states[0], ids, self.key, int(states[0].step) + count)
         if int(states[0].epoch.skipped):
@@ -72,7 +72,7 @@ class Contender:
         mesh = replica_mesh(list(self.mesh.devices.flat), models)
         train_steps, ids, first = self._job(mesh)
         states, keys = jax.tree.map(lambda leaf: jnp.stack([leaf] * models), first), jax.random.split(self.key, models)
-        # Where the steps leave them, so that the second call is the same program.
+        # Placed where the steps leave them, so that the second call runs the same program.
         states, keys = jax.device_put((states, keys), NamedSharding(mesh, PartitionSpec(REPLICA)))
         return train_steps, ids, keys, [states]
 
@@ -105,11 +105,11 @@ class Contender:
         jax.block_until_ready(generate_piece(*self._streams(sampler, streams), length=count))
 
     def windowed(self, count: int, streams: int = 1) -> None:
-        """Generate characters, each from the last window."""
+        """Generate characters, each from the last window alone."""
         self._generate("windowed", count, streams)
 
     def stateful(self, count: int, streams: int = 1) -> None:
-        """Generate characters, the state carried on."""
+        """Generate characters, carrying the state on."""
         self._generate("stateful", count, streams)
 
     @functools.cache  # noqa: B019
@@ -122,12 +122,13 @@ class Contender:
 
         each, whole = PartitionSpec(DATA), PartitionSpec()
         loop = jax.shard_map(own, mesh=self.mesh, in_specs=(each, whole, whole), out_specs=each, check_vma=False)
-        # What stands between products is rounded too, as far as it can be: no share is too high, no floor too low.
+        # In bfloat16 the arrays between products are bfloat16 too: conversions would slow these yardsticks, and make
+        # shares too high.
         kind = jnp.bfloat16 if self.network.precision == "bfloat16" else jnp.float32
         start, factor = jnp.ones((self.mesh.size * rows, inner), kind), jnp.full((inner, columns), 1 / columns, kind)
         return jax.jit(loop), split_rows(start, self.mesh), replicate(factor, self.mesh)
 
     def multiply(self, count: int, rows: int, inner: int, columns: int) -> None:
-        """Multiply matrices on every device at once, `count` times, each time the sums of the columns before."""
+        """Multiply matrices on all devices at once, `count` times, each time sums of the last product's columns."""
         loop, start, factor = self._products(rows, inner, columns)
         loop(start, factor, count).block_until_ready()

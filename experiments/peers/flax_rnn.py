@@ -1,6 +1,6 @@
-"""Flax, with optax, under `jax.jit`: `nn.RNN` over `nn.OptimizedLSTMCell`, or cuDNN's LSTM by `jax.experimental.rnn`.
+"""Flax with optax under `jax.jit`: `nn.RNN` over `nn.OptimizedLSTMCell`, or cuDNN's LSTM by `jax.experimental.rnn`.
 
-The precision of what is float32 is JAX's default, which `JAX_DEFAULT_MATMUL_PRECISION` sets.
+float32 products have JAX's default precision, which `JAX_DEFAULT_MATMUL_PRECISION` sets.
 """
 
 from typing import Any

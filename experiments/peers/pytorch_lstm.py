@@ -1,4 +1,4 @@
-"""PyTorch: `nn.LSTM`, which is cuDNN's on a GPU, and `nn.Linear`, their fastest ordinary use."""
+"""PyTorch: the fastest ordinary use of `nn.LSTM`, which is cuDNN's on a GPU, and `nn.Linear`."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -58,7 +58,7 @@ class Contender:
     def train(self, count: int) -> None:
         """Take training steps on one batch that is already a tensor."""
         losses = [self.step() for _ in range(count)]
-        losses[-1].item()  # which a GPU is waited for
+        losses[-1].item()  # waits for the GPU
 
     def windowed(self, count: int) -> None:
         """Generate characters, re-reading the last window for each."""
@@ -71,7 +71,7 @@ class Contender:
             text.cpu()
 
     def stateful(self, count: int) -> None:
-        """Generate characters, the state carried on."""
+        """Generate characters, carrying the state on."""
         with torch.inference_mode(), self.rounded:
             character, carry = torch.zeros(1, 1, dtype=torch.long, **self.place), None
             for _ in range(count):

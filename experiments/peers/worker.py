@@ -2,11 +2,11 @@
 
     python worker.py CONTENDER PRECISION WAY PLATFORM
 
-CONTENDER is a module with a class `Contender`, made of a hidden size and the other words: WAY is one of those that it
-has of its own, or empty, and PLATFORM is cpu or cuda. An order is a JSON object with `task`, a method of the class,
-`hidden_size`, `count` and whatever else the task takes; the answer holds the `seconds` of that many units, the
-`peak_bytes` of memory so far, and the `devices` that the work is split over with their `kind`; or the `error` for which
-it could not be done. What a task compiles or builds is kept, so that the second time is the one to measure.
+CONTENDER is a module with a class `Contender`, which is made from a hidden size and the other words: WAY is one of its
+variants, or empty, and PLATFORM is cpu or cuda. An order is a JSON object with `task`, a method of the class,
+`hidden_size`, `count` and whatever else the task takes. The answer holds the `seconds` for that many units, the peak
+memory so far in `peak_bytes`, the number of `devices` that the work is split over, and their `kind`; or the `error`
+that prevented it. What a task compiles or builds is kept, so that the second time is the one to measure.
 """
 
 import functools
@@ -21,7 +21,7 @@ import time
 def main(module: str, precision: str, way: str, platform: str) -> None:
     """Serve orders until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints must not look like an answer
     contender_class = importlib.import_module(module).Contender
     make = functools.cache(lambda hidden_size: contender_class(hidden_size, precision, way, platform))
     for line in sys.stdin:
@@ -32,13 +32,13 @@ def main(module: str, precision: str, way: str, platform: str) -> None:
             getattr(contender, task)(**order)
             answer = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(platform)}
             answer |= {"devices": getattr(contender, "devices", 1), "kind": getattr(contender, "kind", platform)}
-        except Exception as error:  # of any library, which may well be able to do the next
+        except Exception as error:  # from any library; the next order may still succeed
             answer = {"error": str(error).partition("\n")[0] or type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def peak_bytes(platform: str) -> int:
-    """Return the most memory taken so far: of a GPU by the library that works on it, of a CPU's by the process."""
+    """Return the peak memory so far: of a GPU, that of the library that works on it; on a CPU, that of the process."""
     if platform == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if jax := sys.modules.get("jax"):
