@@ -147,6 +147,7 @@ def test_the_same_again_does_nothing_and_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds other files"):
         encode(text, tmp_path, **options)
     assert open_encoded(folder, encoding="utf-8", lowercase=False).sha256 == open_encoded(folder, **options).sha256
+    assert open_encoded(folder, encoding="UTF8", lowercase=False).name == str(text), "another name of the same encoding"
     with pytest.raises(InputError, match=r"encoded with --encoding utf-8, but is asked for with cp1252"):
         open_encoded(folder, encoding="cp1252", lowercase=False)
     with pytest.raises(InputError, match=r"encoded with --lowercase False, but is asked for with True"):

@@ -6,6 +6,7 @@ unfinished.json   stands in place of corpus.json until the ids are complete and 
 lock              empty, or names the process that writes here
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -92,12 +93,20 @@ def open_encoded(folder: Path, *, encoding: str | None, lowercase: bool) -> Enco
     record = read_json(folder / _FINISHED)
     for name, value, default in (("encoding", encoding, "utf-8"), ("lowercase", lowercase, False)):
         there, here = record.get(name) or default, value or default
-        if there != here:
+        if _canonical(there) != _canonical(here):
             raise InputError(
                 f"the corpus {str(folder)!r} was encoded with --{name} {there}, but is asked for with {here}; "
                 "give the same flags, or encode the text with these into another folder"
             )
     return _corpus(folder, record)
+
+
+def _canonical(option: object) -> object:
+    """Return an option's value, an encoding of several names under Python's own."""
+    try:
+        return codecs.lookup(option).name if isinstance(option, str) else option
+    except LookupError:
+        return option
 
 
 def _corpus(folder: Path, record: dict[str, Any]) -> EncodedCorpus:
