@@ -172,7 +172,7 @@ class Worker:
         if "seconds" not in record:
             self.errors.seek(0)
             last = self.errors.read().strip().splitlines()[-1:]
-            why = record.get("error") or " ".join(last) or "it was ended"
+            why = record.get("error") or " ".join(last) or "it crashed"
             who = f"{self.contender.name} in {self.contender.precision}"
             raise InputError(f"{who} cannot do '{order.title}' here: {why}")
         self.devices, self.kind = record["devices"], record["kind"]

@@ -109,10 +109,10 @@ def main(flags: Sequence[str]) -> None:
     differing = choices_that_differ(runs)
     texts = {run.provenance()["corpus"]["sha256"] for run in runs}
     for name in [*["text"] * (len(texts) > 1), *(name for name in _OF_LOSSES if name in differing)]:
-        tell(f"note: the runs differ in {name}, so their losses are of different characters or contexts")
+        tell(f"note: the runs differ in {name}, so their losses cover different characters or contexts")
     for course in courses:
         if np.isnan(course.seconds).any():
-            tell(f"note: {course.name} was stopped amid an epoch; from there on its seconds are unknown")
+            tell(f"note: {course.name} was stopped within an epoch; its seconds are unknown from there")
     choices = [name for name in differing if name not in _OF_TEXTS]
     header = ["run", *choices, "held_out_loss", "epoch", "seconds", f"seconds_to_{target:.4f}"]
     rows = []

@@ -48,12 +48,12 @@ _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
 }
 _MODEL = (
-    "a model, not a measurement: an LSTM reads its characters one after another, so latencies decide its time, and of "
-    "those it knows the compiler's guesses and a microsecond a hop, but not dispatch, nor chips that others wait for"
+    "a model, not a measurement: an LSTM reads its characters one after another, so latencies decide its time, of "
+    "which it counts the compiler's guesses and a microsecond a hop, but not dispatch or waiting for slow chips"
 )
 _TITLES = {
-    "memory": "memory of a chip in bytes, and the seconds that compiling took",
-    "costs": "the compiler's costs, in which the body of a loop counts once",
+    "memory": "memory per chip in bytes, and the seconds taken to compile",
+    "costs": "the compiler's costs, counting the body of a loop once",
     "cycles": "the clock cycles that the compiler expects, loop by loop",
     "exchanges": "exchanges between chips, read from the programs and predicted",
     "scaling": "a step on more chips, which share a batch (strong efficiency) or have one each (weak)",
@@ -100,7 +100,7 @@ def topology_devices(name: str) -> list[Any]:
     from jax.experimental.topologies import get_topology_desc
 
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("the TPU compiler is not here; install it with .venv/bin/python -m pip install -e '.[tpu]'")
+        raise InputError("the TPU compiler is missing; install it with .venv/bin/python -m pip install -e '.[tpu]'")
     try:
         return get_topology_desc(platform="tpu", topology_name=name).devices
     except JaxRuntimeError as error:
@@ -121,7 +121,7 @@ def build(name: str, lowered: "Lowered") -> Built:
     try:
         compiled = lowered.compile()
     except JaxRuntimeError as error:
-        raise InputError(f"{name} cannot be compiled: {error}; try a smaller model, or a smaller batch") from error
+        raise InputError(f"{name} cannot be compiled: {error}; try a smaller model or batch") from error
     return Built(name, compiled, read_program(compiled.as_text() or ""), time.perf_counter() - started)
 
 
@@ -162,7 +162,7 @@ def build_sampling(job: "Job", mesh: "Mesh") -> list[Built]:
     chosen = job.configuration
     streams = len(chosen.temperatures) if chosen.continuation == "restart" else 1
     mesh = as_many_as(streams, mesh)
-    tell(f"compiling the generation of text for {describe_devices(mesh)}")
+    tell(f"compiling text generation for {describe_devices(mesh)}")
     rows = -(-streams // mesh.size) * mesh.size
     split, whole = NamedSharding(mesh, PartitionSpec(DATA)), NamedSharding(mesh, PartitionSpec())
 
@@ -220,15 +220,15 @@ def contradictions(programs: Sequence[Built], predicted: Sequence[dict[str, Any]
         if sent != expected or (each == "step" and times > 1):
             problems.append(f"chips exchange {sent:,} bytes each {each} in {times} parts, not {expected:,} in one")
         if any(one.groups not in [row["groups"] for row in predicted] for one in found):
-            problems.append(f"other chips exchange something each {each} than those that share a batch")
+            problems.append(f"chips that do not share a batch exchange something each {each}")
     shardings = jax.tree.leaves((training.compiled.input_shardings, training.compiled.output_shardings))
     if any(DATA in sharding.spec for sharding in shardings):
-        problems.append("the state is split over chips that share a batch, each of which should have the whole")
+        problems.append("the state is split over chips that share a batch, but each should hold all of it")
     for one in programs:
         if one.program.host_transfers:
             problems.append(f"{one.name} exchanges data with the host: {', '.join(one.program.host_transfers)}")
         if one is not training and one.program.collectives:
-            problems.append(f"{one.name} exchanges data between chips, each of which should have its own streams")
+            problems.append(f"{one.name} exchanges data between chips, but each should have its own streams")
     return problems
 
 
@@ -338,7 +338,7 @@ def main(flags: Sequence[str]) -> None:
             print(f"the last table is {_MODEL}")
     if problems:
         raise InputError(f"{arguments.topology}: {'; '.join(problems)}")
-    tell("as predicted: one all-reduce a step, the state whole on every chip, nothing to or from the host")
+    tell("as predicted: one all-reduce a step, the whole state on every chip, nothing to or from the host")
 
 
 if __name__ == "__main__":

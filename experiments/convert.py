@@ -60,7 +60,7 @@ class Arguments:
         if not self.source.is_dir():
             require("SOURCE", self.source, self.source.is_file(), "the directory of a run, or a file")
             readable = MODEL_FILES[:-1]
-        require("a file", file, file.name.endswith(readable), f"one that ends in {', '.join(readable)}")
+        require("file", file, file.name.endswith(readable), f"one that ends in {', '.join(readable)}")
 
 
 def main(flags: Sequence[str]) -> None:

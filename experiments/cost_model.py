@@ -94,7 +94,7 @@ def main(flags: Sequence[str]) -> None:
         told = int(sizes.split("x")[2]) == counts[0]
         require("--predict", sizes, told, f"for the only number of devices measured, {counts[0]}; see --device-counts")
     if len(steps) <= len(TERMS):
-        raise InputError(f"{len(steps)} combinations are too few to fit {len(TERMS)} terms to; give more sizes")
+        raise InputError(f"{len(steps)} combinations are too few to fit {len(TERMS)} terms; give more sizes")
     measured = measure(jobs, arguments.rounds)
     costs = fit_costs(steps, measured)
     header = ["hidden_size", "batch_size", "devices", "ns_per_character", "from_the_others", "error"]

@@ -46,7 +46,7 @@ def main(flags: Sequence[str]) -> None:
         begun = encode(arguments.text, arguments.output, **options, stop_requested=stop_requested)
     corpus = open_encoded(arguments.output, **options)
     what = f"{len(corpus.ids):,} characters, {len(corpus.vocabulary)} distinct"
-    tell(f"{'encoded' if begun else 'encoded before'}: {what}, in {arguments.output}")
+    tell(f"{'encoded' if begun else 'already done'}: {what}, in {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Arguments:
         require_count("--characters", self.characters)
         require_count("--devices", self.devices)
         require_file("--figure", self.figure, ".svg", ".png")
-        require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
+        require("--encoding", self.encoding, not self.encoding or self.text is not None, "given with --text")
 
 
 def main(flags: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def main(flags: Sequence[str]) -> None:
     if len(text) <= window:
         raise InputError(
             f"the text has {len(text)} characters to score, but a window and its target need {window + 1}; "
-            "name a longer one with --text FILE, or give more --characters"
+            "name a longer one with --text FILE, or raise --characters"
         )
     require_known(text, loaded.vocabulary)
     ids, windows = jnp.array(text), {"window": window, "stride": stride}
@@ -112,7 +112,7 @@ def main(flags: Sequence[str]) -> None:
 
     best, at_one = calibration.best, calibration.at_one
     if calibration.best_at_edge:
-        tell(f"the loss is lowest at temperature {calibration.temperatures[best]:g}, the edge of those that were tried")
+        tell(f"the loss is lowest at temperature {calibration.temperatures[best]:g}, the edge of those tried")
     result = {
         **record(windowed),
         **windows,

@@ -55,7 +55,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
     job = prepare(arguments.configuration, arguments.devices, run_dir)
     differences = _differences(arguments.configuration, job.windows)
     if differences:
-        tell(f"note: this is not the published job, whose curves it is laid over: {'; '.join(differences)}")
+        tell(f"note: this is not the published job that it is compared with: {'; '.join(differences)}")
     for epoch in train(job, run_dir, stop_requested, text=arguments.text):
         tell(f"epoch {epoch.epoch}: training loss {epoch.training_loss:.4f} nats")
     agreed(lambda: _compare(run_dir, job.corpus.name, differences))
@@ -75,9 +75,7 @@ def _compare(run_dir: Path, corpus: str, differences: Sequence[str]) -> None:
     published = read_published(_PUBLISHED.read_text(), configuration.gate_activation)
     comparisons = compare(ours, published)
     if not comparisons:
-        raise InputError(
-            f"the run {str(run_dir)!r} has no epoch that a published run has too; train one with --epochs 1"
-        )
+        raise InputError(f"the run {str(run_dir)!r} shares no epoch with a published run; train one with --epochs 1")
 
     header = ["epoch", "ours", *published, "distance", "verdict"]
     rows = []

@@ -63,9 +63,9 @@ class Arguments:
     def __post_init__(self) -> None:
         require("--temperatures", "none", bool(self.temperatures), "at least one number")
         require_temperatures("--temperatures", self.temperatures)
-        require("--encoding", self.encoding, not self.encoding or self.text is not None, "with a --text to decode")
+        require("--encoding", self.encoding, not self.encoding or self.text is not None, "given with --text")
         require_count("--prompts", self.prompts)
-        least = f"at least {_LEAST_PROMPTS}, as the bootstrap's intervals over fewer are too narrow"
+        least = f"at least {_LEAST_PROMPTS}, since bootstrap intervals over fewer are too narrow"
         require("--prompts", self.prompts, self.prompts >= _LEAST_PROMPTS, least)
         require_count("--length", self.length)
         require_count("--devices", self.devices)
@@ -78,7 +78,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.directory import find_runs
 
     runs = find_runs(*arguments.runs)
-    require("--output", str(arguments.output), arguments.output is None or len(runs) == 1, "left out with several runs")
+    require("--output", str(arguments.output), arguments.output is None or len(runs) == 1, "omitted with several runs")
     for run in runs:
         _measure(run, arguments)
 
@@ -115,12 +115,12 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     if not np.isfinite(loss):
         raise InputError(
             f"the model of {str(run.path)!r}, at step {loaded.step:,}, predicts no text (its loss on the human text is "
-            f"{loss:g}), as training went astray; train again, with a smaller --learning-rate or with --clip 1"
+            f"{loss:g}), as training diverged; train again with a smaller --learning-rate or with --clip 1"
         )
     if loss > uniform:
         tell(
-            f"warning: in {run.path} the human text costs {loss:.4g} nats per character, more than with all characters "
-            f"equally likely ({uniform:.4f}); the model has not learned, or another kind of text"
+            f"warning: in {run.path} the human text costs {loss:.4g} nats per character, more than uniform guessing "
+            f"({uniform:.4f}); the model has not learned, or has learned another kind of text"
         )
     prompts = [human[start : start + window] for start in starts]
     continued = np.stack([human[start + window : start + window + length] for start in starts])

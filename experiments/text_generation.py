@@ -63,7 +63,7 @@ def _run(arguments: TrainingArguments, stop_requested: StopRequested) -> None:
         show(epoch)
     if len(job.held_out_ids):
         if max(len(job.training_ids), len(job.held_out_ids)) > LIMIT:
-            tell(f"baselines are of the {LIMIT:,} characters before and after the place where the held-out text begins")
+            tell(f"baselines use the {LIMIT:,} characters before and after the point where the held-out text begins")
         size, decode = len(job.vocabulary), job.vocabulary.decode
         beside = agreed(lambda: baselines(job.training_ids, job.held_out_ids, size, decode))
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in beside.items())

@@ -20,7 +20,7 @@ find_python() {
 }
 
 not_installed() {
-    echo "error: the packages could not be installed, as said above; connect to a network, or configure pip's or uv's" \
+    echo "error: the packages could not be installed (see above); connect to a network, or configure pip's or uv's" \
         "index, and run again" >&2
     exit 2
 }
@@ -71,7 +71,7 @@ use_environment() {
         exit 2
     fi
     if [ ! -w "$root" ]; then
-        echo "error: $root cannot be written, where .venv is set up, once; run this first as somebody who can" >&2
+        echo "error: $root, where .venv is set up once, cannot be written; run this first as a user who can" >&2
         exit 2
     fi
     (

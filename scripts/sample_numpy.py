@@ -25,7 +25,7 @@ arrays = {
 }
 characters, hard, zero = said["vocabulary"], said["gate_activation"] == "hard_sigmoid", np.zeros(said["hidden_size"])
 if unknown := "".join(sorted(set(given.prompt) - set(characters))):
-    parser.error(f"the model does not know {unknown!r} of the prompt, but {characters!r}")
+    parser.error(f"the model does not know the prompt's {unknown!r}, only {characters!r}")
 table = arrays.get("embedding.weight", np.eye(len(characters)))
 gate = (lambda x: np.clip(0.2 * x + 0.5, 0, 1)) if hard else (lambda x: 0.5 + 0.5 * np.tanh(x / 2))
 random, text, unread, carry = np.random.default_rng(given.seed), given.prompt, given.prompt, []

@@ -42,7 +42,7 @@ def devices_of(topology):
     if topology == "cpu":
         return jax.devices()
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("the TPU compiler is not here: .venv/bin/python -m pip install -e '.[tpu]'")
+        pytest.skip("the TPU compiler is missing: .venv/bin/python -m pip install -e '.[tpu]'")
     os.environ.update(
         {name: value for name, value in compile_check._ENVIRONMENT.items() if not name.startswith("JAX_")}
     )
@@ -206,11 +206,11 @@ def test_each_contradiction_is_told(job):
     (parts,) = told(collectives=(half, half, *others))
     assert parts == f"chips exchange {step.bytes:,} bytes each step in 2 parts, not {step.bytes:,} in one"
     (groups,) = told(collectives=(dataclasses.replace(step, groups=((0, 1), (2,))), *others))
-    assert "other chips exchange something each step" in groups
+    assert "chips that do not share a batch exchange something each step" in groups
     (host,) = told(host_transfers=("send.1",))
     assert "exchanges data with the host: send.1" in host
     (streams,) = told([])
-    assert "each of which should have its own streams" in streams
+    assert "but each should have its own streams" in streams
 
 
 def test_a_chip_takes_what_its_slowest_part_takes():
@@ -245,7 +245,7 @@ def test_without_the_compiler_there_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(compile_check, "_ENVIRONMENT", {})
     assert call("compile_check") == 2
     assert capsys.readouterr().err == (
-        "error: the TPU compiler is not here; install it with .venv/bin/python -m pip install -e '.[tpu]'\n"
+        "error: the TPU compiler is missing; install it with .venv/bin/python -m pip install -e '.[tpu]'\n"
     )
 
 

@@ -129,7 +129,7 @@ def test_numpy_alone_says_what_it_cannot_use(made, tmp_path):
     for words, message in [
         ([], "the following arguments are required: file, prompt"),
         ([tmp_path / "nothing", "a"], f"'{tmp_path / 'nothing'}.json': No such file"),
-        ([file, "aXbX"], "the model does not know 'X' of the prompt"),
+        ([file, "aXbX"], "the model does not know the prompt's 'X'"),
         ([file, "a", "hot"], "invalid float value: 'hot'"),
     ]:
         with pytest.raises(subprocess.CalledProcessError) as failed:

@@ -87,7 +87,7 @@ def test_the_command(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--hidden-sizes", "8"], "3 combinations are too few to fit 6 terms to; give more sizes"),
+        (["--hidden-sizes", "8"], "3 combinations are too few to fit 6 terms; give more sizes"),
         (["--predict", "8x8"], "--predict 8x8 cannot be used: it must be three numbers, such as 1024x256x8"),
         (["--batch-sizes", "0"], "--batch-sizes 0"),
         (

@@ -69,5 +69,5 @@ def test_a_corpus_is_downloaded_once(server, path, tmp_path):
 @pytest.mark.parametrize(("path", "wrong"), [("/served.txt", "sha256"), ("/served.zip", "zip_sha256")])
 def test_a_download_with_another_hash_is_refused(server, path, wrong):
     server(path, **{"sha256": sha256(TEXT), wrong: "0" * 64})
-    with pytest.raises(InputError, match=r"sends is not the published served \(SHA-256 0{64}\)"):
+    with pytest.raises(InputError, match=r"does not serve the published served \(SHA-256 0{64}\)"):
         load_corpus("served")

@@ -234,7 +234,7 @@ def test_the_command(tmp_path):
     first, second = (run(text, "--output", folder, "--lowercase") for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0)
     assert first.stderr.splitlines()[-1].startswith("encoded: 198 characters")
-    assert second.stderr.splitlines()[-1].startswith("encoded before: 198 characters")
+    assert second.stderr.splitlines()[-1].startswith("already done: 198 characters")
     same_as_resident(folder, text, encoding=None, lowercase=True)
     refused = run(text, "--output", folder)
     assert refused.returncode == 2
@@ -273,7 +273,7 @@ def test_what_is_no_text_or_unfinished_is_named_so(tmp_path):
     half = tmp_path / "half"
     half.mkdir()
     (half / "ids.npy").touch()
-    with pytest.raises(InputError, match="an encoded corpus that is unfinished or stands where text is read"):
+    with pytest.raises(InputError, match="an encoded corpus that is unfinished or used where text is needed"):
         open_corpus(str(half), encoding=None, lowercase=False)
     with pytest.raises(InputError, match="is unfinished; run the same encode command again"):
         verify.main([str(half)])

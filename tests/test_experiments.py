@@ -332,7 +332,7 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
 def test_temperature_says_that_a_model_predicts_nothing(corpus, tmp_path, capsys):
     """After steps so large that its losses are huge, or no numbers."""
     for rate, code, message in (
-        ("1e3", 0, r"warning: in .* costs \S+e\+\d+ nats per character, more than .* equally likely \(3.0445\)"),
+        ("1e3", 0, r"warning: in .* costs \S+e\+\d+ nats per character, more than uniform guessing \(3.0445\)"),
         ("1e38", 2, r"error: .* predicts no text \(its loss on the human text is (inf|nan)\)"),
     ):
         path = tmp_path / rate
@@ -361,7 +361,7 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
     assert header == [
         "run", "hidden_size", "dropout", "seed", "held_out_loss", "epoch", "seconds", "seconds_to_9.0000"
     ]  # fmt: skip
-    assert "larger was stopped amid an epoch; from there on its seconds are unknown" in captured.err
+    assert "larger was stopped within an epoch; its seconds are unknown from there" in captured.err
     assert "differ in" not in captured.err
     remark, *written = csv.reader(table.read_text().splitlines())
     assert remark[0].startswith("# held-out loss in nats per character")
@@ -585,7 +585,7 @@ def test_bad_evaluation_is_one_sentence(trained, corpus, tmp_path, capsys):
         (["--text", tmp_path / "short.txt"], "has 8 characters to score, but a window and its target need 11"),
         (["--text", tmp_path / "other.txt"], r"'O' \(U\+004F\) at character 14"),
         (["--stride", 0], "--stride 0"),
-        (["--encoding", "cp1252"], "--encoding cp1252.*with a --text"),
+        (["--encoding", "cp1252"], "--encoding cp1252.*given with --text"),
     ]:
         assert call("evaluate", path, *flags) == 2
         assert re.search(message, capsys.readouterr().err)

@@ -123,4 +123,4 @@ def test_a_set_up_that_reaches_no_index_says_what_to_do(tmp_path):
     done = subprocess.run(words, env={**os.environ, **offline}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "0.9 GB on disk" in done.stderr.splitlines()[0]
-    assert done.stderr.splitlines()[-1].startswith("error: the packages could not be installed, as said above; connect")
+    assert done.stderr.splitlines()[-1].startswith("error: the packages could not be installed (see above); connect")

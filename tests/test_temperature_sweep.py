@@ -115,7 +115,7 @@ def test_the_page_and_the_table_say_what_was_found():
     none = np.zeros((2, 1))
     calibration = Calibration(np.array([0.9, 1.1]), np.array([1.5, 1.25]), none, none, none)
     page = sweep_page(sweep, calibration, ["a `b` | c\n<script>"] * 5, title="run")
-    assert "human text costs least at a temperature of 1.10 (1.2500 nats per character)" in page
+    assert "human text is likeliest at temperature 1.10 (1.2500 nats per character)" in page
     assert "texts at **0.5** are the nearest" in page
     assert r"`` a 'b' \| c <script> ``" in page
     assert page.count("\n- entropy of characters (nats/character): Entropy of the frequencies") == 1
@@ -124,7 +124,7 @@ def test_the_page_and_the_table_say_what_was_found():
     assert page.splitlines()[2].startswith("Over all measures")
     one = Sweep(TEMPERATURES[:1], {name: values[:1] for name, values in sweep.samples.items()}, sweep.human)
     page = sweep_page(one, calibration, ["text"], title="run")
-    assert page.splitlines()[2].startswith("Human text costs least at a temperature of 1.10")
+    assert page.splitlines()[2].startswith("Human text is likeliest at temperature 1.10")
     header, rows = sweep_table(sweep)
     assert len(rows) == len(MEASURES) * 6
     row = dict(zip(header, next(row for row in rows if row[:2] == ["entropy", "0.5"]), strict=True))

@@ -24,7 +24,7 @@ TERMS = {
     "a turn": "a character's turn, whatever the sizes",
     "a unit": "a unit of a row, at each turn",
     "an operation": "a floating-point operation of a matrix product, each device by itself",
-    "an operation of all": "the same where the devices share what does it, as those of a CPU do its cores",
+    "an operation of all": "the same, where devices share the hardware, as those of a CPU share its cores",
     "a parameter": "a parameter in a step, whatever the batch",
     "an exchange": "a parameter exchanged between devices in a step",
 }

@@ -77,13 +77,13 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
     distances = sweep.distances()
     best, closest = calibration.temperatures[calibration.best], sweep.temperatures[np.argmin(distances)]
     summary = (
-        f"human text costs least at a temperature of {best:.2f} ({calibration.losses[calibration.best]:.4f} nats per "
+        f"human text is likeliest at temperature {best:.2f} ({calibration.losses[calibration.best]:.4f} nats per "
         f"character). Intervals: 95 %, over prompts.{note}"
     )
     if len(distances) > 1:
         summary = (
-            f"over all measures the texts at **{closest:g}** are the nearest to human ones (mean absolute Cliff's "
-            f"delta {distances.min():.2f}: 0 alike, 1 wholly apart); {summary}"
+            f"over all measures, texts at **{closest:g}** are the nearest to human ones (mean absolute Cliff's "
+            f"delta {distances.min():.2f}; 0: alike, 1: no overlap); {summary}"
         )
     claims = [[verdict.claim, f"**{verdict.answer}**", verdict.evidence] for verdict in verdicts(sweep)]
     measures = []

@@ -153,7 +153,7 @@ def verdicts(sweep: Sweep) -> list[Verdict]:
     judge(claim, "distinct 4-grams at 0.2 minus human text's", at(0.2, "distinct_4") - human["distinct_4"], -1)
     claim = "A low temperature makes text predictable."
     judge(claim, "loss under the model at 0.2 minus human text's", at(0.2, "model_nats") - human["model_nats"], -1)
-    claim = "At a low temperature words are real: known no less often than human text's, but for one in a hundred."
+    claim = "At a low temperature words are real: known at most one in a hundred less often than in human text."
     judge(claim, "known words at 0.2 minus human text's", at(0.2, "known_words") - human["known_words"], 1, margin=0.01)
     claim = "A higher temperature invents words."
     judge(claim, "known words at 1.0 minus those at 0.2", at(1.0, "known_words") - at(0.2, "known_words"), -1)
@@ -172,8 +172,8 @@ def _most_human(sweep: Sweep, place: int) -> Verdict:
     weights = np.stack([np.bincount(those, minlength=prompts) for those in drawn]).astype(float)
     wins = float(np.mean(np.argmin(sweep.distances(weights), axis=1) == place))
     best, temperature = int(np.argmin(distances)), sweep.temperatures[place]
-    nearest = f"{sweep.temperatures[best]:g} is the nearest, at {distances[best]:.2f} (0 alike, 1 wholly apart)"
-    own = f"{temperature:g} is at {distances[place]:.2f}, the nearest in {wins:.0%} of resamples"
+    nearest = f"{sweep.temperatures[best]:g} is the nearest, at {distances[best]:.2f} (0: alike, 1: no overlap)"
+    own = f"{temperature:g} is at {distances[place]:.2f}, and nearest in {wins:.0%} of resamples"
     return Verdict(
         f"{temperature:g} is the most interesting temperature, if that means the most human.",
         "holds" if wins >= 0.975 else "does not hold" if wins <= 0.025 else "not decided",

@@ -47,20 +47,20 @@ STATISTICS = {
         "longest copied passage (characters)", "Length of the longest passage that occurs in the training text."
     ),
     "distinct_4": Statistic(
-        "distinct 4-grams (share)", "Number of different passages of 4 characters over the number of all of them."
+        "distinct 4-grams (share)", "Number of different passages of 4 characters over the number of all."
     ),
     "looped": Statistic(
         "characters in loops (share)",
-        f"Share of the characters inside a stretch of {LOOP} or more that is one passage twice or more often in a row.",
+        f"Share of the characters inside a stretch of {LOOP} or more that is one passage two or more times in a row.",
     ),
     "longest_repeat": Statistic(
-        "longest repeated passage (characters)", "Length of the longest passage that a text has at two places."
+        "longest repeated passage (characters)", "Length of the longest passage that occurs twice in a text."
     ),
     "entropy": Statistic(
         "entropy of characters (nats/character)", "Entropy of the frequencies of a text's single characters."
     ),
     "compression_ratio": Statistic(
-        "compression ratio (bytes/byte)", "Bytes of a text in UTF-8 over those that zlib makes of it."
+        "compression ratio (bytes/byte)", "Bytes of a text in UTF-8 over its bytes after zlib."
     ),
     "divergence": Statistic(
         "divergence of trigrams (nats)",

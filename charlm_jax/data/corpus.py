@@ -141,13 +141,13 @@ def text_files(name: str) -> list[Path]:
         return [path]
     if (path / IDS_FILE).exists():
         raise InputError(
-            f"the folder {name!r} holds {IDS_FILE}, an encoded corpus that is unfinished or stands where text is read; "
-            "run the same encode command again, or name the text that it was made of"
+            f"the folder {name!r} holds {IDS_FILE}, an encoded corpus that is unfinished or used where text is needed; "
+            "run the same encode command again, or name the text it was made from"
         )
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     files = [path / file for file in sorted(inside) if not any(part.startswith(".") for part in file.parts)]
     if not files:
-        raise InputError(f"the folder {str(path)!r} has no text files; name one that has")
+        raise InputError(f"the folder {str(path)!r} has no text files; name another")
     return files
 
 
@@ -183,7 +183,7 @@ def decode_blocks(file: io.BytesIO | io.BufferedReader, encoding: str, source: s
     try:
         name = codecs.lookup(encoding).name.removesuffix("-sig")  # by blocks, -sig would drop a truncated mark
         if name in _OF_NAMES:
-            raise LookupError(f"{name} is no encoding of text")
+            raise LookupError(f"{name} is not a text encoding")
         # Without a mark, `bytes.decode` takes this machine's byte order, but Python's incremental decoders refuse.
         if name in _BYTE_ORDER_MARKS and not beginning.startswith(_BYTE_ORDER_MARKS[name]):
             name = f"{name}-{_NATIVE}"
@@ -248,7 +248,7 @@ def _downloaded(name: str, source: Download) -> Path:
         )
     except ValueError as error:  # how pooch reports a wrong hash
         raise InputError(
-            f"what {source.url} sends is not the published {name} (SHA-256 {sha256}); name your own text with "
+            f"{source.url} does not serve the published {name} (SHA-256 {sha256}); name your own text with "
             f"--corpus FILE, or put {source.file} into a folder that ${DATA_FOLDER_VARIABLE} names"
         ) from error
     except Exception as error:  # requests, urllib3, zipfile and the disk each fail in their own way

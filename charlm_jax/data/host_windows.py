@@ -52,7 +52,7 @@ def read_batches(
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         raise InputError(
-            "JAX_PLATFORMS leaves out the CPU, which reads a streamed text; add it, as in JAX_PLATFORMS=cuda,cpu"
+            "JAX_PLATFORMS omits the CPU, which reads a streamed text; add it, as in JAX_PLATFORMS=cuda,cpu"
         ) from error
     with jax.enable_x64(True), jax.default_device(host):
         starts, there = map(np.asarray, _starts(order, len(ids), jax.device_put(key, host), steps, rows))

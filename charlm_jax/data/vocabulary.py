@@ -68,7 +68,7 @@ class Vocabulary:
                 raise InputError(
                     f"the {source} has {text[place]!r} (U+{ord(text[place]):04X}) at character {place}, which is not "
                     f"among the {len(self)} characters that the model knows: {_abridged(self.characters)}; "
-                    "leave it out, or train a model on text that has it"
+                    "omit it, or train a model on text that contains it"
                 )
             ids[start : start + _BLOCK] = ranks
         return ids

@@ -64,7 +64,7 @@ def split_held_out(
         least = bisect_left(range(2**62), True, key=fits)
         raise InputError(
             f"{name} has {counted(len(ids), 'character')}, but --window {window} with --held-out-fraction "
-            f"{held_out_fraction:g} needs at least {least}, whatever the batch; name a longer text or a smaller window"
+            f"{held_out_fraction:g} needs at least {least}, whatever the batch; give a longer text or a smaller window"
         )
     return ids[: border(len(ids))], ids[border(len(ids)) :]
 

@@ -34,7 +34,7 @@ def make_optimizer(
         ValueError: a weight decay without `adamw`, or a `cosine` with no steps left after the warm-up.
     """
     if weight_decay and name != "adamw":
-        raise ValueError(f"{name} has no weight decay; adamw has")
+        raise ValueError(f"{name} has no weight decay; use adamw")
     rate: float | optax.Schedule = 1.0
     if schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)

@@ -43,14 +43,14 @@ def from_keras(layers: Layers) -> Parameters:
         (hidden, vocabulary), _ = found[-1]
         embedding = found[0][0][1:] if len(found[0]) == 1 else ()
     except (IndexError, ValueError) as error:
-        raise InputError(f"its arrays, {found}, are not those of LSTM layers and a dense one") from error
+        raise InputError(f"its arrays, {found}, are not those of an LSTM and a dense layer") from error
     inputs = [*(embedding or (vocabulary,)), *[hidden] * (len(found) - len(embedding) - 2)]
     cells = [[(size, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)] for size in inputs]
     wanted = [*([(vocabulary, size)] for size in embedding), *cells, [(hidden, vocabulary), (vocabulary,)]]
     if found != wanted:
-        raise InputError(f"its arrays, {found}, are not those of LSTM layers and a dense one, {wanted}")
+        raise InputError(f"its arrays, {found}, are not those of an LSTM and a dense layer, {wanted}")
     if not all(array.dtype == np.float32 and np.isfinite(array).all() for layer in layers for array in layer):
-        raise InputError("not all of its numbers are finite and float32")
+        raise InputError("its numbers are not all finite and float32")
     parameters: dict[str, Any] = {}
     for layer in ([jnp.array(array) for array in layer] for layer in layers):
         match layer:
@@ -98,11 +98,11 @@ def from_torch(state: Mapping[str, np.ndarray]) -> Layers:
     """
     names = [_torch_names(layer) for layer in range(sum("weight_ih" in name for name in state))]
     if odd := state.keys() - {"embedding.weight"} ^ {"head.weight", "head.bias"}.union(*names):
-        raise InputError(f"it is not an nn.LSTM lstm, an nn.Linear head and no more: see {min(odd)!r}")
+        raise InputError(f"it is not exactly an nn.LSTM lstm and an nn.Linear head: see {min(odd)!r}")
     layers = [[state["embedding.weight"]]] if "embedding.weight" in state else []
     for kernel, recurrent_kernel, bias, other in ([state[name] for name in layer] for layer in names):
         if bias.shape != other.shape:
-            raise InputError(f"an LSTM's biases are of {bias.shape} and {other.shape}")
+            raise InputError(f"an LSTM's biases differ: {bias.shape}, {other.shape}")
         layers.append([kernel.T, recurrent_kernel.T, bias + other])
     return [*layers, [state["head.weight"].T, state["head.bias"]]]
 
