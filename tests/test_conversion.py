@@ -207,7 +207,7 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
     text.write_text(TEXT.upper())
     command = ["convert", source, tmp_path / "run"]
     for flags, words in [
-        ([], "not say the gate activation and the vocabulary of its model; give --gate-activation sigmoid or"),
+        ([], "lacks the gate activation and the vocabulary of its model; give --gate-activation sigmoid or"),
         ([], "sigmoid or hard_sigmoid and --corpus TEXT\n"),
         (["--gate-activation", "sigmoid"], "lacks the vocabulary of its model; give --corpus TEXT"),
         (["--gate-activation", "sigmoid", "--corpus", ROOT / "LICENSE"], "knows 9 characters, not the "),

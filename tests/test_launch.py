@@ -113,7 +113,7 @@ def test_a_slurm_that_does_not_answer_is_told_on_one_line_with_a_way_out(corpus,
     assert call("ablate", *flags, "--grid-dir", tmp_path / "grid") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "cannot submit: squeue does not answer (no address no contact); check the options" in error
-    assert error.endswith("Slurm can be reached from here, or take --launcher local")
+    assert error.endswith("Slurm can be reached from here, or use --launcher local")
 
 
 def test_jobs_share_the_gpus(monkeypatch, tmp_path):
