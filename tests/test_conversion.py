@@ -249,9 +249,9 @@ def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_
         ('{"window": 0}', "--window 0 cannot be used"),
         ('{"window": "ten"}', "must be of type int"),
         ('{"vocabulary": "ba"}', "in code-point order"),
-        ('{"layers": 2}', "the layers is 2 by"),
-        ('{"embedding_size": 5}', "the embedding size is 5 by"),
-        ('{"gate_activation": "hard_sigmoid"}', "the gate activation is 'sigmoid' by the flags, and 'hard_sigmoid' by"),
+        ('{"layers": 2}', "the layers is 2 in"),
+        ('{"embedding_size": 5}', "the embedding size is 5 in"),
+        ('{"gate_activation": "hard_sigmoid"}', "the gate activation is 'sigmoid' in the flags, but 'hard_sigmoid' in"),
     ],
 )
 def test_a_record_that_is_wrong_is_refused_in_a_sentence(record, words, tmp_path, capsys):
