@@ -4,9 +4,9 @@
     scripts/run verify FOLDER
 
 Reads every file of the run, and compares each array of each saved state with the SHA-256, shape and type that it was
-saved with. Prints a line per file: sound; NOT SO and why; aside, for a damaged one that training has renamed and done
-without; or unread, for a state that cannot be judged because config.json or provenance.json is not sound. Exits with 2
-if a file is not sound, else with 0. Nothing is changed.
+saved with. Prints a line per file: ok; BAD and why; set aside, for a damaged one that training has renamed and done
+without; or unchecked, for a state that cannot be judged because config.json or provenance.json is bad. Exits with 2 if
+a file is bad, else with 0. Nothing is changed.
 For an encoded corpus, compares the text that its ids stand for with the SHA-256 of the text that it was made from.
 """
 
@@ -39,7 +39,7 @@ def main(flags: Sequence[str]) -> None:
 
     if is_encoded(arguments.run):
         verify_encoded(arguments.run)
-        print(f"sound    {IDS_FILE}")
+        print(f"ok        {IDS_FILE}")
         return
     if (arguments.run / IDS_FILE).exists():
         raise InputError(f"the encoded corpus {str(arguments.run)!r} is unfinished; run the same encode command again")
@@ -47,12 +47,10 @@ def main(flags: Sequence[str]) -> None:
     findings = list(verify(run))
     for finding in findings:
         why = f": {finding.problem}" if finding.problem else ""
-        print(f"{finding.verdict:<8} {finding.path.relative_to(run.path)}{why}")
-    unsound = sum(bool(finding.problem) for finding in findings)
-    if unsound:
-        raise InputError(
-            f"{unsound} of {len(findings)} files of {str(run.path)!r} are not sound; {ways_out(run, findings)}"
-        )
+        print(f"{finding.verdict:<9} {finding.path.relative_to(run.path)}{why}")
+    bad = sum(bool(finding.problem) for finding in findings)
+    if bad:
+        raise InputError(f"{bad} of {len(findings)} files of {str(run.path)!r} are bad; {ways_out(run, findings)}")
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def test_a_converted_run_is_evaluated_and_started_from_but_not_gone_on_with(made
     flags = ["--corpus", text, *model, "--window", WINDOW, "--batch-size", 8, "--sample-length", 5, "--epochs", 1]
     capsys.readouterr()
     assert call("text_generation", *flags, "--run-dir", path) == 2
-    assert f"a model from another library, to start from elsewhere: --init-from {path}" in capsys.readouterr().err
+    assert f"a model from another library, to start a run from: --init-from {path}" in capsys.readouterr().err
     assert call("text_generation", *flags, "--init-from", path, "--run-dir", tmp_path / "run") == 0
     assert open_run(tmp_path / "run").vocabulary().characters == CHARACTERS
 
@@ -207,16 +207,16 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
     text.write_text(TEXT.upper())
     command = ["convert", source, tmp_path / "run"]
     for flags, words in [
-        ([], "not say the gate activation and the vocabulary of its model; give --gate-activation sigmoid or"),
+        ([], "lacks the gate activation and the vocabulary of its model; give --gate-activation sigmoid or"),
         ([], "sigmoid or hard_sigmoid and --corpus TEXT\n"),
-        (["--gate-activation", "sigmoid"], "does not say the vocabulary of its model; give --corpus TEXT"),
+        (["--gate-activation", "sigmoid"], "lacks the vocabulary of its model; give --corpus TEXT"),
         (["--gate-activation", "sigmoid", "--corpus", ROOT / "LICENSE"], "knows 9 characters, not the "),
     ]:
         assert call(*command, *flags) == 2
         assert words in capsys.readouterr().err
     flags = ["--gate-activation", "sigmoid", "--corpus", text, "--lowercase"]
     assert call(*command, *flags) == 0
-    assert "look back on 60 (--window)" in capsys.readouterr().err
+    assert "use 60 (--window)" in capsys.readouterr().err
     model = load_model(open_run(tmp_path / "run"))
     assert model.vocabulary.characters == CHARACTERS
     assert (model.configuration.lowercase, model.configuration.window) == (True, 60)
@@ -249,9 +249,9 @@ def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_
         ('{"window": 0}', "--window 0 cannot be used"),
         ('{"window": "ten"}', "must be of type int"),
         ('{"vocabulary": "ba"}', "in code-point order"),
-        ('{"layers": 2}', "the layers is 2 by"),
-        ('{"embedding_size": 5}', "the embedding size is 5 by"),
-        ('{"gate_activation": "hard_sigmoid"}', "the gate activation is 'sigmoid' by the flags, and 'hard_sigmoid' by"),
+        ('{"layers": 2}', "the layers is 2 in"),
+        ('{"embedding_size": 5}', "the embedding size is 5 in"),
+        ('{"gate_activation": "hard_sigmoid"}', "the gate activation is 'sigmoid' in the flags, but 'hard_sigmoid' in"),
     ],
 )
 def test_a_record_that_is_wrong_is_refused_in_a_sentence(record, words, tmp_path, capsys):
@@ -274,7 +274,7 @@ def test_a_contradiction_is_told_with_who_says_what(tmp_path, capsys):
     path.write_bytes(write_keras(".h5", to_keras(network_and_parameters()[1]), "sigmoid", WINDOW))
     Path(f"{path}.json").write_text(json.dumps({"vocabulary": CHARACTERS, "window": 7}))
     assert call("convert", path, tmp_path / "run") == 2
-    assert f"the window is 7 by '{path}.json', and {WINDOW} by '{path}'; leave out" in capsys.readouterr().err
+    assert f"the window is 7 in '{path}.json', but {WINDOW} in '{path}'; omit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made", ["notebook"], indirect=True)
@@ -291,8 +291,8 @@ def test_nothing_is_overwritten_and_other_endings_are_refused(made, tmp_path, ca
         (path, tmp_path / "model.pt", "must be one that ends in .keras, .weights.h5, .h5, .safetensors, .jax"),
         (tmp_path / "model.jax", tmp_path / "run", "must be one that ends in .keras, .weights.h5, .h5, .safetensors"),
         (tmp_path / "none.h5", tmp_path / "run", "must be the directory of a run, or a file"),
-        (there, tmp_path / "run", "is no model that can be converted: it cannot be read"),
-        (tmp_path / "cut.safetensors", tmp_path / "run", "is no model that can be converted: it cannot be read"),
+        (there, tmp_path / "run", "cannot be converted: it cannot be read"),
+        (tmp_path / "cut.safetensors", tmp_path / "run", "cannot be converted: it cannot be read"),
         (tmp_path, tmp_path / "out.keras", "is not a run directory"),
     ]:
         assert call("convert", source, target) == 2
@@ -311,7 +311,7 @@ def test_a_file_that_hdf5_dies_of_is_refused_in_a_sentence(tmp_path, monkeypatch
     (tmp_path / "model.h5").write_text("")
     monkeypatch.setattr(conversion, "_keras_files", lambda: SimpleNamespace(read_keras=die))
     assert call("convert", tmp_path / "model.h5", tmp_path / "run") == 2
-    assert "the HDF5 library dies of it" in capsys.readouterr().err
+    assert "it crashes the HDF5 library" in capsys.readouterr().err
 
 
 def test_without_h5py_there_is_a_way(tmp_path, monkeypatch, capsys):
@@ -323,7 +323,7 @@ def test_without_h5py_there_is_a_way(tmp_path, monkeypatch, capsys):
     assert ".venv/bin/python -m pip install -e '.[interop]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("ending", "words"), [(".h5", "Keras 3 has another"), (".safetensors", "nn.LSTM has not")])
+@pytest.mark.parametrize(("ending", "words"), [(".h5", "Keras 3's differs"), (".safetensors", "nn.LSTM lacks")])
 def test_a_hard_sigmoid_that_a_library_lacks_is_told_of(ending, words, made, tmp_path, capsys):
     path, network, *_ = made
     capsys.readouterr()

@@ -67,8 +67,8 @@ def test_a_platform_that_is_not_here_is_one_sentence(platforms):
     environment = {**os.environ, "JAX_PLATFORMS": platforms, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert result.stderr.splitlines()[-1] == (
-        f"charlm_jax.errors.InputError: JAX was told to compute on {platforms} (JAX_PLATFORMS), and finds no such "
-        "device; unset that, or name what is here, such as cpu"
+        f"charlm_jax.errors.InputError: JAX was told to compute on {platforms} (JAX_PLATFORMS) but finds no such "
+        "device; unset it, or name one that exists, such as cpu"
     )
 
 

@@ -148,9 +148,9 @@ def test_the_same_again_does_nothing_and_something_else_is_refused(tmp_path):
         encode(text, tmp_path, **options)
     assert open_encoded(folder, encoding="utf-8", lowercase=False).sha256 == open_encoded(folder, **options).sha256
     assert open_encoded(folder, encoding="UTF8", lowercase=False).name == str(text), "another name of the same encoding"
-    with pytest.raises(InputError, match=r"encoded with --encoding utf-8, but is asked for with cp1252"):
+    with pytest.raises(InputError, match=r"encoded with --encoding utf-8, not cp1252"):
         open_encoded(folder, encoding="cp1252", lowercase=False)
-    with pytest.raises(InputError, match=r"encoded with --lowercase False, but is asked for with True"):
+    with pytest.raises(InputError, match=r"encoded with --lowercase False, not True"):
         open_encoded(folder, encoding=None, lowercase=True)
     with pytest.raises(InputError, match=r"holds ids\.npy, an encoded corpus"):
         load_corpus(str(folder))
@@ -187,7 +187,7 @@ def test_damage_is_found(tmp_path):
             verify_encoded(folder)
     for content in (whole[:-1], whole + b"\0", b"", whole[:60]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is damaged, or no encoded corpus of this version"):
+        with pytest.raises(InputError, match="is damaged, or was not encoded by this version"):
             open_encoded(folder, **options)
     path.write_bytes(whole[:-1] + b"\xff")
     with pytest.raises(InputError, match="ids that stand for no character"):
@@ -202,13 +202,13 @@ def test_damage_is_found(tmp_path):
         {"vocabulary": "a" * 9},
     ):
         (folder / "corpus.json").write_text(json.dumps({**record, **change}))
-        with pytest.raises(InputError, match="is damaged, or no encoded corpus of this version"):
+        with pytest.raises(InputError, match="is damaged, or was not encoded by this version"):
             open_encoded(folder, **options)
 
 
 def test_what_can_be_read_only_once_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="is no file, and cannot be read more than once; write it to one first"):
+    with pytest.raises(InputError, match="is not a file, so it cannot be read twice; write it to one first"):
         encode(tmp_path / "pipe", tmp_path / "ids", encoding=None, lowercase=False)
     assert not (tmp_path / "ids").exists()
 
@@ -262,7 +262,7 @@ def test_a_run_of_an_encoded_corpus_is_the_run_of_its_text(tmp_path):
     for name in ("training_ids", "held_out_ids"):
         np.testing.assert_array_equal(*(getattr(job, name) for job in jobs))
     assert jobs[0].describe_corpus() == {**jobs[1].describe_corpus(), "name": str(text)}
-    with pytest.raises(InputError, match="encoded with other characters than the model's"):
+    with pytest.raises(InputError, match="encoded with characters other than the model's"):
         encoded(jobs[1].corpus, Vocabulary("a"))
 
 

@@ -406,21 +406,21 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_verify_names_what_is_not_sound(trained, tmp_path, capsys):
+def test_verify_names_what_is_bad(trained, tmp_path, capsys):
     path = tmp_path / "run"
     shutil.copytree(trained[0], path)
     assert call("verify", path) == 0
     output = capsys.readouterr().out
-    assert output.count("sound ") == len(output.splitlines()) == 4 + len(list(path.glob("*/*.safetensors")))
+    assert output.count("ok  ") == len(output.splitlines()) == 4 + len(list(path.glob("*/*.safetensors")))
     (best,) = (path / "best").iterdir()
     best.write_bytes(best.read_bytes()[:-1] + b"?")
     (path / "metrics.jsonl").write_text("{}\n")
     (path / "checkpoints" / "notes.txt").write_text("mine")
     assert call("verify", path) == 2
     captured = capsys.readouterr()
-    bad = [line for line in captured.out.splitlines() if not line.startswith("sound ")]
+    bad = [line for line in captured.out.splitlines() if not line.startswith("ok  ")]
     assert [line.split(": ")[0] for line in bad] == [
-        "NOT SO   metrics.jsonl", "NOT SO   checkpoints/notes.txt", f"NOT SO   best/{best.name}"
+        "BAD       metrics.jsonl", "BAD       checkpoints/notes.txt", f"BAD       best/{best.name}"
     ]  # fmt: skip
     assert "does not have the SHA-256 that it was saved with" in bad[2]
     assert f"3 of {len(captured.out.splitlines())} files" in captured.err
@@ -431,13 +431,13 @@ def test_verify_names_what_is_not_sound(trained, tmp_path, capsys):
     [
         ("samples.jsonl", "it is missing", r"start from its model in another run: --init-from \S+ --run-dir OTHER$"),
         ("metrics.jsonl", "it is missing", r"start from its model in another run: --init-from \S+ --run-dir OTHER$"),
-        ("provenance.json", "it is missing", "put back copies of them$"),
-        ("checkpoints/NEWEST", "it is recorded, and is not there", "train on, which goes on from the newest sound"),
-        ("best/NEWEST", "it is recorded, and is not there", "train on, which goes on from the newest sound"),
+        ("provenance.json", "it is missing", "restore copies of them$"),
+        ("checkpoints/NEWEST", "it is recorded but missing", "resume training from the newest intact state$"),
+        ("best/NEWEST", "it is recorded but missing", "resume training from the newest intact state$"),
     ],
 )
 def test_verify_names_what_is_missing_once_and_what_can_be_done(trained, tmp_path, capsys, missing, verdict, way):
-    """What training would refuse is not to be trained on; states that nothing tells of are not called sound."""
+    """What training would refuse is not to be trained on; states that nothing tells of are not called ok."""
     path = tmp_path / "run"
     shutil.copytree(trained[0], path)
     folder = missing.partition("/")[0]
@@ -447,12 +447,12 @@ def test_verify_names_what_is_missing_once_and_what_can_be_done(trained, tmp_pat
     assert call("verify", path) == 2
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert [line for line in lines if missing in line] == [f"NOT SO   {missing}: {verdict}"]
+    assert [line for line in lines if missing in line] == [f"BAD       {missing}: {verdict}"]
     assert captured.err.startswith(f"error: 1 of {4 + len(states)} files of")
     assert re.search(way, captured.err.strip())
     others = {line for line in lines if ".safetensors" in line and missing not in line}
-    word = "unread" if missing == "provenance.json" else "sound"
-    assert others == {f"{word:<8} {state}" for state in states if state != missing}
+    word = "unchecked" if missing == "provenance.json" else "ok"
+    assert others == {f"{word:<9} {state}" for state in states if state != missing}
 
 
 def test_reproduce_lays_a_run_over_the_published_curves(corpus, tmp_path, capsys):
@@ -526,7 +526,7 @@ BAD_TRAINING = {
     "more than all dropped": (["--weight-dropout", "1.5"], "--weight-dropout 1.5.*below 1"),
     "all held out": (["--held-out-fraction", "1"], "--held-out-fraction 1.*below 1"),
     "a rate that is no number": (["--learning-rate", "nan"], "--learning-rate nan.*positive"),
-    "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "last possible start is 840"),
+    "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "the latest is 840"),
 }
 
 
@@ -594,7 +594,9 @@ def test_bad_evaluation_is_one_sentence(trained, corpus, tmp_path, capsys):
     settings = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps({**settings, "corpus": str(tmp_path / "gone.txt")}))
     assert call("evaluate", moved) == 2
-    assert re.search(r"the text that the run '.*moved' learned from is gone from '.*gone.txt'", capsys.readouterr().err)
+    assert re.search(
+        r"the text that the run '.*moved' learned from is missing from '.*gone.txt'", capsys.readouterr().err
+    )
     (moved / "provenance.json").unlink()
     assert call("evaluate", moved) == 2
     assert capsys.readouterr().err.count(str(moved)) == 1

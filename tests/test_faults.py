@@ -92,7 +92,7 @@ def test_kills_at_random_instants_lose_and_change_nothing(begin, unbroken, tmp_p
         kills, runs = kills + len(ends), runs + 1
         assert result(tmp_path / "run") == unbroken[1]
         findings = verify(open_run(tmp_path / "run"))
-        assert not [finding for finding in findings if finding.verdict != "sound"]
+        assert not [finding for finding in findings if finding.verdict != "ok"]
     report("killed at random instants", f"{kills} times in {runs} runs; all ended as the unbroken run, bit for bit")
 
 
@@ -106,7 +106,7 @@ def test_a_kill_before_any_change_to_a_file_loses_and_changes_nothing(begin, unb
         ended = begin().wait()
         assert ended.code == 0, ended.errors
         assert result(tmp_path / "run") == unbroken[1], number
-        assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.verdict != "sound"]
+        assert not [finding for finding in verify(open_run(tmp_path / "run")) if finding.verdict != "ok"]
         number += 1
     assert number > 4
     report("killed before a change to a file", f"{number} times; all ended as the unbroken run, bit for bit")
@@ -175,12 +175,12 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
     ended = begin().wait()
     assert ended.code == 0, ended
     if how == "deleted":
-        assert f"the state of step {newest.stem}, of which there are records, is not to be had" in ended.errors
+        assert f"there are records up to step {newest.stem}, but its state is missing" in ended.errors
     else:
         assert f"the state {str(newest)!r} is damaged" in ended.errors
         assert f"It is now {newest.name}.damaged" in ended.errors
         assert os.path.lexists(f"{newest}.damaged")
-        assert [finding.path.name for finding in verify(open_run(path)) if finding.verdict == "aside"] == [
+        assert [finding.path.name for finding in verify(open_run(path)) if finding.verdict == "set aside"] == [
             f"{newest.name}.damaged"
         ]
     assert not [finding for finding in verify(open_run(path)) if finding.problem]
@@ -189,7 +189,7 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
 
 
 def test_a_flipped_bit_anywhere_is_found(unbroken, tmp_path, sized, report):
-    """Every byte of every state's file in turn, one of its bits: none is restored as if it were sound."""
+    """Every byte of every state's file in turn, one of its bits: none is restored as if it were intact."""
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(unbroken[0], run.path)
     like, identity, flipped = model_shapes(run), run.identity(), 0
@@ -245,7 +245,7 @@ def test_a_run_without_its_records_does_not_lose_its_best_model(begin, unbroken,
         assert "metrics.jsonl" in [finding.path.name for finding in verify(open_run(path)) if finding.problem]
         ended = begin().wait()
         assert ended.code == 2
-        assert "does not hold the epochs up to step" in ended.errors
+        assert "does not hold each epoch up to step" in ended.errors
         assert (path / "metrics.jsonl").read_text() == "".join(kept)
         assert untouched(path / "best") == best
 
@@ -260,7 +260,7 @@ def test_where_no_state_is_sound_the_run_stops(begin, unbroken, tmp_path):
     for _ in range(2):
         ended = begin().wait()
         assert ended.code == 2
-        assert re.search(r"no sound state is left in .* put back a copy, or start anew in another", ended.errors)
+        assert re.search(r"no intact state is left in .* restore a copy, or start again in another", ended.errors)
         assert (untouched(path / "checkpoints"), untouched(path / "best")) == before
     shutil.rmtree(path / "best")
     shutil.copytree(unbroken[0] / "best", path / "best")
@@ -370,7 +370,7 @@ def test_links_out_of_a_run_are_not_followed(begin, unbroken, tmp_path):
         (tmp_path / "kept").rename(path / name)
     (path / "samples.jsonl").rename(tmp_path / "kept")
     os.mkfifo(path / "samples.jsonl")
-    with pytest.raises(InputError, match=r"samples.jsonl' is a link, or not what belongs there"):
+    with pytest.raises(InputError, match=r"samples.jsonl' is a link, which may lead anywhere"):
         open_run(path)
     (path / "samples.jsonl").unlink()
     (tmp_path / "kept").rename(path / "samples.jsonl")

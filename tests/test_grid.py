@@ -66,8 +66,8 @@ def test_the_gap_is_to_windows_from_all_over_the_training_text(corpus, tmp_path)
             ["--vary", "hidden=4"],
             r"--vary hidden=4 .* FIELD=VALUE,VALUE,... with one of corpus, .*; did you mean 'hidden_size'\?$",
         ),
-        (["--vary", "hidden_size"], "--vary hidden_size .*commas between"),
-        (["--vary", "hidden_size=4,,8"], "--vary.*commas between"),
+        (["--vary", "hidden_size"], "--vary hidden_size .*separated by commas"),
+        (["--vary", "hidden_size=4,,8"], "--vary.*separated by commas"),
         (["--vary", "hidden_size=4,4"], "--vary.*a list of different values"),
         (["--vary", "hidden_size=4", "hidden-size=8"], "--vary.*named once"),
         (["--vary", "seed=4,5"], "--vary.*--replicas and --seed"),
@@ -137,7 +137,7 @@ def test_one_that_diverges_ends_with_exit_code_3_and_the_others_results(corpus, 
 @pytest.mark.parametrize(("experiment", "flags"), [("ablate", []), ("hidden_size", ["--vary"])])
 def test_a_grid_needs_something_to_vary(experiment, flags, corpus, capsys):
     assert call(experiment, *corpus, *flags) == 2
-    assert "nothing is varied; say what with --vary FIELD=VALUE,VALUE,..., such as" in capsys.readouterr().err
+    assert "nothing is varied; give --vary FIELD=VALUE,VALUE,..., such as" in capsys.readouterr().err
 
 
 def test_runs_with_one_program_are_trained_together(corpus, tmp_path, monkeypatch):

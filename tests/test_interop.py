@@ -297,7 +297,7 @@ def test_no_link_is_followed_and_no_bomb_unpacked(tmp_path):
         (linked, "a link"),
         (softly, "a link"),
         (bomb, "more than its own size"),
-        (text, "no array of float32"),
+        (text, "not a float32 array"),
     ]:
         path = tmp_path / f"{change.__name__}.weights.h5"
         path.write_bytes(content)

@@ -31,7 +31,7 @@ def test_a_grid_in_jobs_is_the_grid_here_and_goes_on_when_it_was_stopped(corpus,
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 75, errors
-    assert "the jobs; what they saved stays, and the same command goes on" in errors
+    assert "the jobs; what they saved is kept, and the same command resumes" in errors
     assert 0 < len(read_records(open_run(first).metrics)) < 120
     code, _, errors = run("ablate", *jobs)
     assert code == 0, errors
@@ -101,7 +101,7 @@ def test_a_combination_that_cannot_be_trained_leaves_the_others_their_results(co
     for word in ("--jobs", "--slurm"):
         code, _, errors = run("ablate", *flags, "batch_size=4", word, "3" if word == "--jobs" else "time=3")
         assert code == 2
-        assert re.search(rf"{word} .* must be left out without --launcher", errors)
+        assert re.search(rf"{word} .* must be omitted without --launcher", errors)
 
 
 def test_a_slurm_that_does_not_answer_is_told_on_one_line_with_a_way_out(corpus, tmp_path, monkeypatch, capsys):
@@ -112,8 +112,8 @@ def test_a_slurm_that_does_not_answer_is_told_on_one_line_with_a_way_out(corpus,
     flags = ["--corpus", corpus, *SMALL, "--vary", "hidden_size=4", "--launcher", "slurm"]
     assert call("ablate", *flags, "--grid-dir", tmp_path / "grid") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "cannot submit: squeue does not answer (no address no contact); see that" in error
-    assert error.endswith("Slurm can be reached from here, or take --launcher local")
+    assert "cannot submit: squeue does not answer (no address no contact); check the options" in error
+    assert error.endswith("Slurm can be reached from here, or use --launcher local")
 
 
 def test_jobs_share_the_gpus(monkeypatch, tmp_path):
@@ -129,7 +129,7 @@ def test_jobs_share_the_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert launch._slots(None) == ["5", "7"]
     assert launch._slots(1) == ["5,7"]
-    with pytest.raises(InputError, match="--jobs 3 cannot be used: it must be at most 2, as many as there are GPUs"):
+    with pytest.raises(InputError, match="--jobs 3 cannot be used: it must be at most 2, the number of GPUs"):
         launch._slots(3)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert launch._slots(3) == ["5,7"] * 3

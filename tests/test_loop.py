@@ -157,7 +157,7 @@ def test_nothing_held_out_is_nothing_evaluated(tiny, tmp_path):
 
 @pytest.mark.parametrize("dispatches", [1, 2, 3])
 def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypatch, dispatches):
-    stopped = pytest.raises(Preempted, match=r"the same command with --run-dir .*broken goes on")
+    stopped = pytest.raises(Preempted, match=r"the same command with --run-dir .*broken resumes")
     assert same(mended(tiny, tmp_path / "broken", monkeypatch, dispatches, terminate, stopped), unbroken)
 
 
@@ -226,7 +226,9 @@ def test_a_run_without_its_checkpoints_goes_on_from_its_best_model(tiny, unbroke
     for folder in ("checkpoints", "best"):
         shutil.rmtree(path / folder)
     before = (path / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match=r"are gone, of which there are records up to step \d+; put back .* anew in"):
+    with pytest.raises(
+        InputError, match=r"has records up to step \d+, but its states are missing; restore .* again in"
+    ):
         finish(tiny, path)
     assert (path / "metrics.jsonl").read_text() == before
 
@@ -358,7 +360,7 @@ def test_what_is_no_run_is_named_for_what_it_is(tiny, tmp_path):
         open_run(tmp_path / "nowhere")
     (path / "config.json").unlink()
     for use in (open_run, lambda path: finish(tiny, path)):
-        with pytest.raises(InputError, match=r"it was one, but its config.json is missing; put back a copy"):
+        with pytest.raises(InputError, match=r"it was one, but its config.json is missing; restore a copy"):
             use(path)
 
 
@@ -519,7 +521,7 @@ def test_training_that_goes_astray(tiny, tmp_path, monkeypatch, capsys, response
     steps = prepare(chosen).steps_per_epoch
     rate = pytest.approx(0.005, rel=1e-6)  # float32
     assert events == [{"event": "rollback", "epoch": 2, "step": 2 * steps, "to_step": steps, "rate": rate}]
-    assert f"rolled back to the model of step {steps}; from here on the learning rate is 0.005 at most" in said
+    assert f"rolled back to the model of step {steps}; the learning rate is now 0.005 at most" in said
 
     job, run = prepare(chosen), open_run(tmp_path / "unbroken")
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
@@ -547,7 +549,7 @@ def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):
     """Each epoch is called astray: after ten times at half the rate nothing more is tried."""
     chosen = dataclasses.replace(tiny, epochs=30, on_divergence="rollback", temperatures=())
     monkeypatch.setattr(loop, "astray", lambda losses, size: bool(losses))
-    with pytest.raises(DivergedError, match=r"in epoch 11, and going back does not help; .* in another --run-dir"):
+    with pytest.raises(DivergedError, match=r"in epoch 11, and rolling back did not help; .* in another --run-dir"):
         finish(chosen, tmp_path / "run")
     rates = [record["rate"] for record in read_records(tmp_path / "run" / "metrics.jsonl") if "rate" in record]
     assert rates == pytest.approx([0.01 / 2**n for n in range(1, 11)], rel=1e-6)

@@ -388,7 +388,7 @@ def test_the_command_makes_a_page_of_a_run_and_of_a_grid(trained, tmp_path, caps
         ([], "no run is named"),
         ([tmp_path / "runs" / "alone" / "best"], "is not a run directory, and holds none"),
         ([tmp_path / "nowhere"], "is not a run directory"),
-        ([trained, "--output", tmp_path / "nowhere" / "page.html"], "--output .* in a folder that is there"),
+        ([trained, "--output", tmp_path / "nowhere" / "page.html"], "--output .* in a folder that exists"),
         ([trained, "--output", trained / "corpus.txt"], r"--output .* a file that ends in \.html"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -452,19 +452,19 @@ def test_what_is_gathered_is_what_the_run_recorded(copy):
 def test_a_page_says_what_is_left_out(copy, monkeypatch):
     run = gather(copy, "name", characters=10, picture_bytes=1000)
     assert {text.epoch for text in run.texts} == {2}
-    assert run.notes == ["Of samples.jsonl 4 of 8 texts are here, those of the newest epochs and the first prompts."]
+    assert run.notes == ["4 of 8 texts in samples.jsonl are shown, those of the newest epochs and first prompts."]
     monkeypatch.setattr(gathering, "_LONGEST", 15)
     run = gather(copy, "name", characters=10_000, picture_bytes=1000)
     assert {len(text.text) for text in run.texts} == {15}
-    assert run.notes == ["Of prompts the last, of texts the first 15 characters are here."]
+    assert run.notes == ["Only prompts' last and texts' first 15 characters are shown."]
     copy.figures.mkdir()
     (copy.figures / "a.svg").write_bytes(SVG[:100])
     (copy.figures / "b.svg").write_bytes(SVG)
     (copy.figures / "c.svg").symlink_to("a.svg")
     run = gather(copy, "name", characters=10_000, picture_bytes=200)
     assert [picture.name for picture in run.pictures] == ["a.svg"]
-    assert "b.svg is left out: of its 101 bytes there is room for 100." in run.notes[1]
-    assert "c.svg is left out, because it is a link" in run.notes[2]
+    assert "b.svg is left out: its 101 bytes exceed the 100 left." in run.notes[1]
+    assert "c.svg is left out: it is a link" in run.notes[2]
 
 
 def test_without_the_model_or_the_corpus_there_is_a_page_that_says_so(copy):
@@ -476,8 +476,8 @@ def test_without_the_model_or_the_corpus_there_is_a_page_that_says_so(copy):
     provenance["corpus"]["sha256"] = "0" * 64
     (copy.path / "provenance.json").write_text(json.dumps(provenance))
     run = gather(copy, "name", characters=10_000, picture_bytes=1000)
-    assert "Unknown words are not marked, because the training text cannot be had" in run.notes[0]
-    assert "The texts are not shaded, because the model cannot be had" in run.notes[1]
+    assert "Unknown words are not marked, as the training text is unavailable" in run.notes[0]
+    assert "The texts are not shaded, as the model is unavailable" in run.notes[1]
     assert all(text.reading is text.unknown is None for text in run.texts)
     make_report("title", [run]).encode()
 

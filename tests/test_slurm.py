@@ -78,7 +78,7 @@ def test_a_job_of_two_nodes_is_stopped_saved_queued_again_and_finished(cluster, 
     assert cluster.wait(number, seconds=180)["Restarts"] == "1", log.read_text()
     said = log.read_text()
     assert "stopped by a signal at step" in said
-    assert "going on from step" in said
+    assert "resuming from step" in said
     assert "2 x cpu in 2 processes" in said
     assert result(run) == result(checkout / "unbroken")
 

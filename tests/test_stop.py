@@ -48,7 +48,7 @@ def test_the_first_signal_is_a_request(number):
 def test_an_interrupt_after_the_first_signal_leaves_at_once(number):
     out, errors, code, seconds = stopped(number, 600, "idle", 600, again=signal.SIGINT)
     assert (out, code) == ("", 130)
-    assert "stopped at once: what was saved stays, and the same command goes on from it if it names the dir" in errors
+    assert "stopped at once: what was saved is kept, and the same command resumes if it names the dir" in errors
     assert seconds < 30
 
 
@@ -64,8 +64,8 @@ def test_the_grace_has_an_end(work):
     out, errors, code, seconds = stopped(signal.SIGTERM, 0.5, work, 600)
     assert code == 75
     assert ("noted" in out) == (work == "idle")
-    assert "what was saved stays" in errors
-    assert "; if nothing was, it begins anew" in errors
+    assert "what was saved is kept" in errors
+    assert "; if nothing was, it starts again" in errors
     assert 0.5 <= seconds < 30
 
 

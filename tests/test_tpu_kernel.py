@@ -88,6 +88,6 @@ def test_a_tpu_can_be_asked_for_it(precision):
 def test_what_the_kernel_cannot_do_is_refused():
     for wrong in (Configuration(hidden_size=64), Configuration(precision="tf32")):
         with pytest.raises(
-            InputError, match=r"--recurrence kernel .* must be scan or unrolled where --hidden-size is no multiple"
+            InputError, match=r"--recurrence kernel .* must be scan or unrolled if --hidden-size is not a multiple"
         ):
             dataclasses.replace(wrong, recurrence="kernel")

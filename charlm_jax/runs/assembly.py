@@ -162,8 +162,8 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     last_start = len(training_ids) - chosen.window
     if chosen.prompt_start is not None and chosen.prompt_start > last_start:
         raise InputError(
-            f"--prompt-start {chosen.prompt_start} leaves no {chosen.window} characters of the training text; "
-            f"its last possible start is {last_start}"
+            f"--prompt-start {chosen.prompt_start} leaves fewer than {chosen.window} characters of training text; "
+            f"the latest is {last_start}"
         )
     order = make_order(chosen)
     steps = order.steps(len(training_ids))
@@ -175,12 +175,12 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
         )
     if (windows := order.windows(len(training_ids))) >= 2**31:
         raise InputError(
-            f"an epoch has {windows:,} windows, which a 32-bit counter does not hold; "
+            f"an epoch has {windows:,} windows, too many for a 32-bit counter; "
             f"give --stride {-(-len(training_ids) // (2**31 - 1))} or more"
         )
     if (all_steps := chosen.epochs * steps) >= 2**31:
         raise InputError(
-            f"--epochs {chosen.epochs} makes {all_steps:,} steps, which a 32-bit counter does not hold; "
+            f"--epochs {chosen.epochs} makes {all_steps:,} steps, too many for a 32-bit counter; "
             f"give at most {(2**31 - 1) // steps}"
         )
     optimizer = make_optimizer(

@@ -82,7 +82,7 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
         OSError: it is gone or cannot be read now, which does not mean that it is damaged.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise DamagedError("it is no file of its own but a link, a folder or a device")
+        raise DamagedError("it is a link, a folder or a device, not a regular file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -91,11 +91,11 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"it cannot be read ({type(error).__name__}: {error})") from error
     if metadata.get("run") != identity:
-        raise DamagedError("it is of another run, or the run's config.json or provenance.json has changed since")
+        raise DamagedError("it is from another run, or the run's config.json or provenance.json has changed")
     wanted = _named(like)
     if not arrays.keys() == digests.keys() >= wanted.keys():
         odd = min(arrays.keys() ^ digests.keys() or wanted.keys() - digests.keys(), key=str)
-        raise DamagedError(f"array {odd!r} is missing, or should not be there")
+        raise DamagedError(f"array {odd!r} is missing or unexpected")
     for name, array in arrays.items():
         if _digest(name, array) != digests[name]:
             raise DamagedError(f"array {name!r} does not have the SHA-256 that it was saved with")
@@ -111,16 +111,16 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
 
 
 def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: Spoiled) -> _State | None:
-    """Return the newest sound state in some folders, on one device, or None if none was ever saved.
+    """Return the newest intact state in some folders, on one device, or None if none was ever saved.
 
     Args:
         folders: where to look; of states of the same step, the first folder's is taken.
         like: see `read_state`.
         identity: the run's.
-        spoiled: called with every newer file that is damaged, once a sound one is found.
+        spoiled: called with every newer file that is damaged, once an intact one is found.
 
     Raises:
-        InputError: states were saved, but none is sound.
+        InputError: states were saved, but none is intact.
     """
     damaged: list[tuple[Path, DamagedError]] = []
     files = [(step, path) for folder in folders for step, path in state_files(folder).items()]
@@ -139,7 +139,7 @@ def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: 
         why = f" ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
         places = " or ".join(repr(str(folder)) for folder in folders)
         raise InputError(
-            f"no sound state is left in {places}{why}; put back a copy, or start anew in another --run-dir"
+            f"no intact state is left in {places}{why}; restore a copy, or start again in another --run-dir"
         )
     return None
 

@@ -108,7 +108,7 @@ def require_file(flag: str, path: Path | None, *endings: str) -> None:
     if path is not None:
         right = path.suffix in endings and not path.is_dir()
         require(flag, str(path), right, f"a file that ends in {' or '.join(endings)}")
-        require(flag, str(path), path.parent.is_dir(), "in a folder that is there")
+        require(flag, str(path), path.parent.is_dir(), "in a folder that exists")
 
 
 def make_each(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
@@ -235,7 +235,7 @@ def mendable(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         place = "standard output, or a file" if error.filename is None else repr(str(error.filename))
-        return f"{place}: {error.strerror or error}; name another place, or mend this one"
+        return f"{place}: {error.strerror or error}; name another place, or fix this one"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return "the device's memory is too small for this; try a smaller --batch-size, --hidden-size or --window"
     return None

@@ -125,13 +125,11 @@ class Configuration:
         decays = self.optimizer == "adamw"
         require("--weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         require("--weight-decay", self.weight_decay, decays or not self.weight_decay, "0 without --optimizer adamw")
-        require(
-            "--patience", self.patience, held_out > 0 or self.patience is None, "left out where nothing is held out"
-        )
+        require("--patience", self.patience, held_out > 0 or self.patience is None, "omitted where nothing is held out")
         goes_back = self.on_divergence == "rollback"
         require("--on-divergence", self.on_divergence, held_out > 0 or not goes_back, "warn where nothing is held out")
         possible = self.hidden_size % 128 == 0 and self.precision != "tf32"
-        wanted = "scan or unrolled where --hidden-size is no multiple of 128, and with --precision tf32"
+        wanted = "scan or unrolled if --hidden-size is not a multiple of 128, or with --precision tf32"
         require("--recurrence", self.recurrence, possible or self.recurrence != "kernel", wanted)
         require("--prompt-start", self.prompt_start, 0 <= (self.prompt_start or 0) < 2**31, "from 0 to 2147483647")
         require_temperatures("--temperatures", self.temperatures)

@@ -68,10 +68,10 @@ def write_model(run: LoadedRun, path: Path, ending: str, length: int) -> None:
     elif ending == ".safetensors":
         content = save(to_torch(to_keras(parameters)))
         if hard:
-            tell(f"{_HARD}, which PyTorch's nn.LSTM has not; scripts/sample_numpy.py, which reads the record, has it")
+            tell(f"{_HARD}, which PyTorch's nn.LSTM lacks; scripts/sample_numpy.py, which reads the record, has it")
     else:
         if hard and ending == ".h5":
-            tell(f"{_HARD}, Keras 2's; Keras 3 has another, and is to read a file that ends in .keras")
+            tell(f"{_HARD}, Keras 2's; Keras 3's differs, so give Keras 3 a file that ends in .keras")
         elif hard:
             parameters = scale_gates(parameters, KERAS_3_SLOPE)
         fixed = chosen.window if chosen.sampler == "windowed" else None
@@ -97,7 +97,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         layers, gate, window, is_keras_3 = read(content)
         parameters = from_keras(layers)
     except InputError as error:
-        raise InputError(f"{str(source)!r} is no model that can be converted: {error}; save it anew") from error
+        raise InputError(f"{str(source)!r} cannot be converted: {error}; save it again") from error
     hidden, characters = layers[-1][0].shape
     embedding = layers[0][0].shape[1] if len(layers[0]) == 1 else 0
     sizes = {"layers": len(layers) - 1 - bool(embedding), "hidden_size": hidden, "embedding_size": embedding}
@@ -111,8 +111,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
     ways = {"gate_activation": "--gate-activation sigmoid or hard_sigmoid", "vocabulary": "--corpus TEXT"}
     if missing := {name.replace("_", " "): way for name, way in ways.items() if name not in said}:
         raise InputError(
-            f"{str(source)!r} does not say the {' and the '.join(missing)} of its model; "
-            f"give {' and '.join(missing.values())}"
+            f"{str(source)!r} lacks the {' and the '.join(missing)} of its model; give {' and '.join(missing.values())}"
         )
     vocabulary = Vocabulary(said["vocabulary"])
     if len(vocabulary) != characters:
@@ -128,7 +127,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
             )
         parameters = scale_gates(parameters, 1 / KERAS_3_SLOPE)
     if "window" not in said:
-        tell("nothing says how many characters it reads; texts and evaluations look back on 60 (--window)")
+        tell("nothing says how many characters it reads; sampling and evaluation use 60 (--window)")
     chosen = Configuration(
         corpus="",
         lowercase=said.get("lowercase", False),
@@ -155,7 +154,7 @@ def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | No
         try:
             return reader.submit(read, content).result()
         except BrokenProcessPool as error:
-            raise InputError("it cannot be read, as the HDF5 library dies of it") from error
+            raise InputError("it crashes the HDF5 library") from error
 
 
 def _read_torch(content: bytes) -> tuple[Layers, None, None, bool]:
@@ -190,8 +189,8 @@ def _agreed(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             known, by = facts.setdefault(name, (value, source))
             if value != known:
                 raise InputError(
-                    f"the {name.replace('_', ' ')} is {known!r} by {by}, and {value!r} by {source}; "
-                    "leave out, or mend, what is wrong"
+                    f"the {name.replace('_', ' ')} is {known!r} in {by}, but {value!r} in {source}; "
+                    "omit or correct the wrong one"
                 )
     return {name: value for name, (value, _) in facts.items()}
 

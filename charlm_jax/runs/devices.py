@@ -86,7 +86,7 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
         devices = there if processes > 1 else min(there, max(1, rows // _LEAST_ROWS))
         rows = max(rows, devices)
     if devices % processes:
-        raise InputError(f"--devices {devices} is no multiple of the {processes} processes of this job")
+        raise InputError(f"--devices {devices} is not a multiple of this job's {processes} processes")
     if devices > there:
         raise InputError(f"--devices {devices} is more than there are: JAX sees {describe_devices(data_mesh())}")
     if devices > rows:
@@ -102,8 +102,8 @@ def require_devices() -> None:
         if not (told := jax.config.values["jax_platforms"]):
             raise
         raise InputError(
-            f"JAX was told to compute on {told} (JAX_PLATFORMS), and finds no such device; unset that, or name what is "
-            "here, such as cpu"
+            f"JAX was told to compute on {told} (JAX_PLATFORMS) but finds no such device; unset it, or name one that "
+            "exists, such as cpu"
         ) from error
 
 

@@ -108,8 +108,8 @@ class RunDirectory:
             for path in (self.path / name for name in names):
                 if path.is_symlink() or (path.exists() and not is_right(path)):
                     raise InputError(
-                        f"{str(path)!r} is a link, or not what belongs there, and may lead anywhere; put in its place "
-                        "what it is to stand for"
+                        f"{str(path)!r} is a link, which may lead anywhere, or of the wrong kind; replace it with the "
+                        "real file or folder"
                     )
 
     def write_provenance(self, record: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
                 run.write_configuration(configuration)  # last, as it makes the directory a run's
         except OSError as error:
             raise InputError(
-                f"--run-dir {str(path)!r} cannot be written ({error.strerror or error}); name a directory that can"
+                f"--run-dir {str(path)!r} cannot be written ({error.strerror or error}); name one that can"
             ) from error
         yield run
 
@@ -215,7 +215,7 @@ def _why_no_run(path: Path) -> str:
     if not path.exists():
         return ": it does not exist; name one that a run has written"
     if _was_run(path):
-        return ": it was one, but its config.json is missing; put back a copy"
+        return ": it was one, but its config.json is missing; restore a copy"
     if _runs_in(path):
         return ", but holds runs; name one of them"
     return ", and holds none; name one that a run has written"
@@ -239,7 +239,7 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
     if (source := provenance["init_from"]) is not None and source != recorded.get("init_from"):
         differences.append(f"the model to start from has changed: {source['run']} is at step {source['step']} now")
     if recorded.get("converted_from") is not None:
-        differences.append(f"a model from another library, to start from elsewhere: --init-from {run.path}")
+        differences.append(f"a model from another library, to start a run from: --init-from {run.path}")
     _refuse(run, differences)
 
 
@@ -269,7 +269,7 @@ def _refuse(run: RunDirectory, differences: list[str]) -> None:
     if differences:
         raise InputError(
             f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
-            "Use its configuration to go on with it, or name another directory"
+            "Use its configuration to resume it, or name another directory"
         )
 
 

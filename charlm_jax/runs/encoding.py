@@ -67,7 +67,7 @@ def encoded(corpus: Corpus | EncodedCorpus, vocabulary: Vocabulary | None = None
         return EncodedCorpus(corpus.name, vocabulary, ids, corpus.sha256)
     if vocabulary not in (None, corpus.vocabulary):
         raise InputError(
-            f"the corpus {corpus.name!r} was encoded with other characters than the model's; name the text itself"
+            f"the corpus {corpus.name!r} was encoded with characters other than the model's; name the text itself"
         )
     return corpus
 
@@ -95,7 +95,7 @@ def open_encoded(folder: Path, *, encoding: str | None, lowercase: bool) -> Enco
         there, here = record.get(name) or default, value or default
         if _canonical(there) != _canonical(here):
             raise InputError(
-                f"the corpus {str(folder)!r} was encoded with --{name} {there}, but is asked for with {here}; "
+                f"the corpus {str(folder)!r} was encoded with --{name} {there}, not {here}; "
                 "give the same flags, or encode the text with these into another folder"
             )
     return _corpus(folder, record)
@@ -122,7 +122,7 @@ def _corpus(folder: Path, record: dict[str, Any]) -> EncodedCorpus:
         return EncodedCorpus(record["name"], vocabulary, ids, record["sha256"])
     except (InputError, AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"{str(folder)!r} is damaged, or no encoded corpus of this version ({error}); encode the text into another "
+            f"{str(folder)!r} is damaged, or was not encoded by this version ({error}); encode the text into another "
             "folder"
         ) from error
 
@@ -183,12 +183,12 @@ def encode(
         Preempted: a stop was requested; the same call resumes.
     """
     if not text.exists():
-        raise InputError(f"there is no file or folder {str(text)!r} to encode; name one of text")
+        raise InputError(f"there is no file or folder {str(text)!r} to encode; name a text")
     files = text_files(str(text))
     if not all(file.is_file() for file in files):
-        raise InputError(f"{str(text)!r} is no file, and cannot be read more than once; write it to one first")
+        raise InputError(f"{str(text)!r} is not a file, so it cannot be read twice; write it to one first")
     if text.is_dir() and folder.resolve().is_relative_to(text.resolve()):
-        raise InputError(f"--output {str(folder)!r} lies in the text {str(text)!r} itself; name a folder outside")
+        raise InputError(f"--output {str(folder)!r} lies in the text {str(text)!r}; name a folder outside it")
     facts = [(str(file.relative_to(text)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     request = {
         "format": _FORMAT,
@@ -215,14 +215,14 @@ def encode(
         record = read_json(begun or unfinished)
         if differences := [name for name, value in request.items() if record.get(name) != value]:
             raise InputError(
-                f"--output {str(folder)!r} holds the ids of another text, of one that has changed, or of other options "
+                f"--output {str(folder)!r} holds the ids of another text, of a changed text, or of other options "
                 f"({', '.join(differences)} differ); name another folder, or remove this one"
             )
         if begun == folder / _FINISHED:
             _corpus(folder, record)
             return False
         if begun is not None:
-            tell(f"going on in {str(folder)!r}")
+            tell(f"resuming in {str(folder)!r}")
         try:
             _write_ids(ids, read("encoding"), record)
             _check_ids(folder, record, stop_requested)
@@ -230,8 +230,8 @@ def encode(
             ids.unlink()
             unfinished.unlink()
             raise InputError(
-                f"{str(text)!r} has changed since it was first read, or the disk of {str(folder)!r} does not keep what "
-                "is written; see that neither is so, and run the same command again"
+                f"{str(text)!r} has changed since it was first read, or the disk of {str(folder)!r} loses what is "
+                "written; rule both out, and run the same command again"
             ) from error
         unfinished.replace(folder / _FINISHED)
         sync_names(folder)
@@ -265,7 +265,7 @@ def _survey(blocks: Iterator[str], source: str) -> dict[str, Any]:
         length += len(block)
         digest.update(block.encode("utf-8", "surrogatepass"))
     if not length:
-        raise InputError(f"{source!r} has no characters; name a text that has")
+        raise InputError(f"{source!r} has no characters; name another text")
     vocabulary = Vocabulary("".join(sorted(characters)))
     return {
         "characters": length,
@@ -311,4 +311,4 @@ def _begun(folder: Path) -> Path | None:
 
 def _stop_if(stop_requested: StopRequested) -> None:
     if stop_requested():
-        raise Preempted("stopped by a signal; the same command goes on")
+        raise Preempted("stopped by a signal; the same command resumes")

@@ -53,7 +53,7 @@ def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
                 "wait until it ends, stop it, or name another directory"
             ) from error
         except OSError as error:  # a file system without locks
-            tell(f"{str(folder)!r} cannot be locked ({error.strerror}): see that nobody else writes there")
+            tell(f"{str(folder)!r} cannot be locked ({error.strerror}): ensure nobody else writes there")
         for path in (path for each in (folder, *inside) for path in each.glob(".*")):
             if is_temporary(path) and path.is_file() and not path.is_symlink():
                 path.unlink()
@@ -103,15 +103,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is no file")
+            raise OSError("not a file")
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or error  # without the path, which the message names
-        raise InputError(
-            f"{str(path)!r} cannot be read: {why}; restore it from a copy, or make all of it again"
-        ) from error
+        raise InputError(f"{str(path)!r} cannot be read: {why}; restore it from a copy, or start again") from error
     if not isinstance(record, dict):
-        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or make all of it again")
+        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or start again")
     return record
 
 

@@ -45,12 +45,12 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
             known = _known_words(run)
             texts = [dataclasses.replace(text, unknown=unknown_words(text.prompt, text.text, known)) for text in texts]
         except InputError as error:
-            notes.append(f"Unknown words are not marked, because the training text cannot be had: {error}.")
+            notes.append(f"Unknown words are not marked, as the training text is unavailable: {error}.")
         try:
             loaded = load_model(run)
             texts, step = _read(loaded, texts), loaded.step
         except InputError as error:
-            notes.append(f"The texts are not shaded, because the model cannot be had: {error}.")
+            notes.append(f"The texts are not shaded, as the model is unavailable: {error}.")
     chosen = run.configuration().to_json()
     chosen |= {name: _base(chosen[name]) for name in ("corpus", "init_from")}
     return Run(
@@ -117,7 +117,7 @@ def _texts(run: RunDirectory, characters: int, notes: list[str]) -> list[Text]:
             continue
         records = read_records(path)
         if any(max(len(record["prompt"]), len(record["text"])) > _LONGEST for record in records):
-            notes.append(f"Of prompts the last, of texts the first {_LONGEST:,} characters are here.")
+            notes.append(f"Only prompts' last and texts' first {_LONGEST:,} characters are shown.")
         # The texts after one prompt in one epoch are kept or left out together.
         groups: dict[tuple[int, str], list[Text]] = {}
         for record in sorted(records, key=lambda record: -record["epoch"]):
@@ -127,8 +127,8 @@ def _texts(run: RunDirectory, characters: int, notes: list[str]) -> list[Text]:
         fitting = max(1, int(np.searchsorted(lengths, characters // len(paths), side="right")))
         here = [text for group in list(groups.values())[:fitting] for text in group]
         if len(here) < len(records):
-            left = "the newest epochs and the first prompts"
-            notes.append(f"Of {path.name} {len(here):,} of {len(records):,} texts are here, those of {left}.")
+            left = "the newest epochs and first prompts"
+            notes.append(f"{len(here):,} of {len(records):,} texts in {path.name} are shown, those of {left}.")
         kept += here
     return kept
 
@@ -182,9 +182,9 @@ def pictures_of(paths: Iterable[Path], room: int, notes: list[str]) -> list[Pict
     pictures = []
     for path in sorted(paths):
         if path.is_symlink() or not path.is_file():
-            notes.append(f"The figure {path.name} is left out, because it is a link or no file.")
+            notes.append(f"The figure {path.name} is left out: it is a link or not a file.")
         elif (size := path.stat().st_size) > room:
-            notes.append(f"The figure {path.name} is left out: of its {size:,} bytes there is room for {room:,}.")
+            notes.append(f"The figure {path.name} is left out: its {size:,} bytes exceed the {room:,} left.")
         else:
             pictures.append(Picture(path.name, path.read_bytes()))
             room -= size

@@ -57,19 +57,19 @@ class GridArguments:
 
     def __post_init__(self) -> None:
         free = not (self.grid_dir / "config.json").exists()
-        require("--grid-dir", self.grid_dir, free, "a directory for runs, and this one is a run's own")
+        require("--grid-dir", self.grid_dir, free, "a directory of runs, and this one is a run's own")
         require_count("--replicas", self.replicas)
         require_count("--devices", self.devices)
         require_count("--jobs", self.jobs)
         launched, words = self.launcher != "here", " ".join(self.slurm)
-        require("--jobs", self.jobs, launched or self.jobs is None, "left out without --launcher local or slurm")
-        require("--slurm", words, self.launcher == "slurm" or not words, "left out without --launcher slurm")
+        require("--jobs", self.jobs, launched or self.jobs is None, "omitted without --launcher local or slurm")
+        require("--slurm", words, self.launcher == "slurm" or not words, "omitted without --launcher slurm")
         named = all(option[:1].isalpha() for option in self.slurm)
         require("--slurm", words, named, "options by name, with =value where they have one")
         one = not any(option.startswith("clusters") for option in self.slurm)
         require("--slurm", words, one, "without clusters: the jobs of a grid are looked for on this one")
         alone = not launched or self.distributed is None
-        require("--distributed", self.distributed, alone, "left out with a --launcher, whose jobs are one process each")
+        require("--distributed", self.distributed, alone, "omitted with a --launcher, whose jobs are one process each")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _words(name: str, value: str) -> list[str]:
 
 def _choices(arguments: GridArguments) -> dict[str, list[str]]:
     if not arguments.vary:
-        raise InputError("nothing is varied; say what with --vary FIELD=VALUE,VALUE,..., such as --vary dropout=0,0.2")
+        raise InputError("nothing is varied; give --vary FIELD=VALUE,VALUE,..., such as --vary dropout=0,0.2")
     choices: dict[str, list[str]] = {}
     for varied in arguments.vary:
         name, _, values = varied.partition("=")
@@ -150,7 +150,7 @@ def _choices(arguments: GridArguments) -> dict[str, list[str]]:
         require("--vary", varied, name not in choices, "named once")
         require("--vary", varied, name != "seed", "left to --replicas and --seed")
         choices[name] = values.split(",")
-        require("--vary", varied, all(choices[name]), "a field, =, and values with commas between them")
+        require("--vary", varied, all(choices[name]), "a field, =, and values separated by commas")
         require("--vary", varied, len(set(choices[name])) == len(choices[name]), "a list of different values")
     return choices
 
@@ -179,8 +179,8 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
     if failed:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise InputError(
-            f"{len(failed)} of {len(groups)} programs failed ({why}); when that is mended, the same command with "
-            f"--grid-dir {arguments.grid_dir} goes on"
+            f"{len(failed)} of {len(groups)} programs failed ({why}); once that is fixed, the same command with "
+            f"--grid-dir {arguments.grid_dir} resumes"
         )
     for ending, why in endings.values():
         if ending == "diverged":
@@ -202,14 +202,14 @@ def _train_in_turn(
     """Train the groups in this process, one after another."""
     train, endings = functools.partial(_train, devices=arguments.devices), dict[str, Ending]()
     for number, (name, group) in enumerate(groups.items(), start=1):
-        beside = f" and {len(group) - 1} beside it" if len(group) > 1 else ""
+        beside = f" and {len(group) - 1} more" if len(group) > 1 else ""
         tell(f"--- {number} of {len(groups)}: {name}{beside}")
         try:
             endings[name] = attempt(train, group, stop_requested)
         except Preempted as stop:
             raise Preempted(
                 f"stopped by a signal; all states are saved, and the same command with --grid-dir {arguments.grid_dir} "
-                "goes on"
+                "resumes"
             ) from stop
         tell(f"--- {name}: {', '.join(filter(None, endings[name]))}")
     return endings

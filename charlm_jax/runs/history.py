@@ -73,8 +73,8 @@ def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) 
         # The lowest loss decides which model is the best: if one were missing, a worse model might replace it.
         missing = sorted(set(due) - set(epochs)) or "none"
         raise InputError(
-            f"{str(run.metrics)!r} does not hold the epochs up to step {step} once each (missing: {missing}); put back "
-            f"a copy, or start from this run's model in another: --init-from {run.path} --run-dir OTHER"
+            f"{str(run.metrics)!r} does not hold each epoch up to step {step} once (missing: {missing}); restore a "
+            f"copy, or start another run from this one's model: --init-from {run.path} --run-dir OTHER"
         )
     for path in (run.metrics, run.samples):
         keep_records(path, step - 1 if unrecorded else step)

@@ -179,7 +179,7 @@ def _inside(group: Any, path: str) -> Any:
 def _array(group: Any, path: str) -> h5py.Dataset:
     array = _inside(group, path)
     if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external or array.dtype != np.float32:
-        raise InputError(f"its {path!r} is no array of float32, or lies in another file")
+        raise InputError(f"its {path!r} is not a float32 array, or lies in another file")
     return array
 
 

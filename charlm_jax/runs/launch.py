@@ -115,7 +115,7 @@ def launch(
         else:
             executor.update_parameters(timeout_min=60 * 24 * 365)  # a limit is required
     except (RuntimeError, OSError, ValueError) as error:
-        ways = "see that the options are right and that Slurm can be reached from here, or take --launcher local"
+        ways = "check the options, and that Slurm can be reached from here, or use --launcher local"
         raise InputError(f"--launcher {launcher} cannot submit: {' '.join(str(error).split())}; {ways}") from error
     while waiting or running:
         while waiting and slots:
@@ -171,7 +171,7 @@ class _Queue:
                 for name, job in jobs.items():
                     self._unknown[name] = 0 if job.job_id in states else self._unknown[name] + 1
             except (OSError, RuntimeError) as error:  # Slurm may answer the next time
-                said = f"{error}; waiting on"
+                said = f"{error}; waiting"
             if said not in ("", self._told):
                 tell(f"slurm      {said}")
                 self._told = said
@@ -219,7 +219,7 @@ def _slots(at_once: int | None) -> list[str | None]:
     if not gpus or os.environ.get("JAX_PLATFORMS") == "cpu":
         return [told] * (at_once or 2)
     at_once = at_once or len(gpus)
-    require("--jobs", at_once, at_once <= len(gpus), f"at most {len(gpus)}, as many as there are GPUs here")
+    require("--jobs", at_once, at_once <= len(gpus), f"at most {len(gpus)}, the number of GPUs here")
     return [",".join(gpus[number::at_once]) for number in range(at_once)]
 
 
@@ -245,12 +245,10 @@ def _job(
 
 def _stop(jobs: Sequence[Any], launcher: str) -> None:
     if launcher == "slurm":
-        raise Preempted(
-            "stopped waiting; Slurm's jobs go on, and the same command shows the results when they are done"
-        )
+        raise Preempted("stopped waiting; Slurm's jobs keep running, and the same command shows results once they end")
     while alive := [job for job in jobs if not job.done()]:
         for job in alive:  # repeatedly, as a job that has just started does not listen yet
             with suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)
         time.sleep(_POLL)
-    raise Preempted("stopped by a signal, and so are the jobs; what they saved stays, and the same command goes on")
+    raise Preempted("stopped by a signal, as are the jobs; what they saved is kept, and the same command resumes")

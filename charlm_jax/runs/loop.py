@@ -59,7 +59,7 @@ Run = Generator[Epoch | Advance, Any]
 
 
 def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int = 1, watched: bool = True) -> Run:
-    """Train a run to its end, from its newest sound state if it has one.
+    """Train a run to its end, from its newest intact state if it has one.
 
     At the end of an epoch its state is saved first; then the model is evaluated and sampled, and the records are
     written, the epoch's own last. What an interrupt leaves unfinished is redone from the newest state, with the same
@@ -74,7 +74,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
         watched: whether to show progress.
 
     Raises:
-        InputError: the directory cannot be used, or holds states or records but no sound state.
+        InputError: the directory cannot be used, or holds states or records but no intact state.
         DivergedError: training diverged, or rolling back did not help; the last good state is saved.
         Preempted: a stop was requested; the state is saved.
     """
@@ -122,7 +122,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
 
 
 def _restore(run: RunDirectory, folders: Sequence[Path], job: Job) -> TrainingState | None:
-    """Return the newest sound state in some folders, and rename newer ones that are damaged."""
+    """Return the newest intact state in some folders, and rename newer ones that are damaged."""
 
     def spoiled(path: Path, error: DamagedError) -> None:
         tell(f"the state {str(path)!r} is damaged: {error}. It is now {quarantine(path).name}; another is used")
@@ -146,17 +146,17 @@ def _save(run: RunDirectory, job: Job, state: TrainingState) -> None:
 
 
 def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
-    """Print where a run resumes, or raise an InputError if it would start anew although steps are recorded."""
+    """Print where a run resumes, or raise an InputError if it would start again although steps are recorded."""
     recorded = max((record["step"] for record in read_records(run.metrics)), default=0)
     if recorded and not step:
         raise InputError(
-            f"the states of {str(run.path)!r} are gone, of which there are records up to step {recorded:,}; put back "
-            "checkpoints/ or best/ from a copy, or start anew in another --run-dir"
+            f"{str(run.path)!r} has records up to step {recorded:,}, but its states are missing; restore checkpoints/ "
+            "or best/ from a copy, or start again in another --run-dir"
         )
     if recorded > step:
-        tell(f"the state of step {recorded:,}, of which there are records, is not to be had")
+        tell(f"there are records up to step {recorded:,}, but its state is missing")
     if recorded or step:
-        tell(f"going on from step {step:,} of {job.steps:,} in {run.path}")
+        tell(f"resuming from step {step:,} of {job.steps:,} in {run.path}")
 
 
 def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
@@ -164,13 +164,13 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
     best = _restore(run, [run.best], job)
     if best is None or float(state.learning_rate) <= _LEAST_RATE * job.configuration.learning_rate:
         raise DivergedError(
-            f"training went astray in epoch {int(state.step) // job.steps_per_epoch}, and going back does not help; "
+            f"training went astray in epoch {int(state.step) // job.steps_per_epoch}, and rolling back did not help; "
             f"try {_calmer(job)}, in another --run-dir"
         )
     halved = state.learning_rate / 2
     back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, learning_rate=halved)
     step, rate = int(state.step), float(halved)
-    where = f"to the model of step {int(best.step):,}; from here on the learning rate is {rate:g} at most"
+    where = f"to the model of step {int(best.step):,}; the learning rate is now {rate:g} at most"
     tell(f"{run.path.name}: rolled back {where}")
 
     def record() -> None:
@@ -251,7 +251,7 @@ def _train_epoch(
             if stopped:
                 raise Preempted(
                     f"stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, and the same command "
-                    f"with --run-dir {run.path} goes on"
+                    f"with --run-dir {run.path} resumes"
                 )
             # The same program runs any number of steps, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / seconds)))
@@ -268,8 +268,8 @@ def _diverged(job: Job, step: int, path: Path, what: str) -> str:
 
 def _astray(job: Job, losses: list[float], path: Path) -> str:
     return (
-        f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above what it was "
-        f"or would be with all characters equally likely (lowest: {min(losses):.4f}); training has gone astray. Try "
+        f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above its lowest "
+        f"({min(losses):.4f}) or that of all characters equally likely; training has gone astray. Try "
         f"{_calmer(job)}, or --on-divergence rollback"
     )
 

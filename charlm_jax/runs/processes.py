@@ -30,7 +30,7 @@ _AGREED = "all processes of the job know of this"  # a note on errors that all p
 _LAST = 3  # seconds that a failing first process stays: JAX ends the others with it, which may be failing alike
 _START = 45  # seconds in which all processes of a job must be there: if one has died, the others end within a minute
 _HEARTBEAT = 30  # seconds without a heartbeat from a machine after which the others end
-_WAY_OUT = "see that all are started, with one address and numbers from 0, and that the first one's port can be reached"
+_WAY_OUT = "check that all started with one address and numbers from 0, and that the first one's port can be reached"
 _T = TypeVar("_T")
 _Tree = TypeVar("_Tree")
 
@@ -90,8 +90,8 @@ def _gathering() -> Iterator[None]:
 
     def give_up() -> None:
         tell(
-            f"error: the processes of this job were not all there within {_START} seconds. If one ended, start all "
-            f"again, and the last saved state is gone on from; else {_WAY_OUT}"
+            f"error: the processes of this job did not all start within {_START} seconds. If one ended, start all "
+            f"again to resume from the last saved state; else {_WAY_OUT}"
         )
         os._exit(ABORTED)
 
@@ -110,7 +110,7 @@ def _require_equal_shares() -> None:
     if len(set(shares.values())) > 1:
         raise InputError(
             f"the processes of this job have different numbers of devices ({', '.join(map(str, shares.values()))}); "
-            "give each as many, on CPUs by the variable JAX_NUM_CPU_DEVICES"
+            "give each as many, on CPUs with JAX_NUM_CPU_DEVICES"
         )
 
 
@@ -131,7 +131,7 @@ def _part() -> None:
     try:
         jax.distributed.shutdown()
     except RuntimeError as error:
-        tell(f"another process of this job did not come to its end: {str(error).splitlines()[0]}")
+        tell(f"another process of this job did not finish: {str(error).splitlines()[0]}")
 
 
 def _place(distributed: str | None) -> dict[str, Any] | None:
@@ -179,7 +179,7 @@ def _leave(error: BaseException) -> NoReturn:
         with exit_codes():
             if not _is_loss(error):
                 raise error
-            tell("another process of this job is gone; the last saved state stays, run the same commands to go on")
+            tell("another process of this job is gone; run the same commands to resume from the last saved state")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:

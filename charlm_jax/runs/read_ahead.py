@@ -36,7 +36,7 @@ def read_ahead(
     Raises:
         InputError: grain is not installed, or an id stands for no character of the vocabulary.
     """
-    what = "a text read while it is learned (--text streamed, or auto for a long one; else --text resident) needs grain"
+    what = "a streamed text (--text streamed, or auto for a long one; else --text resident) needs grain"
     with optional(what, "streaming"):
         import grain  # takes half a second to load, and most runs have their text in memory
 

@@ -15,8 +15,8 @@ _SIGNALS = signal.SIGTERM, signal.SIGINT
 
 StopRequested = Callable[[], bool]
 _STAYS = (
-    "what was saved stays, and the same command goes on from it if it names the directory, as by --run-dir; if nothing "
-    "was, it begins anew"
+    "what was saved is kept, and the same command resumes if it names the directory, as with --run-dir; if "
+    "nothing was, it starts again"
 )
 
 
@@ -52,7 +52,7 @@ def _watch(reader: int, requested: threading.Event, grace: float) -> None:
     if not _signalled(reader, _SIGNALS, None):
         return  # the block has ended
     requested.set()
-    _say("\nstopping as soon as nothing is lost by it; Ctrl-C (SIGINT) stops at once")
+    _say("\nstopping as soon as nothing would be lost; Ctrl-C (SIGINT) stops at once")
     again = _signalled(reader, (signal.SIGINT,), time.monotonic() + grace)
     if again is None:
         _say(f"not done {grace:g} seconds after the signal: {_STAYS}")

@@ -50,7 +50,7 @@ def train_run(configuration: Configuration, path: str | Path, *, devices: int | 
 def train(
     job: Job, path: Path, stop_requested: StopRequested = lambda: False, *, text: TextPlace = "auto"
 ) -> Iterator[Epoch]:
-    """Train in a run directory, from its newest sound state if it has one; yield each epoch as it ends.
+    """Train in a run directory, from its newest intact state if it has one; yield each epoch as it ends.
 
     See `go_on` for what is written when, and what is raised.
 
@@ -183,7 +183,7 @@ def _whole_text(job: Job, mesh: Mesh) -> jax.Array:
     if len(job.training_ids) >= 2**31:
         raise InputError(
             f"{job.corpus.name!r} has {len(job.corpus.ids):,} characters, but places in a text on a device are 32-bit "
-            "numbers; give --text streamed, if one model is trained"
+            "numbers; give --text streamed if training one model"
         )
     require_known(job.training_ids, job.vocabulary)
     # A copy: on a CPU a device array may be a view of NumPy's memory.

@@ -143,10 +143,10 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     """Return a run with its model, the `best` by held-out loss or the `newest`, on one device.
 
     If nothing is held out, the best is the newest. If the best is missing or damaged, a warning says so, and the newest
-    sound one is used.
+    intact one is used.
 
     Raises:
-        InputError: the run has no checkpoint yet, or no sound one.
+        InputError: the run has no checkpoint yet, or no intact one.
     """
     configuration = run.configuration()
     vocabulary = run.vocabulary()
@@ -201,19 +201,19 @@ def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Inte
     chosen, recorded = run.configuration(), run.provenance()["corpus"]
     if recorded["sha256"] is None:
         raise InputError(
-            f"the text that the model of {str(run.path)!r} learned from is not known, as it is from another library; "
+            f"the text that the model of {str(run.path)!r} learned from is unknown, as it is from another library; "
             "name a text with --text FILE"
         )
     if chosen.corpus not in NAMES and not Path(chosen.corpus).exists():
         raise InputError(
-            f"the text that the run {str(run.path)!r} learned from is gone from {chosen.corpus!r}; put it back, or "
-            "evaluate another with --text FILE"
+            f"the text that the run {str(run.path)!r} learned from is missing from {chosen.corpus!r}; restore it, "
+            "or name another with --text FILE"
         )
     corpus = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     if corpus.sha256 != recorded["sha256"]:
         raise InputError(
             f"the corpus {corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
-            "put that one back, or name a text with --text FILE"
+            "restore that text, or name one with --text FILE"
         )
     ids = encoded(corpus, run.vocabulary()).ids
     return split_held_out(ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window)

@@ -21,13 +21,13 @@ class Finding:
 
     Attributes:
         path: the file.
-        verdict: `aside` is a damaged file that training has set aside; `unread` is a state that cannot be judged, as
-            the run's configuration or provenance is not sound.
+        verdict: `BAD` is a damaged, missing or foreign file; `set aside` is a damaged one that training has renamed;
+            `unchecked` is a state that cannot be judged, as the run's configuration or provenance is bad.
         problem: what is wrong with the file; empty if nothing is, as far as is known.
     """
 
     path: Path
-    verdict: Literal["sound", "NOT SO", "aside", "unread"]
+    verdict: Literal["ok", "BAD", "set aside", "unchecked"]
     problem: str = ""
 
 
@@ -51,24 +51,24 @@ def verify(run: RunDirectory) -> Iterator[Finding]:
                 if known:
                     yield _judge(path, lambda path=path: read_state(path, model_shapes(run), run.identity()))
                 else:
-                    yield Finding(path, "unread")
+                    yield Finding(path, "unchecked")
         others = set(folder.iterdir()) - set(state_files(folder).values()) if folder.is_dir() else set()
         for path in sorted(path for path in others if not is_temporary(path)):
             if QUARANTINED in path.name:
-                yield Finding(path, "aside")
+                yield Finding(path, "set aside")
             else:
-                yield Finding(path, "NOT SO", "it is no state of this run, and is not used")
+                yield Finding(path, "BAD", "it is not a state of this run, and is unused")
     if not metrics.problem:
         yield from _missing_states(run)
 
 
 def ways_out(run: RunDirectory, findings: Sequence[Finding]) -> str:
-    """Return advice on what to do about files that are not sound."""
-    has_model = any(finding.verdict == "sound" and finding.path.parent != run.path for finding in findings)
+    """Return advice on what to do about bad files."""
+    has_model = any(finding.verdict == "ok" and finding.path.parent != run.path for finding in findings)
     goes_on = not any(finding.problem and finding.path.parent == run.path for finding in findings)
-    way = "put back copies of them"
+    way = "restore copies of them"
     if has_model and goes_on:
-        return f"{way}, or train on, which goes on from the newest sound state"
+        return f"{way}, or resume training from the newest intact state"
     return (
         f"{way}, or start from its model in another run: --init-from {run.path} --run-dir OTHER" if has_model else way
     )
@@ -78,8 +78,8 @@ def _judge(path: Path, check: Callable[[], object]) -> Finding:
     try:
         check()
     except InputError as error:
-        return Finding(path, "NOT SO", str(error) if path.exists() or path.is_symlink() else "it is missing")
-    return Finding(path, "sound")
+        return Finding(path, "BAD", str(error) if path.exists() or path.is_symlink() else "it is missing")
+    return Finding(path, "ok")
 
 
 def _require_epochs(run: RunDirectory) -> None:
@@ -108,4 +108,4 @@ def _missing_states(run: RunDirectory) -> Iterator[Finding]:
         wanted.append((run.best, steps[losses.index(min(losses))]))
     for folder, step in wanted:
         if max(state_files(folder), default=-1) < step:
-            yield Finding(folder / f"{step}{SUFFIX}", "NOT SO", "it is recorded, and is not there")
+            yield Finding(folder / f"{step}{SUFFIX}", "BAD", "it is recorded but missing")
