@@ -70,12 +70,12 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.conversion import make_run, write_model
     from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.encoding import encoded, open_corpus
-    from charlm_jax.runs.trained import load_model
+    from charlm_jax.runs.trained import read_run
 
     source, target = arguments.source, arguments.target
     if source.is_dir():
         ending = next(ending for ending in MODEL_FILES if target.name.endswith(ending))
-        write_model(load_model(open_run(source), arguments.checkpoint), target, ending, arguments.length)
+        write_model(read_run(open_run(source), arguments.checkpoint), target, ending, arguments.length)
     else:
         said = {"gate_activation": arguments.gate_activation, "window": arguments.window}
         if arguments.corpus is not None:

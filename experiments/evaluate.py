@@ -72,10 +72,10 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture
-    from charlm_jax.runs.trained import load_model, load_text
+    from charlm_jax.runs.trained import load_text, read_run
 
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
-    loaded = load_model(run, arguments.checkpoint)
+    loaded = read_run(run, arguments.checkpoint)
     keep_compiled_programs()
     window, stride = loaded.configuration.window, arguments.stride
     training = None

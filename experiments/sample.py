@@ -82,7 +82,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.generation.generate import generate_pieces, stream_keys
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.records import read_records
-    from charlm_jax.runs.trained import load_model
+    from charlm_jax.runs.trained import read_run
 
     prompts = arguments.prompt
     if prompts is None:
@@ -97,7 +97,7 @@ def main(flags: Sequence[str]) -> None:
     total = len(prompts) * len(temperatures) * arguments.count
     portion = _share(total, _PORTION)
     mesh = open_mesh(arguments.devices, rows=portion)
-    loaded = load_model(run, arguments.checkpoint)
+    loaded = read_run(run, arguments.checkpoint)
     keep_compiled_programs()
     encoded = {prompt: loaded.vocabulary.encode(prompt, "prompt") for prompt in prompts}
     key, seen = jax.random.key(arguments.seed), Counter[tuple[str, float]]()

@@ -95,10 +95,10 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_pictures, write_atomically, write_table
-    from charlm_jax.runs.trained import load_model, load_text
+    from charlm_jax.runs.trained import load_text, read_run
 
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
-    loaded = load_model(run, arguments.checkpoint)
+    loaded = read_run(run, arguments.checkpoint)
     chosen, vocabulary = loaded.configuration, loaded.vocabulary
     keep_compiled_programs()
     training, human = load_text(run)

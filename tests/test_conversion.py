@@ -26,7 +26,7 @@ from charlm_jax.model.interop import to_keras, to_torch
 from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.runs import conversion
 from charlm_jax.runs.directory import open_run
-from charlm_jax.runs.trained import load_model
+from charlm_jax.runs.trained import read_run
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: .venv/bin/python -m pip install -e '.[interop]'")
 
@@ -69,7 +69,7 @@ def made(request, tmp_path_factory):
 
 def assert_same(run, parameters, **tolerance):
     for here, there in zip(
-        jax.tree.leaves(load_model(open_run(run)).model.parameters), jax.tree.leaves(parameters), strict=True
+        jax.tree.leaves(read_run(open_run(run)).model.parameters), jax.tree.leaves(parameters), strict=True
     ):
         np.testing.assert_allclose(here, there, **{"rtol": 0, "atol": 0, **tolerance})
 
@@ -82,7 +82,7 @@ def sampled(capsys, run, *flags):
 
 def test_a_run_of_a_file_is_what_the_file_and_its_record_say(made):
     path, network, parameters, said = made
-    loaded = load_model(open_run(path))
+    loaded = read_run(open_run(path))
     assert (loaded.model.network, loaded.step, loaded.vocabulary) == (network, 0, Vocabulary(CHARACTERS))
     assert (loaded.configuration.window, loaded.configuration.sampler) == (WINDOW, said["sampler"])
     assert_same(path, parameters)
@@ -217,11 +217,11 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
     flags = ["--gate-activation", "sigmoid", "--corpus", text, "--lowercase"]
     assert call(*command, *flags) == 0
     assert "use 60 (--window)" in capsys.readouterr().err
-    model = load_model(open_run(tmp_path / "run"))
+    model = read_run(open_run(tmp_path / "run"))
     assert model.vocabulary.characters == CHARACTERS
     assert (model.configuration.lowercase, model.configuration.window) == (True, 60)
     assert call(*command[:2], tmp_path / "other", *flags, "--window", 7) == 0
-    assert load_model(open_run(tmp_path / "other")).configuration.window == 7
+    assert read_run(open_run(tmp_path / "other")).configuration.window == 7
 
 
 def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):

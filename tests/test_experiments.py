@@ -28,7 +28,7 @@ from charlm_jax.runs.configuration import PRESETS
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.encoding import encode
 from charlm_jax.runs.records import read_records
-from charlm_jax.runs.trained import load_model, load_text
+from charlm_jax.runs.trained import load_text, read_run
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
@@ -125,7 +125,7 @@ def test_the_main_job_prints_results_to_stdout_and_the_rest_to_stderr(trained):
     losses = [record["held_out_loss"] for record in read_records(trained[0] / "metrics.jsonl", "evaluation")]
     number, loss = min(enumerate(losses, start=1), key=lambda entry: entry[1])
     assert f"finished; best: epoch {number}, {loss:.4f} nats per character of held-out text; " in errors
-    model, texts = load_model(open_run(trained[0])), load_text(open_run(trained[0]))
+    model, texts = read_run(open_run(trained[0])), load_text(open_run(trained[0]))
     losses = baselines(*texts, len(model.vocabulary), model.vocabulary.decode)
     words = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
     assert words.startswith("uniform 3.0445, unigram")
@@ -242,7 +242,7 @@ def test_evaluate_says_what_the_model_earns_and_draws_it(trained, tmp_path, caps
     assert call("evaluate", path, "--figure", figure) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    loaded, (training, held_out) = load_model(open_run(path)), load_text(open_run(path))
+    loaded, (training, held_out) = read_run(open_run(path)), load_text(open_run(path))
     assert (result["window"], result["stride"], result["step"]) == (10, 1, loaded.step)
     assert result["baselines"] == baselines(training, held_out, len(loaded.vocabulary), loaded.vocabulary.decode)
     assert list(result["baselines"]) == ["uniform", "unigram", "7-gram", "bz2", "xz"]
@@ -313,7 +313,7 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
     two, three = (read_records(tmp_path / name / "temperature_samples.jsonl") for name in ("two", "three"))
     assert two == [record for record in three if record["temperature"] in (0.5, 1.0)]
     assert len(three) == 24
-    model, (_, held_out) = load_model(open_run(path)), load_text(open_run(path))
+    model, (_, held_out) = read_run(open_run(path)), load_text(open_run(path))
     text = model.vocabulary.decode(held_out)
     starts = [number * (len(text) - 40) // 7 for number in range(8)]
     assert [record["prompt"] for record in two[:8]] == [text[start : start + 10] for start in starts]
@@ -632,9 +632,9 @@ def test_a_killed_command_run_again_ends_as_if_unbroken(corpus, tmp_path, unbrok
     process.send(number)
     ended = process.wait()
     assert ended.code == code, ended.errors
-    step = load_model(open_run(path), "newest").step
+    step = read_run(open_run(path), "newest").step
     assert Command(flags, tmp_path).wait().code == 0
-    broken, whole = load_model(open_run(path), "newest"), load_model(open_run(unbroken), "newest")
+    broken, whole = read_run(open_run(path), "newest"), read_run(open_run(unbroken), "newest")
     assert step < broken.step == whole.step
     assert all(map(np.array_equal, jax.tree.leaves(broken.model), jax.tree.leaves(whole.model)))
     assert read_records(path / "samples.jsonl") == read_records(unbroken / "samples.jsonl")

@@ -30,7 +30,7 @@ from charlm_jax.runs.directory import RunDirectory, open_run
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.tracking import points_of
 from charlm_jax.runs.train import train
-from charlm_jax.runs.trained import load_model, load_run, model_shapes
+from charlm_jax.runs.trained import load_run, read_run, snapshot_shapes
 from charlm_jax.runs.verification import verify
 
 TINY = [
@@ -169,7 +169,7 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
     best.unlink()
     assert [finding.path for finding in verify(open_run(path)) if finding.problem] == [newest, best]
     capsys.readouterr()
-    assert load_model(open_run(path), "newest").step < int(newest.stem)
+    assert read_run(open_run(path), "newest").step < int(newest.stem)
     said = capsys.readouterr().err
     assert how == "deleted" or (str(newest) in said and "is damaged" in said)
     ended = begin().wait()
@@ -192,7 +192,7 @@ def test_a_flipped_bit_anywhere_is_found(unbroken, tmp_path, sized, report):
     """Every byte of every state's file in turn, one of its bits: none is restored as if it were intact."""
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(unbroken[0], run.path)
-    like, identity, flipped = model_shapes(run), run.identity(), 0
+    like, identity, flipped = snapshot_shapes(run), run.identity(), 0
     for folder in (run.checkpoints, run.best):
         for path in state_files(folder).values():
             content = bytearray(path.read_bytes())
@@ -215,7 +215,7 @@ def test_metadata_of_any_kind_is_damage_and_an_error_of_the_disk_is_not(unbroken
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(unbroken[0], run.path)
     path = list(state_files(run.checkpoints).values())[-1]
-    arrays, like, identity = load(path.read_bytes()), model_shapes(run), run.identity()
+    arrays, like, identity = load(path.read_bytes()), snapshot_shapes(run), run.identity()
     for digests in ("[]", "{}", "7", "null", "[" * 100_000, '{"step": 7}', "[[1, 2]]", ""):
         path.write_bytes(save(arrays, {"run": identity, "sha256": digests}))
         with pytest.raises(DamagedError):
@@ -264,7 +264,7 @@ def test_where_no_state_is_sound_the_run_stops(begin, unbroken, tmp_path):
         assert (untouched(path / "checkpoints"), untouched(path / "best")) == before
     shutil.rmtree(path / "best")
     shutil.copytree(unbroken[0] / "best", path / "best")
-    assert load_model(open_run(path), "newest").step == load_model(open_run(path), "best").step > 0
+    assert read_run(open_run(path), "newest").step == read_run(open_run(path), "best").step > 0
     assert begin().wait().code == 0
     assert result(path) == unbroken[1], "it is a checkpoint again"
 
@@ -275,12 +275,12 @@ def test_a_changed_configuration_is_not_a_damaged_state(begin, unbroken, tmp_pat
     text = (path / "config.json").read_text()
     (path / "config.json").write_text(text.replace('"dropout": 0.2', '"dropout": 0.3'))
     with pytest.raises(InputError, match=r"config.json or provenance.json has changed"):
-        load_model(open_run(path), "newest")
+        read_run(open_run(path), "newest")
     ended = begin("--dropout", 0.3).wait()
     assert ended.code == 2
     assert "config.json or provenance.json has changed" in ended.errors
     (path / "config.json").write_text(text)
-    assert load_model(open_run(path), "newest").step == max(state_files(path / "checkpoints"))
+    assert read_run(open_run(path), "newest").step == max(state_files(path / "checkpoints"))
 
 
 @pytest.mark.parametrize("full", ["at the states", "at the records"])
@@ -385,13 +385,13 @@ def test_another_number_of_devices_goes_on_with_the_same_parameters(unbroken, tm
     chosen = dataclasses.replace(open_run(unbroken[0]).configuration(), batch_size=16, epochs=3)
     path = tmp_path / "run"
     next(train(prepare(chosen, devices=before), path))
-    saved = load_model(open_run(path), "newest")
+    saved = read_run(open_run(path), "newest")
     capsys.readouterr()
     job = prepare(chosen, devices=after)
     run = RunDirectory(path)
-    restored = newest_state(run.states, model_shapes(run), run.identity(), lambda *_: None)
+    restored = newest_state(run.states, snapshot_shapes(run), run.identity(), lambda *_: None)
     assert restored is not None
-    assert all(map(np.array_equal, jax.tree.leaves(restored.parameters), jax.tree.leaves(saved.model)))
+    assert all(map(np.array_equal, jax.tree.leaves(restored.model), jax.tree.leaves(saved.model)))
     assert [epoch.epoch for epoch in train(job, path)] == [2, 3]
     assert f"not bit-exact: this run was started elsewhere (device_count {before} then and {after} now" in (
         capsys.readouterr().err

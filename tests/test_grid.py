@@ -12,7 +12,7 @@ from charlm_jax.runs import grid, train
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.grid import parse_grid, run_grid
 from charlm_jax.runs.history import held_out_losses
-from charlm_jax.runs.trained import load_model, load_text
+from charlm_jax.runs.trained import load_text, read_run
 
 SMALL = ["--window", "10", "--batch-size", "4", "--epochs", "2", "--temperatures", "0.5", "--sample-length", "10"]
 
@@ -50,7 +50,7 @@ def test_truths_and_nothing_can_be_varied(corpus, tmp_path):
 def test_the_gap_is_to_windows_from_all_over_the_training_text(corpus, tmp_path):
     arguments, runs = parse(*corpus, "--vary", "hidden_size=4", "--replicas", 1, "--grid-dir", tmp_path / "grid")
     run_grid(arguments, runs, lambda: False)
-    loaded = load_model(open_run(runs[0].path))
+    loaded = read_run(open_run(runs[0].path))
     training, held_out = load_text(open_run(runs[0].path))
     starts = range(0, len(training) - 10, 3 * (len(training) // len(held_out)))
     windows = jnp.array([training[start : start + 11] for start in starts], jnp.int32)

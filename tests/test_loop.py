@@ -28,7 +28,7 @@ from charlm_jax.runs.records import read_records
 from charlm_jax.runs.samples import _prompt
 from charlm_jax.runs.stop import stop_requests
 from charlm_jax.runs.train import train, train_together
-from charlm_jax.runs.trained import load_model, load_text
+from charlm_jax.runs.trained import load_text, read_run
 
 TINY = Configuration(
     lowercase=True, window=10, stride=2, batch_size=16, hidden_size=8, epochs=2, sample_length=20, seed=3
@@ -54,7 +54,7 @@ def finish(configuration, path):
 def left_behind(path):
     """Return what a run must reproduce: its final and best parameters and its records but for the clock."""
     run = RunDirectory(path)
-    newest, best = load_model(run, "newest"), load_model(run, "best")
+    newest, best = read_run(run, "newest"), read_run(run, "best")
     clock = ("seconds", "characters_per_second")
     metrics = [
         {key: value for key, value in record.items() if key not in clock} for record in read_records(run.metrics)
@@ -106,7 +106,7 @@ def mended(configuration, path, monkeypatch, dispatches, deed, end):
     with monkeypatch.context() as patch, end:
         stop_after(patch, dispatches, deed)
         finish(configuration, path)
-    assert 0 < load_model(open_run(path), "newest").step < prepare(configuration).steps_per_epoch
+    assert 0 < read_run(open_run(path), "newest").step < prepare(configuration).steps_per_epoch
     return finish(configuration, path)
 
 
@@ -202,8 +202,8 @@ def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, 
     assert [(epoch.epoch, bool(epoch.samples)) for epoch in epochs] == [*((n, False) for n in (1, 2, 3, 4)), (5, True)]
     assert "stopped early: no lower held-out loss for 2 epochs" in capsys.readouterr().err
     run, steps = open_run(tmp_path / "run"), prepare(patient).steps_per_epoch
-    assert load_model(run).step == 3 * steps
-    assert load_model(run, "newest").step == 5 * steps
+    assert read_run(run).step == 3 * steps
+    assert read_run(run, "newest").step == 5 * steps
     assert list(train(prepare(patient), tmp_path / "run")) == []
     assert "stopped early" in capsys.readouterr().err
     losses = iter([1.9])
@@ -245,17 +245,17 @@ def test_a_run_goes_on_from_another_runs_model_with_its_vocabulary(tiny, tmp_pat
         finish(tiny, tmp_path / "first")
     (tmp_path / "other.txt").write_text(small_text[200:])
     second = dataclasses.replace(tiny, corpus=str(tmp_path / "other.txt"), init_from=str(tmp_path / "first"), seed=4)
-    job, source = prepare(second), load_model(open_run(tmp_path / "first"))
-    assert source.step < load_model(open_run(tmp_path / "first"), "newest").step, "it goes on from the best"
+    job, source = prepare(second), read_run(open_run(tmp_path / "first"))
+    assert source.step < read_run(open_run(tmp_path / "first"), "newest").step, "it goes on from the best"
     assert job.vocabulary == source.vocabulary
     start = loop.first_state(job)
-    assert all(map(np.array_equal, jax.tree.leaves(start.parameters), jax.tree.leaves(source.model)))
+    assert all(map(np.array_equal, jax.tree.leaves(start.model), jax.tree.leaves(source.model)))
     assert int(start.step) == 0
     epochs, *_ = finish(second, tmp_path / "second")
     assert epochs[0].training_loss < finish(tiny, tmp_path / "first")[2][1]["training_loss"]
 
     finish(dataclasses.replace(tiny, precision="bfloat16", epochs=1), tmp_path / "coarse")
-    assert load_model(open_run(tmp_path / "coarse")).model.network.precision == "bfloat16"
+    assert read_run(open_run(tmp_path / "coarse")).model.network.precision == "bfloat16"
     finer = prepare(dataclasses.replace(second, init_from=str(tmp_path / "coarse")))
     assert finer.network.precision == "float32", "the source's precision stays its own"
     loop.first_state(finer)
@@ -381,7 +381,7 @@ def test_training_that_diverges_keeps_the_last_finite_state(tiny, tmp_path):
     said = r"in epoch 1, up to step \d+, 10 steps in a row were not finite; .* --learning-rate, or --clip 1, in another"
     with pytest.raises(DivergedError, match=said):
         finish(wild, tmp_path / "run")
-    loaded = load_model(open_run(tmp_path / "run"))
+    loaded = read_run(open_run(tmp_path / "run"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.model))
 
 
@@ -391,7 +391,7 @@ def test_divergence_that_only_the_evaluation_sees(tiny, tmp_path):
     for _ in range(2):
         with pytest.raises(DivergedError, match="in epoch 1, up to step 1, the evaluation after it was not finite"):
             finish(wild, tmp_path / "run")
-    assert load_model(open_run(tmp_path / "run")).step == 1
+    assert read_run(open_run(tmp_path / "run")).step == 1
     assert read_records(tmp_path / "run" / "metrics.jsonl") == []
 
 
@@ -527,7 +527,7 @@ def test_training_that_goes_astray(tiny, tmp_path, monkeypatch, capsys, response
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
     first, third = (read_state(state_files(run.checkpoints)[n * steps], like, run.identity()) for n in (1, 3))
     back = first._replace(step=jnp.int32(2 * steps), learning_rate=first.learning_rate / 2)
-    train_steps = make_train_steps(job.network, job.optimizer, job.order, chosen.objective, job.mesh)
+    train_steps = make_train_steps(job.optimizer, job.order, chosen.objective, job.mesh)
     expected = train_steps(
         replicate(back, job.mesh), replicate(jnp.array(job.training_ids), job.mesh), job.key, 3 * steps
     )
@@ -592,7 +592,7 @@ def test_runs_trained_together_and_stopped_go_on_bit_for_bit(three, tmp_path, mo
         stop_after(patch, dispatches, terminate)
         with pytest.raises(Preempted):
             finish_together(three, tmp_path / "broken")
-    assert all(load_model(open_run(tmp_path / "broken" / str(number)), "newest").step > 0 for number in range(3))
+    assert all(read_run(open_run(tmp_path / "broken" / str(number)), "newest").step > 0 for number in range(3))
     again = finish_together(three, tmp_path / "broken")
     assert all(same(one, other) for one, other in zip(again, unbroken, strict=True))
 

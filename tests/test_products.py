@@ -72,7 +72,7 @@ def test_every_product_of_training_and_sampling_asks_an_accelerator_for_it(preci
     ids, key, keys = jnp.zeros(200, jnp.uint8), jax.random.key(1), jax.random.split(jax.random.key(2), 2)
     prompts, lengths = jnp.zeros((2, 10), jnp.int32), jnp.array([10, 3])
     sampling = read_prompts(Model(network, parameters), prompts, lengths, sampler="windowed", window=10)
-    train_steps: Any = make_train_steps(network, optimizer, order, "every-character", mesh)
+    train_steps: Any = make_train_steps(optimizer, order, "every-character", mesh)
     programs = [
         train_steps.trace(state, ids, key, 5),
         jax.jit(lambda ids: losses_along(Model(network, parameters), ids)).trace(prompts),
@@ -103,7 +103,7 @@ def test_training_in_less_precision_stays_near(precision, least, small_text):
         network = CharacterLSTM(len(vocabulary), hidden_size=16, precision=chosen)
         parameters = initial_parameters(network, "keras", jax.random.key(0))
         state = initial_state(Model(network, parameters), optimizer, order, mesh, learning_rate=0.01)
-        state = make_train_steps(network, optimizer, order, "every-character", mesh)(state, ids, key, 96)
-        assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {jnp.dtype(jnp.float32)}
+        state = make_train_steps(optimizer, order, "every-character", mesh)(state, ids, key, 96)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.model)} == {jnp.dtype(jnp.float32)}
         losses[chosen] = float(state.epoch.loss)
     assert least < abs(losses[precision] - losses["float32"]) < 0.01

@@ -26,7 +26,7 @@ from charlm_jax.runs import gathering
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.gathering import gather
 from charlm_jax.runs.records import append_record, read_records
-from charlm_jax.runs.trained import load_model, load_text
+from charlm_jax.runs.trained import load_text, read_run
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>&amp;\"' \u202eevil\x00\x1b[2J\u2028."
@@ -432,7 +432,7 @@ def test_what_is_gathered_is_what_the_run_recorded(copy):
     records = read_records(copy.metrics)
     assert [epoch.held_out_loss for epoch in run.epochs] == [records[0]["held_out_loss"], records[2]["held_out_loss"]]
     assert [epoch.training_loss for epoch in run.epochs] == [records[1]["training_loss"], records[3]["training_loss"]]
-    loaded = load_model(copy)
+    loaded = read_run(copy)
     known = frozenset(re.findall(r"[^\W\d_]+", loaded.vocabulary.decode(load_text(copy)[0])))
     assert run.step == loaded.step
     assert run.configuration["corpus"] == run.provenance["corpus"] == "corpus.txt"

@@ -45,16 +45,16 @@ def start(
     objective: Objective = "last-character",
     hidden=16,
     mesh=MESH,
-    **network,
+    **options,
 ):
     """Return the train steps and a function that makes the first state, which training donates."""
-    model = CharacterLSTM(vocabulary_size, hidden_size=hidden, **network)
+    network = CharacterLSTM(vocabulary_size, hidden_size=hidden, **options)
     optimizer = make_optimizer(rule)
-    train_steps = make_train_steps(model, optimizer, order, objective, mesh)
+    train_steps = make_train_steps(optimizer, order, objective, mesh)
 
     def first():
-        parameters = initial_parameters(model, "keras", KEY)
-        return initial_state(Model(model, parameters), optimizer, order, mesh, learning_rate=rate)
+        model = Model(network, initial_parameters(network, "keras", KEY))
+        return initial_state(model, optimizer, order, mesh, learning_rate=rate)
 
     return train_steps, first
 
@@ -147,13 +147,13 @@ def fifty_steps(rule, rate, dtype, oracle):
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     state = replicate(jax.tree.map(in_precision, first()), MESH)
-    their_losses, theirs = oracle(jax.tree.map(np.asarray, state.parameters), batches)
+    their_losses, theirs = oracle(jax.tree.map(np.asarray, state.model.parameters), batches)
     losses = []
     for stop in range(1, 51):
         state = train_steps(state._replace(epoch=jax.tree.map(jnp.zeros_like, state.epoch)), ids, KEY, jnp.int32(stop))
         assert not int(state.skipped_in_a_row)
         losses.append(float(state.epoch.loss))
-    ours = state.parameters
+    ours = state.model.parameters
     ours = [*keras_cell(ours["lstm_0"]), ours["head"]["kernel"], ours["head"]["bias"]]
     distances = [np.abs(mine - weight).max() for mine, weight in zip(ours, theirs, strict=True)]
     return np.abs(losses / their_losses - 1).max(), max(distances)
@@ -244,8 +244,7 @@ def test_models_that_are_trained_together_are_what_they_are_alone(small_text, or
         alone.append(train_steps(first(), ids, key, stop))
         begun.append(train_steps(first(), ids, key, min(2, stop)))
     mesh = replica_mesh(jax.devices()[:2], replicas)
-    model = CharacterLSTM(size, hidden_size=16, layers=2, dropout=0.3, weight_dropout=0.2)
-    train_together = make_train_steps(model, make_optimizer("rmsprop-keras-2"), order, objective, mesh)
+    train_together = make_train_steps(make_optimizer("rmsprop-keras-2"), order, objective, mesh)
     states = jax.tree.map(lambda *leaves: jnp.stack([np.asarray(leaf) for leaf in leaves]), *begun)
     keys = jnp.stack([key for key, _, _ in seeds])
     together = train_together(states, replicate(ids, mesh), keys, jnp.array([stop for _, _, stop in seeds]))
@@ -294,14 +293,14 @@ def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
     batches = [characters_of(STREAMS, ids, step) for step in range(steps + 15)]
     state, shared = first(), replicate(ids, mesh)
     with lenient_jax():
-        start_on_host, batches_on_host = jax.tree.map(np.asarray, (state.parameters, batches))
+        start_on_host, batches_on_host = jax.tree.map(np.asarray, (state.model.parameters, batches))
         expected, parameters = flax_stream_losses(start_on_host, batches_on_host, steps)
     for stop in (*range(3, steps, 3), steps):
         state = train_steps(state, shared, KEY, stop)
     assert float(state.epoch.loss) == pytest.approx(np.mean(expected[:steps]), rel=1e-5)
     state = train_steps(state, shared, KEY, steps + 15)
     assert float(state.epoch.loss) == pytest.approx(np.mean(expected[steps:]), rel=1e-5)
-    for mine, theirs in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True):
+    for mine, theirs in zip(jax.tree.leaves(state.model.parameters), jax.tree.leaves(parameters), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
     assert all(leaf.shape == (5, 16) for leaf in jax.tree.leaves(state.carry))
 
@@ -332,7 +331,7 @@ def test_fresh_carries_learn_from_every_character_of_shuffled_windows(small_text
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, rate=1e-30, objective="every-character")
     state = train_steps(first(), ids, KEY, ORDER.steps(len(ids)))
-    along = loss_by_position(Model(CharacterLSTM(size, 16), state.parameters), ids, MESH, window=20, stride=3)
+    along = loss_by_position(state.model, ids, MESH, window=20, stride=3)
     assert float(state.epoch.loss) == pytest.approx(along.mean(), rel=1e-5)
     assert state.carry == ()
 
@@ -359,7 +358,7 @@ def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
     steps = ORDER.steps(len(ids))
     for epochs in (1, 2):
         state = train_steps(first(), ids, KEY, epochs * steps)
-        expected = evaluate(Model(CharacterLSTM(size, 16), state.parameters), ids, MESH, window=20, stride=3)
+        expected = evaluate(state.model, ids, MESH, window=20, stride=3)
         assert float(state.epoch.loss) == pytest.approx(expected.loss_nats, rel=1e-5)
 
 
@@ -370,14 +369,14 @@ def test_a_step_to_the_non_finite_is_skipped_and_counted(small_text):
     state = train_steps(first(), ids, KEY, 3)
     assert (int(state.epoch.skipped), int(state.skipped_in_a_row)) == (0, 0)
     before = jax.tree.map(np.asarray, state)
-    head = state.parameters["head"]
-    poisoned = {**state.parameters, "head": {**head, "kernel": head["kernel"] * jnp.float32(1e38) * jnp.float32(1e3)}}
-    after = train_steps(replicate(state._replace(parameters=poisoned), MESH), ids, KEY, 5)
+    sound, head = state.model, state.model.parameters["head"]
+    poisoned = {**sound.parameters, "head": {**head, "kernel": head["kernel"] * jnp.float32(1e38) * jnp.float32(1e3)}}
+    after = train_steps(replicate(state._replace(model=Model(sound.network, poisoned)), MESH), ids, KEY, 5)
     assert (int(after.step), int(after.epoch.skipped), int(after.skipped_in_a_row)) == (5, 2, 2)
     assert (float(after.epoch.loss), int(after.epoch.windows)) == (float(before.epoch.loss), int(before.epoch.windows))
     assert equal(after.optimizer_state, before.optimizer_state)
 
-    healed = train_steps(replicate(after._replace(parameters=before.parameters), MESH), ids, KEY, 7)
+    healed = train_steps(replicate(after._replace(model=before.model), MESH), ids, KEY, 7)
     assert (int(healed.epoch.skipped), int(healed.skipped_in_a_row)) == (2, 0)
     assert int(healed.epoch.windows) == 5 * ORDER.batch_size
     steps = ORDER.steps(len(ids))
@@ -398,17 +397,28 @@ def test_dropout_is_drawn_anew_at_every_step(small_text):
     """Without learning, the running means of the first two steps are those of losses under the two steps' own keys."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, layers=2, dropout=0.5, rate=1e-30)
-    model, parameters = CharacterLSTM(size, 16, layers=2, dropout=0.5), first().parameters
+    model = first().model
 
     def loss(step, key_step):
         characters = characters_of(ORDER, ids, step)
         dropout = Dropout(jax.random.fold_in(fold_text(KEY, "dropout"), key_step), jnp.arange(16))
-        return float(losses_along(Model(model, parameters), characters, dropout=dropout, count=1)[0].mean())
+        return float(losses_along(model, characters, dropout=dropout, count=1)[0].mean())
 
     one, two = (float(train_steps(first(), ids, KEY, stop).epoch.loss) for stop in (1, 2))
     assert one == pytest.approx(loss(0, 0), rel=1e-6)
     assert two == pytest.approx((loss(0, 0) + loss(1, 1)) / 2, rel=2e-6)
     assert two != pytest.approx((loss(0, 0) + loss(1, 0)) / 2, rel=2e-6)
+
+
+def test_a_model_that_is_trained_stays_as_it_was(small_text):
+    """Training donates its states, never the caller's arrays."""
+    ids, size = encode(small_text)
+    network, optimizer = CharacterLSTM(size, 16), make_optimizer("adam")
+    model = Model(network, initial_parameters(network, "keras", KEY))
+    before = jax.tree.map(np.asarray, model)
+    state = initial_state(model, optimizer, ORDER, MESH, learning_rate=0.01)
+    make_train_steps(optimizer, ORDER, "last-character", MESH)(state, ids, KEY, 3)
+    assert equal(model, before)
 
 
 def test_every_step_learns_from_its_own_batch(small_text):
@@ -417,10 +427,9 @@ def test_every_step_learns_from_its_own_batch(small_text):
     train_steps, first = start(ids, size)
     steps = ORDER.steps(len(ids))
     state = train_steps(first(), ids, KEY, steps)
-    parameters = jax.tree.map(jnp.copy, state.parameters)
+    model = jax.tree.map(jnp.copy, state.model)
     state = train_steps(state, ids, KEY, steps + 1)
     for epoch in (0, 1, 2):
-        model = Model(CharacterLSTM(size, 16), parameters)
         expected = last_losses(model, characters_of(ORDER, ids, epoch * steps)).mean()
         assert (float(state.epoch.loss) == pytest.approx(float(expected), rel=1e-5)) is (epoch == 1)
 
@@ -447,7 +456,7 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
     training, fresh = jnp.array(chain[:30_000]), jnp.array(chain[30_000:])
     train_steps, first = start(training, 4, rule="adam", order=ShuffledWindows(8, stride=1, batch_size=128))
     state = train_steps(first(), training, KEY, 700)
-    result = evaluate(Model(CharacterLSTM(4, 16), state.parameters), fresh, MESH, window=8, stride=1)
+    result = evaluate(state.model, fresh, MESH, window=8, stride=1)
 
     scored, before = chain[30_008:], chain[30_007:-1]
     true_loss = surprise[before, scored]
@@ -482,8 +491,7 @@ def test_batches_read_on_the_host_teach_what_the_text_on_the_devices_does(small_
     """Bit for bit, over three epochs and pieces that steps break off in; the batch is not one that devices divide."""
     ids, size = encode(small_text)
     resident, first = start(ids, size, order=order, objective=objective, dropout=0.2)
-    model, optimizer = CharacterLSTM(size, hidden_size=16, dropout=0.2), make_optimizer("rmsprop-keras-2")
-    streamed = make_train_steps(model, optimizer, order, objective, MESH, length=len(ids))
+    streamed = make_train_steps(make_optimizer("rmsprop-keras-2"), order, objective, MESH, length=len(ids))
     end = 3 * order.steps(len(ids))
     expected = resident(first(), ids, KEY, end)
     state, rows = first(), local_rows(order.batch_size, MESH)

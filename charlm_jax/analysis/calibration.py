@@ -89,7 +89,8 @@ def _score(
     temperatures: tuple[float, ...],
 ) -> tuple[Float[Array, "batch temperature"], Float[Array, "batch temperature bin 3"]]:
     """Return each window's loss at each temperature, and (1, confidence, accuracy) in the bin of its prediction."""
-    hidden, _ = model.bound.read(characters[:, :-1])
+    network = model.bound
+    hidden, _ = network.read(characters[:, :-1])
     targets = characters[:, -1]
 
     def one(
@@ -103,4 +104,4 @@ def _score(
         return cross_entropy(weighed, target), jax.nn.one_hot(place, BINS)[:, None] * facts[None, :]
 
     every = jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))
-    return every(model.bound.predict(hidden[:, -1]), targets, jnp.array(temperatures))
+    return every(network.predict(hidden[:, -1]), targets, jnp.array(temperatures))

@@ -59,9 +59,10 @@ def losses_along(
         dropout: if given, dropout is on.
         count: how many losses to return, counted from the end; None means all.
     """
-    hidden, carry = model.bound.read(characters[:, :-1], carry, dropout)
+    network = model.bound
+    hidden, carry = network.read(characters[:, :-1], carry, dropout)
     first = 0 if count is None else hidden.shape[1] - count
-    return cross_entropy(model.bound.predict(hidden[:, first:]), characters[:, 1 + first :]), carry
+    return cross_entropy(network.predict(hidden[:, first:]), characters[:, 1 + first :]), carry
 
 
 def last_losses(model: Model, characters: Int32[Array, "batch length"]) -> Float[Array, " batch"]:

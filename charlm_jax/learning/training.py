@@ -16,7 +16,7 @@ from charlm_jax.data.windows import Batch, Order, draw_batch
 from charlm_jax.keys import Key, ReplicaKeys, fold_text
 from charlm_jax.learning.objective import targets_of, window_losses
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
-from charlm_jax.model.network import Carry, CharacterLSTM, Dropout, Model, Parameters
+from charlm_jax.model.network import Carry, Dropout, Model, Parameters
 
 MOST_SKIPPED = 10
 """Training stops after this many steps in a row have been skipped."""
@@ -41,17 +41,17 @@ class TrainingState(NamedTuple):
 
     Attributes:
         step: updates done or skipped since the start of the run.
-        parameters: the network's.
+        model: the network and its parameters.
         optimizer_state: the optimizer's.
         carry: each row's state after the previous segments; empty where windows start from the zero state.
         epoch: running statistics of the current epoch.
         skipped_in_a_row: how many steps just before this one were skipped.
-        learning_rate: what the optimizer's updates are multiplied by; the chosen one, unless training diverged and was
-            rolled back.
+        learning_rate: what the optimizer's updates are multiplied by; the chosen one, unless an epoch's loss rose far
+            above the lowest and training was rolled back.
     """
 
     step: Int32[Array, ""]
-    parameters: Parameters
+    model: Model
     optimizer_state: PyTree
     carry: Carry
     epoch: EpochSoFar
@@ -68,11 +68,12 @@ def initial_state(
     model: Model, optimizer: optax.GradientTransformation, order: Order, mesh: Mesh, *, learning_rate: float
 ) -> TrainingState:
     """Return the state before the first step, replicated on every device of the mesh."""
-    # Copies: no buffer may be donated twice.
-    carry = jax.tree.map(jnp.copy, model.network.zero_carry((order.batch_size,))) if order.consecutive else ()
+    carry = model.network.zero_carry((order.batch_size,)) if order.consecutive else ()
+    # Copies: no buffer may be donated twice, and the caller's model stays usable.
+    model, carry = jax.tree.map(jnp.copy, (model, carry))
     state = TrainingState(
         step=jnp.int32(0),
-        parameters=model.parameters,
+        model=model,
         optimizer_state=optimizer.init(model.parameters),
         carry=carry,
         epoch=EpochSoFar(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
@@ -102,7 +103,6 @@ TrainSteps = Callable[[TrainingState, Text, Key | ReplicaKeys, int | Int32[Array
 
 
 def make_train_steps(
-    network: CharacterLSTM,
     optimizer: optax.GradientTransformation,
     order: Order,
     objective: Objective,
@@ -134,7 +134,6 @@ def make_train_steps(
     is the same, bit for bit.
 
     Args:
-        network: the model.
         optimizer: the update rule, for a learning rate of 1; see `make_optimizer`.
         order: in which an epoch reads the text.
         objective: which characters of a window are learned.
@@ -147,7 +146,7 @@ def make_train_steps(
     """
     if order.consecutive and not targets_of(objective, order.window).consecutive:
         raise ValueError(f"{objective} reads every window from the zero state; give it ShuffledWindows")
-    learner = _Learner(network, optimizer, order, objective, mesh, least_probability, length)
+    learner = _Learner(optimizer, order, objective, mesh, least_probability, length)
     everywhere, by_rows = PartitionSpec(), PartitionSpec(None, DATA)
     places: Any = by_rows, by_rows, everywhere
     text = everywhere if length is None else Batches(*places)
@@ -164,7 +163,6 @@ def make_train_steps(
 class _Learner:
     """One device's part in training, for use inside `jax.shard_map`; see `make_train_steps`."""
 
-    network: CharacterLSTM
     optimizer: optax.GradientTransformation
     order: Order
     objective: Objective
@@ -202,6 +200,7 @@ class _Learner:
     def step(self, state: TrainingState, text: Text, key: Key) -> TrainingState:
         """Take one step of a model."""
         order = self.order
+        network, parameters = state.model.network, state.model.parameters
         length = self.length or len(text)
         rows = own_rows(order.batch_size, self.mesh)
         if isinstance(text, Batches):
@@ -220,24 +219,24 @@ class _Learner:
         )
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
-            model = Model(self.network, parameters)
+            model = Model(network, parameters)
             losses, carry = window_losses(model, batch, self.objective, start, dropout, self.least_probability)
             return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry if order.consecutive else ()
 
-        (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.parameters)
+        (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(parameters)
         # Each device sees only its own rows of the carry, but all see the loss: a non-finite carry makes it non-finite.
         own_loss += sum(0.0 * jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
         # As one array: the devices wait for one another once, not once per parameter.
         flat, unflatten = ravel_pytree((own_loss, own_gradient))
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
-            updates, optimizer_state = self.optimizer.update(gradient, state.optimizer_state, state.parameters)
+            updates, optimizer_state = self.optimizer.update(gradient, state.optimizer_state, parameters)
         updates = jax.tree.map(lambda update: state.learning_rate * update, updates)
         # A running mean: a float32 sum would lose the digits of its small terms.
         share = trained / (so_far.windows + trained)
         after = TrainingState(
             step=state.step + 1,
-            parameters=optax.apply_updates(state.parameters, updates),
+            model=Model(network, optax.apply_updates(parameters, updates)),
             optimizer_state=optimizer_state,
             carry=carry,
             epoch=EpochSoFar(so_far.loss + (loss - so_far.loss) * share, so_far.windows + trained, so_far.skipped),

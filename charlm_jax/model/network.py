@@ -160,7 +160,7 @@ class CharacterLSTM(nn.Module):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A network with its parameters: a pytree whose leaves are the parameters and whose structure is the network.
 
@@ -170,7 +170,7 @@ class Model:
     """
 
     network: CharacterLSTM = field(metadata={"static": True})
-    parameters: PyTree  # JAX also makes models whose leaves are not arrays
+    parameters: PyTree  # not `Parameters`: JAX rebuilds models with placeholders for leaves
 
     @property
     def bound(self) -> CharacterLSTM:

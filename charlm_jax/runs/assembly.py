@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.objective import targets_of
 from charlm_jax.learning.optimizer import make_optimizer
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
-from charlm_jax.model.initializers import flax_parameters, initial_parameters, parameter_count, parameter_shapes
+from charlm_jax.model.initializers import initial_parameters, parameter_count, parameter_shapes
 from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.runs.checkpoints import fingerprint, state_files
 from charlm_jax.runs.configuration import Configuration
@@ -28,7 +27,7 @@ from charlm_jax.runs.devices import describe_devices, keep_compiled_programs, op
 from charlm_jax.runs.directory import RunDirectory, open_run
 from charlm_jax.runs.encoding import EncodedCorpus, encoded, open_corpus, require_known
 from charlm_jax.runs.processes import agreed
-from charlm_jax.runs.trained import LoadedRun, load_model, make_network
+from charlm_jax.runs.trained import LoadedRun, make_network, read_run
 
 
 @dataclass(frozen=True)
@@ -226,13 +225,12 @@ def _source(path: Path, configuration: Configuration) -> LoadedRun:
     same = dataclasses.replace(there, **{name: getattr(configuration, name) for name in names})
     if differences := there.differences(same):
         raise InputError(f"--init-from {path}: its model differs: {'; '.join(differences)}; give the same flags here")
-    return load_model(run)
+    return read_run(run)
 
 
 def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainSteps:
     """Return a job's compiled training steps on a mesh, which take its text or, if `streamed`, `Batches` of it."""
     return make_train_steps(
-        job.network,
         job.optimizer,
         job.order,
         job.configuration.objective,
@@ -245,11 +243,10 @@ def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainStep
 def first_state(job: Job) -> TrainingState:
     """Return the state before the first step, with new parameters or those of the model to start from."""
     if job.source is not None:
-        parameters = jax.tree.map(jnp.copy, job.source.model.parameters)  # copied, as training overwrites its arrays
+        parameters = job.source.model.parameters
     else:
         parameters = initial_parameters(job.network, job.configuration.initializer, fold_text(job.key, "parameters"))
-    learning_rate = job.configuration.learning_rate
-    model = Model(job.network, parameters)
+    model, learning_rate = Model(job.network, parameters), job.configuration.learning_rate
     return initial_state(model, job.optimizer, job.order, job.mesh, learning_rate=learning_rate)
 
 
@@ -258,8 +255,7 @@ def state_shapes(
 ) -> TrainingState:
     """Return a training state with shapes and types in place of its arrays."""
 
-    def state(key: Key) -> TrainingState:
-        model = Model(network, flax_parameters(network, key))
+    def state(model: Model) -> TrainingState:
         return initial_state(model, optimizer, order, mesh, learning_rate=1.0)
 
-    return jax.eval_shape(state, jax.random.key(0))
+    return jax.eval_shape(state, Model(network, parameter_shapes(network)))

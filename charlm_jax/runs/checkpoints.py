@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from charlm_jax.errors import DamagedError, InputError
 from charlm_jax.learning.training import TrainingState
-from charlm_jax.model.network import Parameters
+from charlm_jax.model.network import Model, Parameters
 from charlm_jax.runs.files import is_temporary, write_atomically
 
 
@@ -29,11 +29,11 @@ class Snapshot(NamedTuple):
 
     Attributes:
         step: updates so far.
-        parameters: the network's.
+        model: after them.
     """
 
     step: Int32[Array, ""]
-    parameters: Parameters
+    model: Model
 
 
 _State = TypeVar("_State", TrainingState, Snapshot)

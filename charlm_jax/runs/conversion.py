@@ -22,13 +22,14 @@ from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError, optional, require
 from charlm_jax.generation.serving import export_sampler
 from charlm_jax.model.interop import KERAS_3_SLOPE, Layers, from_keras, from_torch, scale_gates, to_keras, to_torch
+from charlm_jax.model.network import Model
 from charlm_jax.runs.checkpoints import Snapshot, save_state
 from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process, open_mesh
 from charlm_jax.runs.directory import hold_run
 from charlm_jax.runs.files import read_json, write_atomically, write_json
-from charlm_jax.runs.trained import LoadedRun
+from charlm_jax.runs.trained import LoadedRun, make_network
 
 # The fields of a record, with their types or possible values.
 _SAID = {
@@ -144,7 +145,8 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
     }
     with hold_run(target, chosen, provenance) as run:
-        save_state(run.checkpoints, Snapshot(jnp.int32(0), parameters), run.identity())
+        model = Model(make_network(chosen, vocabulary), parameters)
+        save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
 
 
 def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:

@@ -18,7 +18,7 @@ from charlm_jax.model.initializers import parameter_count
 from charlm_jax.runs.devices import keep_compiled_programs
 from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.records import read_records
-from charlm_jax.runs.trained import LoadedRun, load_model, load_text, model_shapes
+from charlm_jax.runs.trained import LoadedRun, load_text, read_run, snapshot_shapes
 
 _LONGEST = 4000  # characters kept of a text, and of a prompt
 _PIECE = 1 << 22  # characters of the training text decoded at a time
@@ -47,7 +47,7 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
         except InputError as error:
             notes.append(f"Unknown words are not marked, as the training text is unavailable: {error}.")
         try:
-            loaded = load_model(run)
+            loaded = read_run(run)
             texts, step = _read(loaded, texts), loaded.step
         except InputError as error:
             notes.append(f"The texts are not shaded, as the model is unavailable: {error}.")
@@ -57,7 +57,7 @@ def gather(run: RunDirectory, name: str, *, characters: int, picture_bytes: int)
         name=name,
         configuration={name.replace("_", " "): value for name, value in chosen.items()},
         provenance=_provenance(run.provenance()),
-        parameters=parameter_count(model_shapes(run).parameters),
+        parameters=parameter_count(snapshot_shapes(run).model),
         epochs=_epochs(run),
         pictures=pictures_of(run.figures.glob("*.svg"), picture_bytes, notes),
         texts=texts,

@@ -283,7 +283,7 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
     from charlm_jax.runs.directory import open_run
     from charlm_jax.runs.history import held_out_losses
     from charlm_jax.runs.records import read_records
-    from charlm_jax.runs.trained import load_model, load_text, make_network, model_shapes
+    from charlm_jax.runs.trained import load_text, make_network, read_run, snapshot_shapes
 
     chosen = run.configuration
     varied = {name: getattr(chosen, name) for name in run.varied if name != "seed"}
@@ -292,7 +292,7 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
     there, finished = open_run(run.path), _is_finished(run)
     training_loss = np.nan
     if finished:
-        loaded, (training, held_out) = load_model(there), load_text(there)
+        loaded, (training, held_out) = read_run(there), load_text(there)
         # About as many windows as the held-out text has, from all over the training text.
         stride = chosen.stride * max(1, len(training) // len(held_out))
         mesh, windows = data_mesh(jax.local_devices()[:devices]), {"window": chosen.window, "stride": stride}
@@ -307,7 +307,7 @@ def outcome_of(run: GridRun, devices: int | None, failure: str = "") -> "Outcome
         seed=chosen.seed,
         held_out_loss=min(held_out_losses(there)) if finished else np.nan,
         training_loss=training_loss,
-        parameters=parameter_count(model_shapes(there).parameters),
+        parameters=parameter_count(snapshot_shapes(there).model),
         flops=training_flops(network, chosen.objective, chosen.window),
         together=there.provenance().get("replicas", 1),
         characters_per_second=float(np.median(warm)) if warm else np.nan,

@@ -17,7 +17,6 @@ from charlm_jax.errors import DamagedError, DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import evaluate
 from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
 from charlm_jax.mesh import replicate
-from charlm_jax.model.network import Model
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
 from charlm_jax.runs.command_line import progress_bar, tell
@@ -168,7 +167,7 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
             f"try {_calmer(job)}, in another --run-dir"
         )
     halved = state.learning_rate / 2
-    back = state._replace(parameters=best.parameters, optimizer_state=best.optimizer_state, learning_rate=halved)
+    back = state._replace(model=best.model, optimizer_state=best.optimizer_state, learning_rate=halved)
     step, rate = int(state.step), float(halved)
     where = f"to the model of step {int(best.step):,}; the learning rate is now {rate:g} at most"
     tell(f"{run.path.name}: rolled back {where}")
@@ -192,9 +191,9 @@ def _finish_epoch(
         raise DivergedError(_diverged(job, step, run.path, "no step was finite"))
     if int(state.epoch.skipped):
         tell(f"{run.path.name} epoch {epoch}: {int(state.epoch.skipped)} steps were not finite, and were skipped")
-    model, held_out = Model(job.network, state.parameters), None
+    held_out = None
     if len(held_out_ids):
-        held_out = evaluate(model, held_out_ids, job.mesh, window=chosen.window, stride=chosen.stride)
+        held_out = evaluate(state.model, held_out_ids, job.mesh, window=chosen.window, stride=chosen.stride)
         if not math.isfinite(held_out.loss_nats):
             raise DivergedError(_diverged(job, step, run.path, "the evaluation after it was not finite"))
     before = agreed(lambda: held_out_losses(run))
@@ -208,7 +207,7 @@ def _finish_epoch(
         skipped=int(state.epoch.skipped),
         held_out=held_out,
         seconds=seconds,
-        samples=sample_texts(job, model, epoch) if last or epoch % chosen.sample_every == 0 else (),
+        samples=sample_texts(job, state.model, epoch) if last or epoch % chosen.sample_every == 0 else (),
     )
 
     def write() -> None:

@@ -18,7 +18,7 @@ from charlm_jax.data.windows import split_held_out
 from charlm_jax.errors import DamagedError, InputError, require_count, require_seed, require_temperatures
 from charlm_jax.generation.generate import generate, stream_keys
 from charlm_jax.generation.surprise import surprise
-from charlm_jax.model.initializers import flax_parameters
+from charlm_jax.model.initializers import parameter_shapes
 from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.runs.checkpoints import Snapshot, newest_state
 from charlm_jax.runs.command_line import tell
@@ -128,18 +128,18 @@ class LoadedRun:
 
 
 def load_run(path: str | Path, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """Load the run in a directory, with its model as `load_model` returns it.
+    """Load the run in a directory, with its model as `read_run` returns it.
 
     Raises:
         InputError: there is no such run, it has no model yet, or a file of it cannot be read.
     """
     use_every_core()  # before JAX is used, for whatever comes after
-    run = load_model(open_run(Path(path)), checkpoint)
+    run = read_run(open_run(Path(path)), checkpoint)
     _ = run.metrics  # read now, so that later changes to the directory do not matter
     return run
 
 
-def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
+def read_run(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     """Return a run with its model, the `best` by held-out loss or the `newest`, on one device.
 
     If nothing is held out, the best is the newest. If the best is missing or damaged, a warning says so, and the newest
@@ -150,7 +150,7 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     """
     configuration = run.configuration()
     vocabulary = run.vocabulary()
-    like, identity = model_shapes(run), run.identity()
+    like, identity = snapshot_shapes(run), run.identity()
 
     def spoiled(path: Path, error: DamagedError) -> None:
         tell(f"the state {str(path)!r} is damaged: {error}; another is used")
@@ -166,15 +166,14 @@ def load_model(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     saved = saved or newest_state(run.states, like, identity, spoiled)
     if saved is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
-    model = Model(make_network(configuration, vocabulary), saved.parameters)
-    return LoadedRun(run.path, configuration, model, vocabulary, int(saved.step))
+    return LoadedRun(run.path, configuration, saved.model, vocabulary, int(saved.step))
 
 
-def model_shapes(run: RunDirectory) -> Snapshot:
+def snapshot_shapes(run: RunDirectory) -> Snapshot:
     """Return a run's `Snapshot` with shapes and types in place of arrays."""
     require_devices()
     network = make_network(run.configuration(), run.vocabulary())
-    return jax.eval_shape(lambda key: Snapshot(jnp.int32(0), flax_parameters(network, key)), jax.random.key(0))
+    return jax.eval_shape(lambda model: Snapshot(jnp.int32(0), model), Model(network, parameter_shapes(network)))
 
 
 def make_network(configuration: Configuration, vocabulary: Vocabulary) -> CharacterLSTM:

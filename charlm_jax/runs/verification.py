@@ -12,7 +12,7 @@ from charlm_jax.runs.directory import RunDirectory
 from charlm_jax.runs.files import is_temporary
 from charlm_jax.runs.history import held_out_losses
 from charlm_jax.runs.records import read_records
-from charlm_jax.runs.trained import model_shapes
+from charlm_jax.runs.trained import snapshot_shapes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def verify(run: RunDirectory) -> Iterator[Finding]:
         for path in state_files(folder).values():
             with suppress(FileNotFoundError):  # removed in the meantime by the process that trains
                 if known:
-                    yield _judge(path, lambda path=path: read_state(path, model_shapes(run), run.identity()))
+                    yield _judge(path, lambda path=path: read_state(path, snapshot_shapes(run), run.identity()))
                 else:
                     yield Finding(path, "unchecked")
         others = set(folder.iterdir()) - set(state_files(folder).values()) if folder.is_dir() else set()

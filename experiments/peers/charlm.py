@@ -49,10 +49,9 @@ class Contender:
 
     def _job(self, mesh: Mesh, characters: int = 600_893) -> tuple[TrainSteps, jax.Array, TrainingState]:
         rule, order = make_optimizer("rmsprop-keras-3"), ShuffledWindows(WINDOW, stride=3, batch_size=BATCH_SIZE)
-        train_steps = make_train_steps(self.network, rule, order, "last-character", mesh)
+        train_steps = make_train_steps(rule, order, "last-character", mesh)
         ids = np.random.default_rng(0).integers(0, VOCABULARY, characters, np.uint8)
-        model = jax.tree.map(jnp.copy, self.model)
-        state = initial_state(model, rule, order, self.mesh, learning_rate=0.01)
+        state = initial_state(self.model, rule, order, self.mesh, learning_rate=0.01)
         return train_steps, replicate(jnp.array(ids), mesh), state
 
     @functools.cache  # noqa: B019 (a process keeps one contender per size for good)
