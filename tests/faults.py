@@ -151,7 +151,7 @@ def _keep_what_is_compiled():
 
 
 def _die_after(changes):
-    """Kill this process before change number `changes` to a run: a file opened, renamed or removed, a folder made."""
+    """Kill this process after `changes` changes to a run: files opened to write, renamed or removed, folders made."""
     made = itertools.count()
 
     def before(event, arguments):
