@@ -69,12 +69,12 @@ class Cluster:
         return done.stdout.rstrip("\n")
 
     def job(self, number: str) -> dict[str, str]:
-        """Return Slurm's facts about a job, or about a task of an array ("7_2"): JobState, Restarts, ExitCode..."""
+        """Return what Slurm reports about a job, or a task of an array ("7_2"): JobState, Restarts, ExitCode..."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, number: str, state: str = "COMPLETED", seconds: float = 60.0) -> dict[str, str]:
-        """Wait until a job is in a state; return Slurm's facts about it then."""
+        """Wait until a job is in a state; return what Slurm reports about it then."""
         end = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] != state:
             if job["JobState"] in ENDED or time.monotonic() > end:

@@ -20,7 +20,7 @@ from faults import PRELOADED
 from charlm_jax.data.corpus import DATA_FOLDER_VARIABLE, load_corpus
 from charlm_jax.errors import InputError
 
-# Three devices divide neither a batch nor two cores evenly.
+# Three devices: a number that divides neither a batch nor two cores.
 jax.config.update("jax_num_cpu_devices", 3)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -56,7 +56,7 @@ def test_the_commands_are_there():
 
 
 def test_what_is_added_passes_its_tests(changed):
-    """The gate forward against NumPy, Flax and Keras, and in four gradients; the objective; the statistic, twice."""
+    """The gate: forward against NumPy, Flax and Keras, and four gradients; the objective; the statistic, twice."""
     files = ["tests/test_recurrence.py", "tests/test_objective.py", "tests/test_text_statistics.py"]
     forward = "test_forward_equals or test_values_and_gradients"
     chosen = f"(({forward}) and hard_sigmoid_keras_3) or losses_equal_numpy or mean_length or every_text_gets"

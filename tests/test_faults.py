@@ -59,7 +59,7 @@ def another(commands, corpus, tmp_path_factory):
 
 @pytest.fixture
 def begin(commands, corpus, tmp_path):
-    """Start the command on tmp_path/run."""
+    """Return a function that starts the command on the run tmp_path/run."""
     return lambda *flags, **limits: Command(
         ["--corpus", corpus, *TINY, "--run-dir", tmp_path / "run", *flags], tmp_path, **limits
     )
@@ -189,7 +189,7 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
 
 
 def test_a_flipped_bit_anywhere_is_found(unbroken, tmp_path, sized, report):
-    """Flip a bit of each byte of every state's file in turn, or of a sample: none is restored as if it were intact."""
+    """Flip a bit in every byte of every state's file (without --faults, in a sample): none is restored as intact."""
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(unbroken[0], run.path)
     like, identity, flipped = model_shapes(run), run.identity(), 0
@@ -285,7 +285,7 @@ def test_a_changed_configuration_is_not_a_damaged_state(begin, unbroken, tmp_pat
 
 @pytest.mark.parametrize("full", ["at the states", "at the records"])
 def test_a_full_disk_costs_no_state(begin, unbroken, tmp_path, full, report):
-    """A limit on file size stands in: one too small for any state, or one that the records outgrow."""
+    """Simulated by a limit on file size: one too small for any state, or one that the records outgrow."""
     flags = [] if full == "at the states" else ["--hidden-size", 1, "--sample-every", 1, "--sample-length", 2000]
     size = list(state_files(unbroken[0] / "checkpoints").values())[-1].stat().st_size
     ended = begin(*flags, file_size=size // 2 if full == "at the states" else 9000).wait()

@@ -1,4 +1,4 @@
-"""Grids of runs: which runs a command line means, and that they finish however often they are stopped."""
+"""Grids of runs: which runs a command line defines, and that they finish however often they are stopped."""
 
 import shutil
 

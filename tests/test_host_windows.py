@@ -56,7 +56,7 @@ def test_a_text_beyond_32_bits_is_read_to_its_end(long_text):
 
 
 def test_windows_beyond_32_bits_are_all_over_the_text(long_text):
-    """The mean of 40,000 uniform starts is within six standard errors of the middle, but for one try in 5e8."""
+    """The mean of 40,000 uniform starts is more than six standard errors from the middle once in 5e8 tries."""
     from charlm_jax.data import host_windows
 
     order = ShuffledWindows(60, stride=3, batch_size=400)

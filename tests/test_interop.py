@@ -40,7 +40,7 @@ def lenient():
 
 
 def parameters_of(layers=1, embedding_size=None, scale=2.0):
-    """Return parameters so large that another hard sigmoid's slope, or two swapped gates, would show clearly."""
+    """Return parameters so large that a hard sigmoid of another slope, or two swapped gates, would show clearly."""
     network = CharacterLSTM(VOCABULARY, HIDDEN, layers, embedding_size=embedding_size)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
     return jax.tree.map(
@@ -242,7 +242,7 @@ def test_other_models_of_keras_are_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_broken_files_are_refused(ending):
-    """A truncated file is refused; one with a flipped bit is refused or read as other numbers, and nothing else.
+    """A truncated file is refused; one with a flipped bit is refused or read as other numbers, and does nothing else.
 
     Flipped bits are read in a process of their own: in other versions, or by other bits, the HDF5 library may crash.
     """

@@ -65,7 +65,7 @@ def test_jobs_end_with_who_launched_them(corpus, tmp_path):
             assert launcher.poll() is None, launcher.communicate()
             time.sleep(0.05)
         launcher.kill()
-        # The launcher is not reaped yet: a container's first process may never do it.
+        # The launcher is not reaped yet: a container's first process may never do that.
         for path in runs:
             free(path)
     assert 0 < len(read_records(open_run(runs[0]).metrics)) < 1000

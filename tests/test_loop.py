@@ -213,7 +213,7 @@ def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, 
 
 
 def test_a_run_without_its_checkpoints_goes_on_from_its_best_model(tiny, unbroken, tmp_path, monkeypatch):
-    """The best state suffices to resume; without it, too, training refuses to start over while records exist."""
+    """The best state suffices to resume; without that as well, training refuses to start over records that exist."""
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_state", dying(loop.save_state, 4))  # before the second epoch's best state

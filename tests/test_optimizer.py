@@ -54,7 +54,7 @@ ROOTS = {
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_rmsprop_puts_epsilon_where_its_keras_does(name):
-    """Float32 equals float64 to 2e-6 over 20 updates of 0.01 to 0.03; the other epsilon moves some by 0.09."""
+    """Float32 equals float64 to 2e-6 over 20 updates of 0.01 to 0.03; misplacing epsilon moves some by 0.09."""
     np.testing.assert_allclose(descend(make(name)), numpy_rmsprop(ROOTS[name]), rtol=0, atol=2e-6)
     (other,) = (root for key, root in ROOTS.items() if key != name)
     assert np.abs(descend(make(name)) - numpy_rmsprop(other)).max() > 0.05

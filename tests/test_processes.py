@@ -83,7 +83,7 @@ def test_the_losses_do_not_depend_on_the_layout_and_states_move_between_all(begi
     """A hundred steps in each layout, and a run that changes layout every epoch: all losses agree to 1e-4."""
     layouts = sized([(1, 1), (8, 1), (4, 2)], LAYOUTS)
     for devices, count in layouts:
-        # With several processes, each reads only its own rows of the text, or all of it.
+        # With --text streamed each process reads only its own rows of the text, otherwise all of it.
         streamed = ["--text", "streamed"] if (devices, count) == (4, 2) else []
         finish(begin(count, *streamed, devices=devices, name=f"{devices}-{count}"))
     expected = losses(tmp_path / "1-1")

@@ -307,7 +307,7 @@ def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
 
 
 def test_kept_carries_go_on_over_another_number_of_devices(small_text):
-    """Five rows on two devices, then on three, equal two devices throughout, up to the order of sums."""
+    """Five rows on two devices, then on three, equal those on two throughout, up to the order of sums."""
     ids, size = encode(small_text)
 
     def train(state, devices, stop):
@@ -395,7 +395,7 @@ def test_steps_that_fail_in_a_row_end_it_with_the_last_good_state(small_text):
 
 
 def test_dropout_is_drawn_anew_at_every_step(small_text):
-    """Without learning, the running mean after one and two steps is that of the losses under each step's own key."""
+    """Without learning, the mean loss after one and two steps is that of losses under each step's own key."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, layers=2, dropout=0.5, rate=1e-30)
     model, parameters = CharacterLSTM(size, 16, layers=2, dropout=0.5), first().parameters
@@ -429,7 +429,7 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
     """A Markov chain over four characters: the loss on fresh text approaches its entropy rate from above.
 
     A model can beat the true conditional probabilities on the same text only by chance. Its advantage is a sum of
-    independent terms, so beyond five standard errors it must have seen the target.
+    independent terms, so with one beyond five standard errors it must have seen the target.
     """
     random = np.random.default_rng(0)
     transitions = np.array(
