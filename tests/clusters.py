@@ -1,4 +1,4 @@
-"""A real Slurm cluster for tests, as root, with the packages slurm-wlm and munge: on loopback, gone with its block."""
+"""A real Slurm cluster for tests, on the loopback address. Needs root and the packages slurm-wlm and munge."""
 
 import contextlib
 import dataclasses
@@ -11,8 +11,8 @@ from pathlib import Path
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
-# A requeued job waits for `cred_expire`, of which 5 seconds are the least. JAX takes its port from the job's number,
-# so that clusters side by side need different numbers.
+# A requeued job waits for `cred_expire`, whose minimum is 5 seconds. JAX derives its port from the job's number, so
+# clusters that run at the same time need different numbers.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost=node1(127.0.0.1)
@@ -39,8 +39,8 @@ PartitionName=main Nodes=ALL Default=YES
 """
 NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=65536\n"
 
-# The shell is the first process of a namespace: all in it is killed when it ends, which it does when `cat` reads the
-# end of its input. Until then it reaps what the daemons leave.
+# The shell is the first process of a namespace: when it ends, everything in the namespace is killed. It ends when `cat`
+# reaches the end of its input, and until then reaps the daemons' orphans.
 DAEMONS = """\
 set -e
 mount --bind {folder}/hosts /etc/hosts
@@ -56,25 +56,25 @@ cat; exit
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """A running cluster: its folder, and the environment that Slurm's commands need."""
+    """A running cluster: its folder and the environment that Slurm's commands need."""
 
     folder: Path
     env: dict[str, str]
 
     def run(self, *command: str | Path) -> str:
-        """Run a command; return what it printed, without the last newline."""
+        """Run a command; return its output without the final newline."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{command} exited {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout.rstrip("\n")
 
     def job(self, number: str) -> dict[str, str]:
-        """Return what Slurm says about a job, or about a task of an array ("7_2"): JobState, Restarts, ExitCode..."""
+        """Return what Slurm reports about a job, or a task of an array ("7_2"): JobState, Restarts, ExitCode..."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, number: str, state: str = "COMPLETED", seconds: float = 60.0) -> dict[str, str]:
-        """Wait until a job is in a state; return what Slurm says about it then."""
+        """Wait until a job is in a state; return what Slurm reports about it then."""
         end = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] != state:
             if job["JobState"] in ENDED or time.monotonic() > end:
@@ -85,12 +85,12 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(folder: Path, nodes: int = 1, cpus: int = 4) -> Iterator[Cluster]:
-    """Run a cluster within the block, or until this process dies; jobs that still run then are killed.
+    """Run a cluster until the block ends or this process dies; jobs still running then are killed.
 
     Args:
-        folder: an empty one for its files and sockets, with a path of at most 80 characters.
-        nodes: how many, named node1, node2 and so on.
-        cpus: of each node, whatever the machine has.
+        folder: an empty folder for its files and sockets, with a path of at most 80 characters.
+        nodes: number of nodes, named node1, node2 and so on.
+        cpus: CPUs of each node, whatever the machine has.
     """
     names = [f"node{number + 1}" for number in range(nodes)]
     port, *ports = _free_ports(1 + nodes)

@@ -1,4 +1,4 @@
-"""Experiments, run in the tests' own process, and what they leave."""
+"""Run experiments in the tests' own process, and read the results they leave."""
 
 import csv
 import importlib
@@ -17,6 +17,6 @@ def call(experiment, *flags):
 
 
 def results(grid):
-    """Return the table of a grid's results but for what the clock says."""
+    """Return the rows of a grid's results without the columns that depend on the clock."""
     rows = csv.DictReader((grid / "results.csv").read_text().splitlines()[1:])
     return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]

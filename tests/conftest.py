@@ -1,4 +1,4 @@
-"""What every test runs under: strict JAX, Keras on JAX, and the corpora that are at hand."""
+"""The setting of every test: strict JAX, Keras on JAX, and the corpora at hand."""
 
 import itertools
 import multiprocessing
@@ -9,7 +9,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
-# What is compiled is kept for as long as the tests run, for them and the commands under test.
+# Compiled programs are kept while the tests run, for the tests and for the commands under test.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -20,7 +20,7 @@ from faults import PRELOADED
 from charlm_jax.data.corpus import DATA_FOLDER_VARIABLE, load_corpus
 from charlm_jax.errors import InputError
 
-# Three devices, which divide neither a batch nor two cores.
+# Three devices: a number that divides neither a batch nor two cores.
 jax.config.update("jax_num_cpu_devices", 3)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -50,19 +50,19 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def sized(request):
-    """How much of a fault test to do: sized(sample, whole) is `whole` under --faults."""
+    """How much of a fault test to run: sized(sample, whole) is `whole` under --faults, else `sample`."""
     return lambda sample, whole: whole if request.config.getoption("--faults") else sample
 
 
 @pytest.fixture
 def report(record_property):
-    """Tell what a fault test found, for the end of the tests' output: report("kills", "200, all resumed")."""
+    """Record a fault test's findings for the end of the tests' output: report("kills", "200, all resumed")."""
     return record_property
 
 
 @pytest.fixture(scope="session")
 def commands():
-    """Make commands start at once: they are forked from a process that has loaded JAX.
+    """Make commands start fast: fork them from a process that has already loaded JAX.
 
     Returns the folder of compiled programs.
     """
@@ -73,7 +73,7 @@ def commands():
 
 @pytest.fixture(scope="session")
 def nietzsche():
-    """The notebooks' text as UTF-8, lower-cased; a test that needs it is skipped where it is not to be had."""
+    """The notebooks' text as UTF-8, lower-cased; tests that need it are skipped where it is missing."""
     try:
         return load_corpus("nietzsche", lowercase=True)
     except InputError:

@@ -1,4 +1,4 @@
-"""A run that can be killed: the real command in processes that are forked from one that has loaded everything."""
+"""Runs that can be killed: the real command, in processes forked from one that has already loaded everything."""
 
 import contextlib
 import ctypes
@@ -27,7 +27,7 @@ PRELOADED = ["charlm_jax.runs.train", "charlm_jax.analysis.baselines", "experime
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit code (minus a signal's number), and what it wrote."""
+    """How a command ended: its exit code, or minus the number of the signal that killed it, and what it wrote."""
 
     code: int
     output: str
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class Command:
-    """text_generation, running in a process of its own; its output goes to files whose names end in `name`."""
+    """text_generation in its own process; its output goes to files whose names end in `name`."""
 
     def __init__(self, flags, folder, *, name="", **limits):
         self.out, self.errors = folder / f"stdout{name}", folder / f"stderr{name}"
@@ -61,7 +61,7 @@ class Command:
         return Outcome(self.process.exitcode, self.out.read_text(), self.errors.read_text())
 
     def wait_for(self, path, seconds=60.0):
-        """Wait until a path is there."""
+        """Wait until a path exists."""
         end = time.monotonic() + seconds
         while not path.exists():
             assert time.monotonic() < end, self.errors.read_text()
@@ -70,16 +70,16 @@ class Command:
 
 
 def free_address():
-    """Return an address of this machine at which nobody listens."""
+    """Return an address on this machine at which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def begin_together(flags, folder, count, *others, **limits):
-    """Start a command in several processes that are one job; `others` are flags of all but the first.
+    """Start one job in several processes; `others` are additional flags of all but the first.
 
-    `limits` are those of a `Command`, for the process with that number: limits(number=...) or, for all, a value.
+    `limits` are those of a `Command`: a value for all processes, or a dictionary from a process's number to its value.
     """
     address = free_address()
     return [
@@ -94,17 +94,17 @@ def begin_together(flags, folder, count, *others, **limits):
 
 
 def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, devices=None, patience=None):
-    """Be the command: its output goes to files.
+    """Become the command, with its output redirected to files.
 
     Args:
-        flags: its command line.
-        out: the file of its output.
-        errors: the file of its messages.
-        file_size: bytes that no file may exceed.
-        privileged: False takes from root what lets it write where its owner may not.
-        changes: to files of a run that it may make; before the next it is killed.
-        devices: that its CPU is to be; None is one a core.
-        patience: seconds in which the other processes of its job must be there; None is as many as usual.
+        flags: the command line.
+        out: file for stdout.
+        errors: file for stderr.
+        file_size: the most bytes that a file may have.
+        privileged: False takes from root the capabilities that let it write where the owner may not.
+        changes: how many changes to a run's files it may make; it is killed before the next one.
+        devices: number of CPU devices; None is one per core.
+        patience: seconds within which the job's other processes must start; None is the usual number.
     """
     for stream, path in ((1, out), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
@@ -135,11 +135,11 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, d
 
 
 def _keep_what_is_compiled():
-    """Have every process of a job keep its programs: JAX keeps the first one's, which on CPUs fit no other process."""
+    """Make every process of a job cache its programs: JAX caches only the first's, which on CPUs fit no other."""
     from jax._src import compiler, distributed
 
     if not hasattr(compiler, "_cache_write"):
-        return  # another JAX: the tests take longer
+        return  # a different version of JAX: the tests just take longer
 
     keep = compiler._cache_write
 
@@ -151,7 +151,7 @@ def _keep_what_is_compiled():
 
 
 def _die_after(changes):
-    """Have this process killed before it makes one more change to a run: a file begun, renamed or removed, a folder."""
+    """Kill this process after `changes` changes to a run: files opened to write, renamed or removed, folders made."""
     made = itertools.count()
 
     def before(event, arguments):
@@ -166,7 +166,7 @@ def _die_after(changes):
 
 
 def result(path: Path):
-    """Return all that a run must reproduce: its newest and best states, its records but for the clock, its texts."""
+    """Return everything a run must reproduce: its newest and best states, its records without timings, its texts."""
     run = RunDirectory(path)
     states = [load(list(state_files(folder).values())[-1].read_bytes()) for folder in (run.checkpoints, run.best)]
     metrics = read_records(run.metrics)

@@ -1,4 +1,4 @@
-"""Slow, obvious or foreign implementations that the package is held against."""
+"""Slow, obvious or third-party implementations that the package is checked against."""
 
 from contextlib import contextmanager
 
@@ -8,7 +8,7 @@ import numpy as np
 
 @contextmanager
 def lenient_jax():
-    """Let a foreign library promote types and ranks, which our own code may not."""
+    """Let a third-party library promote types and ranks, which our own code may not do."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -25,7 +25,7 @@ GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def numpy_lstm(cell, inputs, gate=sigmoid):
-    """The hidden states of one layer, from the textbook's equations, gate by gate, in float64.
+    """Return the hidden states of one layer, gate by gate from the textbook's equations, in float64.
 
     Args:
         cell: a Flax LSTMCell's parameters.
@@ -48,7 +48,7 @@ def numpy_lstm(cell, inputs, gate=sigmoid):
 
 
 def numpy_logits(parameters, ids, gate=sigmoid):
-    """The logits after every character of `ids` (batch, time) of a network of any depth."""
+    """Return the logits of a network of any depth after every character of `ids` (batch, time)."""
     vocabulary_size = parameters["head"]["bias"].shape[0]
     characters = parameters["embedding"]["embedding"] if "embedding" in parameters else np.eye(vocabulary_size)
     layer = np.asarray(characters, np.float64)[np.asarray(ids)]
@@ -67,7 +67,7 @@ def notebook_distribution(logits, temperature):
 
 
 def keras_cell(cell):
-    """A Flax cell's parameters as Keras's [kernel, recurrent kernel, bias], gates in Keras's order i, f, c, o."""
+    """Return a Flax cell's parameters as Keras's [kernel, recurrent kernel, bias], gates in the order i, f, c, o."""
     kernel = np.concatenate([cell[f"i{gate}"]["kernel"] for gate in "ifgo"], axis=1)
     recurrent = np.concatenate([cell[f"h{gate}"]["kernel"] for gate in "ifgo"], axis=1)
     return [kernel, recurrent, np.concatenate([cell[f"h{gate}"]["bias"] for gate in "ifgo"])]

@@ -1,4 +1,4 @@
-"""Grids as evidence: intervals, costs and tables against other ways to the same numbers."""
+"""Grids as evidence: intervals, costs and tables, each against another way to compute the same numbers."""
 
 import math
 from typing import Any
@@ -38,8 +38,8 @@ def test_an_interval_is_that_of_students_t_test():
 
 @pytest.mark.parametrize("options", [{}, {"layers": 2}, {"embedding_size": 32}])
 def test_flops_are_those_that_the_compiler_counts(options):
-    """A forward step's, a third of training's. The compiler adds those of gates and biases, at 256 units less than 3 %
-    of the products, and of the table of characters: an addition each, and an embedding's product.
+    """Compare a forward step, a third of training. The compiler also counts gates and biases, which at 256 units are
+    less than 3 % of the products, and the table of characters: an addition per entry, and an embedding's product.
     """
     network = CharacterLSTM(vocabulary_size=100, hidden_size=256, **options)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
@@ -100,7 +100,7 @@ def test_a_run_that_failed_is_no_divergence_and_says_why():
     "grid", [GRID, GRID[:1], [Outcome({"objective": word}, 1, 2.0, 1.5, 9, 9.0, 1, math.nan) for word in "ab"]]
 )
 def test_any_grid_can_be_drawn(grid):
-    """Numbers on a scale, a single run, words: a mean for every combination, a dot for every run."""
+    """Numbers, a single run, or words: a mean for every combination and a dot for every run."""
     figure = plot_outcomes(grid, title="grid")
     loss = figure.axes[0]
     dots = sum(np.size(line.get_xdata()) for line in loss.lines if line.get_alpha() == 0.5)

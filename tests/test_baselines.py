@@ -1,4 +1,4 @@
-"""The baselines against counting by hand."""
+"""The baselines, against counting by hand."""
 
 import bz2
 import lzma
@@ -19,7 +19,7 @@ SIZE = len(VOCABULARY)
 
 
 def brute_force(training, order):
-    """Chen and Goodman's equations as a recursion over dictionaries of strings; returns p(character | history)."""
+    """Return p(character | history) by Chen and Goodman's equations, recursing over dictionaries of strings."""
     counts = [defaultdict(lambda: defaultdict(int)) for _ in range(order)]
     for end in range(order, len(training) + 1):
         gram = training[end - order : end]
@@ -78,7 +78,7 @@ def test_a_text_shorter_than_the_order_will_do():
 
 
 def test_a_markov_source_is_learned_to_its_entropy_rate():
-    """Fifty thousand characters of two, each repeated with probability 0.9: 0.325 nats."""
+    """Fifty thousand characters from an alphabet of two, each repeated with probability 0.9: 0.325 nats."""
     random = np.random.default_rng(0)
     ids = np.cumsum(random.random(50_000) < 0.1) % 2
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))

@@ -1,4 +1,4 @@
-"""The benchmark: its contenders against one another, its arithmetic by hand, its commands as their users meet them."""
+"""The benchmark: contenders against one another, arithmetic against counting by hand, commands as users run them."""
 
 import contextlib
 import dataclasses
@@ -26,23 +26,23 @@ PEERS = {f"{one.name} in {one.precision}": one for one in ON_GPU if one.module !
 
 
 def contender(chosen, monkeypatch, hidden_size=4):
-    """Make a contender for the GPU here, in this process, on the CPU."""
+    """Make a GPU contender in this process, on the CPU."""
     library = pytest.importorskip(chosen.package)
     if chosen.package == "torch":
-        library.manual_seed(0)  # the others have keys
+        library.manual_seed(0)  # the others use keys
     monkeypatch.syspath_prepend(ROOT / "experiments" / "peers")
     return importlib.import_module(chosen.module).Contender(hidden_size, chosen.precision, chosen.way, "cpu")
 
 
 def logits(peer):
-    """Return what a peer predicts after its windows, in float32."""
+    """Return a peer's float32 logits after its windows."""
     if hasattr(peer, "network"):
         return np.asarray(peer.network.apply(peer.parameters, peer.ids))
     return peer.head(peer.lstm(peer.inputs)[0][:, -1]).detach().numpy()
 
 
 def reference(inputs, hidden, cell, weights, lengths, size, hidden_size, layers, dropout, bidirectional):
-    """JAX's own reference for cuDNN's LSTM, which takes the weights one by one."""
+    """Call JAX's own reference for cuDNN's LSTM, which takes the weights one by one."""
     lstm: Any = rnn.lstm_ref
     one_by_one = rnn.unpack_lstm_weights(weights, size, hidden_size, layers, bidirectional)
     return lstm(inputs, hidden, cell, *one_by_one, lengths, size, hidden_size, layers, dropout, bidirectional)
@@ -50,7 +50,7 @@ def reference(inputs, hidden, cell, weights, lengths, size, hidden_size, layers,
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """For what a CPU lacks: cuDNN by JAX, and CUDA graphs, of which it is kept what was asked of them."""
+    """Replace what a CPU lacks: JAX's cuDNN by its reference, and CUDA graphs by a list of the calls made to them."""
     monkeypatch.setattr(rnn, "lstm", reference)
     did = []
     if not importlib.util.find_spec("torch"):
@@ -82,7 +82,7 @@ def stand_ins(monkeypatch):
 
     def optimizer(*words, capturable, **flags):
         did.extend(["capturable"] * capturable)
-        return own(*words, **flags)  # which refuses to be captured here
+        return own(*words, **flags)  # without `capturable`, which it refuses on a CPU
 
     monkeypatch.setattr(torch.optim, "RMSprop", optimizer)
     return did
@@ -101,7 +101,7 @@ def test_every_peer_on_a_gpu_does_its_tasks(name, monkeypatch, stand_ins):
 
 
 def test_cudnn_by_jax_is_pytorchs_lstm(monkeypatch, stand_ins):
-    """With the same weights, in the order that both have them in."""
+    """Both take the same weights in the same order."""
     torch = pytest.importorskip("torch")
     flax, pytorch = (
         contender(next(one for one in ON_GPU if (one.module, one.way) == which), monkeypatch, hidden_size=8)
@@ -119,7 +119,7 @@ def test_cudnn_by_jax_is_pytorchs_lstm(monkeypatch, stand_ins):
 
 @pytest.mark.parametrize("module", ["flax_rnn", "pytorch_lstm"])
 def test_a_peer_learns_and_in_bfloat16_nearly_the_same(module, monkeypatch):
-    """Its one batch, below the loss of its characters' frequencies; bfloat16 has a precision of 0.4 %."""
+    """It learns its one batch to below the loss of the characters' frequencies; bfloat16 has a precision of 0.4 %."""
     losses = {}
     for chosen in ON_GPU:
         if (chosen.module, chosen.way) == (module, "") and chosen.precision != "tf32":
@@ -135,7 +135,7 @@ def test_a_peer_learns_and_in_bfloat16_nearly_the_same(module, monkeypatch):
 
 
 def test_the_benchmark_times_every_contender_that_is_there(tmp_path, monkeypatch, capsys):
-    """With fewer texts at once, smaller matrices and less of everything than its users."""
+    """With fewer streams, smaller matrices and less of everything than in real use."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     little = dataclasses.replace(benchmark.PLACES["cpu"], steps=4, product_side=64, streams=(1, 8))
     monkeypatch.setitem(benchmark.PLACES, "cpu", little)
@@ -173,7 +173,7 @@ def test_without_a_gpu_one_sentence_says_the_way_out(monkeypatch, capsys):
 
 
 def test_what_one_contender_cannot_do_is_named_and_leaves_the_others_theirs(monkeypatch, capsys):
-    """The contenders for a GPU on the CPU, which has no cuDNN for JAX."""
+    """Run GPU contenders on the CPU, where JAX has no cuDNN."""
     chosen = [
         one
         for one in ON_GPU
@@ -228,9 +228,9 @@ MEASURED = Benchmark(
 
 
 def test_the_roofline_is_a_matter_of_arithmetic():
-    """Two devices, each a product of 2 * 500^3 operations in a millisecond, make 5e11 a second."""
+    """Two devices, each doing a product of 2 * 500^3 operations in a millisecond, make 5e11 a second."""
     roofline = MEASURED.roofline("float32")
-    operations = 2 * 128 * 512  # a row and a step
+    operations = 2 * 128 * 512  # per row and step
     assert roofline == pytest.approx(
         {
             "floating_point_operations_per_second": 5e11,
@@ -246,9 +246,9 @@ def test_the_tables_say_what_was_asked_for():
     for line in (
         "charlm_jax, float32 20 ms (10 ms to 40 ms) 31.3 s an epoch",  # 1,565 steps
         "PyTorch, float32 50 ms (25 ms to 100 ms) 78.2 s an epoch 2.5 x ours",
-        "PyTorch, tf32 40 ms (20 ms to 80 ms) 62.6 s an epoch 4.0 x ours",  # each in its precision
+        "PyTorch, tf32 40 ms (20 ms to 80 ms) 62.6 s an epoch 4.0 x ours",  # compared within a precision
         "the ring, float32: 7.0 times as fast as a window re-read for each character (Flax)",
-        "training step of each of 16 together 2 ms 3,840,000 characters a second",  # 128 * 60 in each
+        "training step of each of 16 together 2 ms 3,840,000 characters a second",  # 128 * 60 characters each
         "windowed character, 4096 streams 10 us 100,000 characters a second",
     ):
         assert line in lines

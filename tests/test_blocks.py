@@ -1,4 +1,4 @@
-"""Decoding and lower-casing a block at a time: what the whole would be, however it is cut."""
+"""Decoding and lower-casing block by block: the same as on the whole text, however it is cut."""
 
 import codecs
 import io
@@ -12,7 +12,7 @@ from charlm_jax.data.corpus import decode_blocks
 from charlm_jax.data.lowercase import lowercase_blocks
 from charlm_jax.errors import InputError
 
-# What depends on its neighbours, and what does not: line ends, marks, sigmas, cased and case-ignorable characters.
+# Characters that depend on their neighbours, and others: line ends, marks, sigmas, cased and case-ignorable ones.
 ODD = st.text(st.sampled_from("\r\n\ufeffΣσςİ'\u00ad\u0345.aA1 é日🜁"), max_size=30)
 ENCODINGS = [
     *("utf-8", "utf-8-sig", "utf-7", "utf-16", "utf-16-be", "utf-32", "utf-32-le", "ascii", "latin-1", "cp1252"),
@@ -21,7 +21,7 @@ ENCODINGS = [
 
 
 def cut(whole, sizes):
-    """Cut a text into blocks of these sizes, over and over."""
+    """Cut a text into blocks, repeating these sizes."""
     sizes, places = itertools.cycle(sizes), [0]
     while places[-1] < len(whole):
         places.append(places[-1] + next(sizes))
@@ -29,7 +29,7 @@ def cut(whole, sizes):
 
 
 class Dribbling(io.BytesIO):
-    """A file that is read a few bytes at a time, whatever is asked for."""
+    """A file that returns a few bytes at a time, however many are asked for."""
 
     def __init__(self, content, sizes):
         super().__init__(content)
@@ -51,14 +51,14 @@ def test_lower_casing_by_blocks_is_that_of_the_whole(text, sizes):
 
 
 def test_every_character_around_a_sigma_is_judged_as_python_does():
-    """Each of the first 12,288 code points, in turn the last and the first of a block."""
+    """Each of the first 12,288 code points, both as the last and as the first of a block."""
     for character in map(chr, range(0x3000)):
         for blocks in (["a" + character, "Σ1"], ["aΣ", character + "1"], ["aΣ", character, "a"]):
             assert "".join(lowercase_blocks(blocks)) == "".join(blocks).lower()
 
 
 def outcomes(content, encoding, sizes):
-    """What a file decodes to, or the place that is named in refusing it: by `bytes.decode`, whole and by blocks."""
+    """Return what a file decodes to, or the place that its error names: by `bytes.decode`, as a whole, by blocks."""
 
     def found(file, size):
         try:
@@ -87,7 +87,7 @@ def test_decoding_by_blocks_is_that_of_the_whole(encoding):
 
 @pytest.mark.parametrize("encoding", [name for name in ENCODINGS if name != "iso2022_jp"])  # says it in other words
 def test_bytes_that_do_not_decode_are_named_alike(encoding):
-    """Any bytes, and pieces of encoded text that break off: the sentence names the same byte, offset and line."""
+    """Any bytes, and truncated pieces of encoded text: the error names the same byte, offset and line."""
     piece = ODD.map(lambda text: text.encode(encoding, "ignore")[:-1])
 
     @given(parts=st.lists(st.one_of(piece, st.binary(max_size=6), st.just(b"\n"), st.just(b"\xff\xfe"))), sizes=SIZES)
@@ -116,7 +116,7 @@ def test_an_encoding_that_is_none_is_named(encoding):
 
 
 def test_a_sigma_waits_for_no_more_than_decides_it():
-    """A text need not have white space to be lower-cased in constant memory."""
+    """A text needs no white space to be lower-cased in constant memory."""
     blocks = list(lowercase_blocks(["\u03a3" + "\u5b57" * 9] + ["\u5b57" * 10] * 50))
     assert max(map(len, blocks)) <= 20
     assert "".join(blocks) == ("\u03a3" + "\u5b57" * 509).lower()

@@ -1,4 +1,4 @@
-"""Calibration against counting by hand, and against a model that is right by construction."""
+"""Calibration, against counting by hand and against a model that is right by construction."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_losses_and_bins_equal_counting_by_hand(small_text):
 
 
 def test_a_model_whose_logits_are_scaled_is_best_at_that_temperature():
-    """Characters drawn from the head's bias: the true distribution, until its logarithms are multiplied."""
+    """Characters are drawn from the distribution in the head's bias, whose logarithms are then scaled."""
     random, probabilities = np.random.default_rng(0), np.array([0.4, 0.3, 0.2, 0.1])
     ids = jnp.array(random.choice(4, p=probabilities, size=20_000), jnp.uint8)
     network = CharacterLSTM(4, 2)

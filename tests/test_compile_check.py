@@ -1,4 +1,4 @@
-"""What compiled programs say of themselves, against programs whose exchanges are known, and this project's for TPUs."""
+"""Reading compiled programs: ones whose exchanges are known, and this project's own for TPUs."""
 
 import dataclasses
 import importlib.util
@@ -51,7 +51,7 @@ def devices_of(topology):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """Return a function from choices to a small job."""
+    """Return a function that makes a small job from choices."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("the will to power is the will to truth; what is good? the feeling of power.\n" * 400)
 
@@ -63,7 +63,7 @@ def job(tmp_path_factory):
 
 
 def compiled(function, devices, *arguments, out_specs: Any = EVERYWHERE):
-    """Compile a function of arrays, the first of them split over the devices, and read it."""
+    """Compile a function of arrays, the first one split over the devices, and read the program."""
     mesh = data_mesh(devices)
     specs = (SPLIT, *[EVERYWHERE] * (len(arguments) - 1))
     sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
@@ -75,7 +75,7 @@ def compiled(function, devices, *arguments, out_specs: Any = EVERYWHERE):
 
 
 def test_exchanges_are_found_where_they_happen(devices):
-    """A sum of 6 x 4 numbers in each of `stop` steps, one of 5 in each of 7 turns within, a gathering at the end."""
+    """All-reduce 6 x 4 numbers in each of `stop` steps and 5 in each of 7 iterations within; all-gather at the end."""
     count = len(devices)
 
     def function(rows, stop):
@@ -110,7 +110,7 @@ def test_what_goes_to_the_host_is_found(devices):
 
 
 def test_text_of_other_compilers_is_read():
-    """Groups that are counted, and an exchange that is begun and waited for."""
+    """Replica groups in the iota notation, and an asynchronous exchange: its start and its end."""
     program = read_program(
         """
 HloModule hand_made
@@ -137,7 +137,7 @@ ENTRY %main.1 (x.1: f32[8]) -> bf16[2,8] {
 
 @pytest.mark.parametrize(
     ("topology", "order"),
-    [("cpu", "kept carry"), *itertools.product(["v5e:2x2", "v5e:16x16"], ORDERS)],  # a CPU compiles for seconds
+    [("cpu", "kept carry"), *itertools.product(["v5e:2x2", "v5e:16x16"], ORDERS)],  # compiling for a CPU takes seconds
 )
 def test_training_is_what_arithmetic_predicts(topology, order, job):
     devices, choices = devices_of(topology), ORDERS[order]
@@ -168,7 +168,7 @@ def test_the_kernel_takes_the_place_of_the_loops_over_characters(job):
 @pytest.mark.parametrize("sampler", ["windowed", "stateful"])
 def test_generation_exchanges_nothing(devices, job, sampler):
     there = job(sampler=sampler, temperatures=(0.5,))
-    # Shapes stand for the arrays of a dataclass, which beartype would refuse.
+    # Shapes stand in for a dataclass's arrays; beartype would refuse them.
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         programs = compile_check.build_sampling(there, data_mesh(devices))
@@ -185,7 +185,7 @@ def test_replicas_exchange_with_their_own_alone(job):
     (one,) = built.program.collectives
     assert one.groups == (tuple(range(8)), tuple(range(8, 16)))
     alone, _ = compile_check.predicted_exchanges(job(), data_mesh(jax.devices()))
-    assert one.bytes == 3 * alone["bytes"]  # of six models each half of the pod has three
+    assert one.bytes == 3 * alone["bytes"]  # each half of the pod holds three of the six models
 
 
 def test_each_contradiction_is_told(job):
@@ -219,7 +219,7 @@ def test_a_chip_takes_what_its_slowest_part_takes():
     assert chip.seconds(flops=1e12, memory_bytes=1e9, cycles=2e9) == 2
     assert chip.all_reduce_seconds(1, (1, 1)) == 0
     assert chip.all_reduce_seconds(2 * 10**11, (2, 2)) == pytest.approx(1.5 + 4e-6)
-    assert CHIPS["TPU v5 lite"].clock == pytest.approx(1.5e9, rel=0.01)  # as "How to Scale Your Model" has it
+    assert CHIPS["TPU v5 lite"].clock == pytest.approx(1.5e9, rel=0.01)  # the figure in "How to Scale Your Model"
 
 
 def test_an_unknown_pod_is_refused_in_one_sentence(capsys):

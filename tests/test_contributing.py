@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md are true: applied to a copy of the repository, word for word, they work."""
+"""The worked examples of CONTRIBUTING.md work when applied, word for word, to a copy of the repository."""
 
 import math
 import os
@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_te
 
 
 def apply(change, folder):
-    """Make a change to files: `-` goes, `+` comes, the rest is there, all of it once."""
+    """Apply a diff to a folder's files; the `-` and context lines of each hunk must occur exactly once."""
     for of_file in re.split(r"^--- ", change, flags=re.M)[1:]:
         name, _, hunks = of_file.partition("\n")
         text = (folder / name).read_text()
@@ -30,7 +30,7 @@ def apply(change, folder):
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    """A copy of the repository with all of the examples."""
+    """A copy of the repository with all examples applied."""
     folder = tmp_path_factory.mktemp("changed")
     for part in ("charlm_jax", "experiments", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "results"))
@@ -56,7 +56,7 @@ def test_the_commands_are_there():
 
 
 def test_what_is_added_passes_its_tests(changed):
-    """Forward against NumPy, Flax and Keras, the gradient of four losses; the objective; the statistic twice."""
+    """The gate: forward against NumPy, Flax and Keras, and four gradients; the objective; the statistic, twice."""
     files = ["tests/test_recurrence.py", "tests/test_objective.py", "tests/test_text_statistics.py"]
     forward = "test_forward_equals or test_values_and_gradients"
     chosen = f"(({forward}) and hard_sigmoid_keras_3) or losses_equal_numpy or mean_length or every_text_gets"
@@ -98,6 +98,6 @@ def test_the_experiment_is_one_like_the_others(changed, tmp_path):
 
 
 def joint(text, n):
-    """The entropy of a text's passages of n characters, in nats."""
+    """Return the entropy of a text's passages of n characters, in nats."""
     counts = Counter(zip(*(text[start:] for start in range(n)), strict=False))
     return -sum(count / counts.total() * math.log(count / counts.total()) for count in counts.values())

@@ -1,4 +1,4 @@
-"""Models from runs into files and back, by the command, and what samples from the files without this package."""
+"""Runs converted to files and back by the command, and the files sampled without this package."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ LAYOUTS = {
 def network_and_parameters(
     gate_activation: GateActivation = "sigmoid", layers=1, embedding_size=None, sampler="windowed"
 ):
-    """A model whose likeliest text has some variety."""
+    """Return a model whose likeliest text has some variety."""
     network = CharacterLSTM(len(CHARACTERS), 16, layers, gate_activation, embedding_size=embedding_size)
     parameters = initial_parameters(network, "keras", jax.random.key(4))
     return network, jax.tree.map(
@@ -56,7 +56,7 @@ def network_and_parameters(
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def made(request, tmp_path_factory):
-    """A run, made of a pair of files that was written by hand; and what it holds."""
+    """A run converted from a hand-written pair of files, and what it must hold."""
     layout = LAYOUTS[request.param]
     network, parameters = network_and_parameters(**layout)
     folder = tmp_path_factory.mktemp(request.param)
@@ -142,7 +142,7 @@ def test_numpy_alone_says_what_it_cannot_use(made, tmp_path):
 
 
 def test_numpy_draws_at_the_temperature(tmp_path):
-    """Of 4,000 characters that depend on nothing before them, each one's share; 5 standard deviations are allowed."""
+    """Compare each character's share of 4,000 independent draws; 5 standard deviations are allowed."""
     parameters = jax.tree.map(jnp.zeros_like, network_and_parameters()[1])
     parameters["head"]["bias"] = jnp.linspace(0, 2, len(CHARACTERS))
     save_file(to_torch(to_keras(parameters)), tmp_path / "model.safetensors")
@@ -155,7 +155,7 @@ def test_numpy_draws_at_the_temperature(tmp_path):
 
 
 def test_the_exported_sampler_writes_what_the_sampler_writes(made, tmp_path):
-    """Any number of texts after prompts of any lengths; each text's key is its seed's."""
+    """Any number of texts, after prompts of any length; each text's key is made from its seed."""
     pytest.importorskip(
         "flatbuffers", reason="flatbuffers is not installed: .venv/bin/python -m pip install flatbuffers"
     )
@@ -200,7 +200,7 @@ def test_a_converted_run_is_evaluated_and_started_from_but_not_gone_on_with(made
 
 
 def test_what_no_file_says_the_flags_do(tmp_path, capsys):
-    """Characters are those of a text, sorted, lower-cased if told; gates and window have flags of their own."""
+    """The vocabulary is a text's sorted characters, lower-cased on request; gates and window have their own flags."""
     _, parameters = network_and_parameters()
     source, text = tmp_path / "source.safetensors", tmp_path / "text.txt"
     save_file(to_torch(to_keras(parameters)), source)
@@ -225,7 +225,7 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
 
 
 def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):
-    """Those of late versions of tf.keras 2 are laid out like those of Keras 3, whose hard sigmoid is another."""
+    """Late versions of tf.keras 2 lay out weights like Keras 3, whose hard sigmoid differs."""
     _, parameters = network_and_parameters()
     path = tmp_path / "model.weights.h5"
     path.write_bytes(write_keras(".weights.h5", to_keras(parameters), "sigmoid", None))
@@ -269,7 +269,7 @@ def test_a_record_that_is_wrong_is_refused_in_a_sentence(record, words, tmp_path
 
 
 def test_a_contradiction_is_told_with_who_says_what(tmp_path, capsys):
-    """Not the flags, which say nothing of it."""
+    """The message names the two files, not the flags, which say nothing about the window."""
     path = tmp_path / "model.h5"
     path.write_bytes(write_keras(".h5", to_keras(network_and_parameters()[1]), "sigmoid", WINDOW))
     Path(f"{path}.json").write_text(json.dumps({"vocabulary": CHARACTERS, "window": 7}))

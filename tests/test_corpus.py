@@ -82,7 +82,7 @@ def test_a_folder_without_text(tmp_path):
 
 @pytest.fixture
 def tiny_download(tmp_path, monkeypatch):
-    """A public corpus of a few bytes, whose server is a folder of this test."""
+    """Register a public corpus of a few bytes whose server does not answer; return its content."""
     monkeypatch.delenv(DATA_FOLDER_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     content = b"Tiny text, cached."

@@ -1,4 +1,4 @@
-"""The model of a step's cost, against costs that are known, and the command."""
+"""The model of a step's cost, against known costs, and its command."""
 
 import csv
 import itertools
@@ -27,14 +27,14 @@ def test_a_step_is_counted_turn_by_turn():
     turns = units = operations = of_all = 0
     for _, _ in itertools.product(range(60), range(2)):  # characters, layers
         turns += 1
-        units += 7 * 16  # rows of the first of three devices
+        units += 7 * 16  # rows on the first of three devices
     for _, row in itertools.product(range(60), range(20)):
-        matrices = [(16, 64), (16, 64), (16, 64), (16, 50)]  # two recurrent ones, the second layer's input's, the head
+        matrices = [(16, 64), (16, 64), (16, 64), (16, 50)]  # two recurrent, the second layer's input, the head
         each = sum(3 * 2 * rows * columns for rows, columns in matrices)
         of_all += each
         operations += each * (row < 7)
     step = step_of(16, 20, 3, layers=2)
-    parameters = 50 * 64 + 3 * 16 * 64 + 2 * 64 + 16 * 50 + 50  # of the first layer's input too; biases
+    parameters = 50 * 64 + 3 * 16 * 64 + 2 * 64 + 16 * 50 + 50  # the first layer's input kernel and the biases, too
     assert step.terms == (turns, units, operations, of_all, parameters, parameters)
     assert step.characters == 1200
     assert step_of(16, 20, 1).terms[-1] == 0

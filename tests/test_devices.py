@@ -1,4 +1,4 @@
-"""Devices: how many, and where their number comes from."""
+"""Devices: how many there are, and what decides their number."""
 
 import os
 import platform
@@ -45,7 +45,7 @@ def test_a_cpu_is_one_device_a_core_unless_that_was_decided_before(before, expec
 
 
 def test_a_processor_is_known_by_its_kind(tmp_path, monkeypatch):
-    """Whatever it does just now; of several cores the first speaks for all."""
+    """Its current speed and microcode do not matter; the first of several cores stands for all."""
     monkeypatch.setattr(devices, "_PROCESSORS", tmp_path / "cpuinfo")
 
     def named(**facts):
@@ -85,7 +85,7 @@ def test_a_containers_share_of_the_cores_counts(share, of_eight, monkeypatch, tm
 
 
 def within_groups(monkeypatch, folder):
-    """Put this process into a control group within others; return its folder."""
+    """Put this process into a nested control group; return the group's folder."""
     monkeypatch.setattr(devices, "_CONTROL_GROUPS", folder / "groups")
     monkeypatch.setattr(devices, "_OWN_CONTROL_GROUP", folder / "cgroup")
     (folder / "cgroup").write_text("0::/job_7/step_0\n")
@@ -115,7 +115,7 @@ def test_code_that_differs_has_another_digest(monkeypatch, tmp_path):
 
 
 def compile_something(cache):
-    """Compile a program that takes long enough to be kept, in a process of its own; return its result and warnings."""
+    """Compile a program that is cached however fast it compiles, in its own process; return its result and warnings."""
     program = """
 import jax, jax.numpy as jnp
 from charlm_jax.runs.devices import keep_compiled_programs

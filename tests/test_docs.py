@@ -1,4 +1,4 @@
-"""The pages of the package's functions: all of them, readable, and made without a device or a warning."""
+"""The API pages: one for every module, readable, and made without a device or a warning."""
 
 import html
 import os
@@ -14,7 +14,7 @@ MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "charlm_jax").rglob(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of pages. JAX finds no device, so a module that touches one as it is imported would fail."""
+    """The folder of pages. JAX finds no device, so a module that uses one on import would fail."""
     folder = tmp_path_factory.mktemp("site")
     environment = {**os.environ, "JAX_PLATFORMS": "none"}
     made = subprocess.run([ROOT / "scripts" / "docs", folder], capture_output=True, text=True, env=environment)
@@ -23,7 +23,7 @@ def site(tmp_path_factory):
 
 
 def words(page):
-    """What a page says, without what it quotes of the source."""
+    """Return the text of a page, without the source code that it shows."""
     text = re.sub(r'<div class="pdoc-code codehilite">.*?</div>', "", page.read_text(), flags=re.S)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", "", text)).split())
 

@@ -1,4 +1,4 @@
-"""Real downloads, from a server of this test's own on the loopback address."""
+"""Real downloads, from a server on the loopback address."""
 
 import hashlib
 import http.server
@@ -25,7 +25,7 @@ def archive():
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serve `/served.txt` and `/served.zip`; count the requests."""
+    """Serve `/served.txt` and `/served.zip`, and record the requests."""
     files = {"/served.txt": TEXT, "/served.zip": archive()}
     requests = []
 

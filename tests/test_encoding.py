@@ -24,7 +24,7 @@ ODD = "ΟΔΥΣΣΕΥΣ\r\ncafé\r🜁 İ日Σ\n\n" * 9
 
 @pytest.fixture(autouse=True)
 def tiny_blocks(monkeypatch):
-    """Three characters: borders everywhere."""
+    """Make blocks three characters long, so that block borders are everywhere."""
     monkeypatch.setattr(module, "_BLOCK", 3)
 
 
@@ -90,7 +90,7 @@ def test_ids_take_as_few_bytes_as_hold_them(tmp_path, monkeypatch, distinct, dty
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path):
-    """A stop before each block of each pass."""
+    """Stop before each block of each pass in turn."""
     text, unbroken, folder = write(tmp_path / "text.txt"), tmp_path / "unbroken", tmp_path / "ids"
     options = {"encoding": None, "lowercase": True}
     encode(text, unbroken, **options)
@@ -108,7 +108,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path):
 
 
 def test_killed_at_every_change_it_goes_on_to_the_same_end(tmp_path):
-    """SIGKILL before each file that is opened for writing, renamed or removed, until the command comes to its end."""
+    """SIGKILL each attempt before one of its first four changes to a file, in turn, until an attempt finishes."""
     text, unbroken, folder = write(tmp_path / "text.txt"), tmp_path / "unbroken", tmp_path / "ids"
     encode(text, unbroken, encoding=None, lowercase=False)
     program = """
@@ -255,7 +255,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_command_goes_on(tmp_path):
 
 
 def test_a_run_of_an_encoded_corpus_is_the_run_of_its_text(tmp_path):
-    """The same job, whose states are those of the same run."""
+    """Both prepare the same job: the same ids, and the same description but for the corpus's name."""
     text, folder = write(tmp_path / "text.txt", ODD * 20), tmp_path / "ids"
     encode(text, folder, encoding=None, lowercase=True)
     jobs = [prepare(Configuration(corpus=str(path), lowercase=True, window=20), devices=1) for path in (text, folder)]

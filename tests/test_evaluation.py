@@ -13,7 +13,7 @@ from charlm_jax.model.network import CharacterLSTM, Model
 
 
 def costs(parameters, ids):
-    """The nats of every character of a text but the first, read from the zero state, by the textbook's equations."""
+    """Return the nats of every character but the first, read from the zero state, by the textbook's equations."""
     logits = numpy_logits(parameters, ids[None, :-1])[0]
     return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(ids) - 1), ids[1:]]
 
@@ -27,7 +27,7 @@ def small_model(text):
 @pytest.mark.parametrize("devices", [1, 2, 3])
 @pytest.mark.parametrize(("window", "stride", "batch_size"), [(20, 1, 7), (20, 7, 1), (1, 3, 256)])
 def test_every_window_is_read_alone_and_scored_once(small_text, monkeypatch, devices, window, stride, batch_size):
-    """However many are read at once, and however many devices share them."""
+    """Whatever the number of windows read at once, and of the devices that share them."""
     monkeypatch.setattr(evaluation, "BATCH_SIZE", batch_size)
     ids, model = small_model(small_text[:200])
     arguments = model, jnp.array(ids), data_mesh(jax.devices()[:devices])
@@ -42,7 +42,7 @@ def test_every_window_is_read_alone_and_scored_once(small_text, monkeypatch, dev
 
 @pytest.mark.parametrize("logits", [1, evaluation.LOGITS])
 def test_a_stream_is_scored_to_its_end(small_text, monkeypatch, logits):
-    """In pieces of 256 characters, the fewest, and whole."""
+    """In pieces of 256 characters, the shortest possible, and in one piece."""
     monkeypatch.setattr(evaluation, "LOGITS", logits)
     ids, model = small_model(small_text)
     result = evaluate_stream(model, ids)

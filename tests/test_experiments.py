@@ -1,4 +1,4 @@
-"""The commands as their users meet them: flags, output, errors, exit codes."""
+"""The commands as users run them: flags, output, errors, exit codes."""
 
 import csv
 import importlib
@@ -37,7 +37,7 @@ TINY = [*SMALL, "--objective", "last-character", "--sampler", "windowed", "--sam
 
 
 def command(experiment, *flags, **options):
-    """Run an experiment in a process of its own, as scripts/run does once .venv is there."""
+    """Start an experiment in its own process, as scripts/run does once .venv exists."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
     words = [sys.executable, str(ROOT / "experiments" / f"{experiment}.py"), *map(str, flags)]
     return subprocess.Popen(
@@ -91,7 +91,7 @@ def test_a_run_that_is_not_there_is_told_of_before_jax_is_loaded(experiment, tmp
 
 def test_all_experiments_are_listed():
     def listing(*words):
-        environment = {**os.environ, "CDPATH": "/tmp:."}  # where cd may go elsewhere, and then says so
+        environment = {**os.environ, "CDPATH": "/tmp:."}  # with which cd may go elsewhere and print where
         return subprocess.run(["scripts/run", *words], capture_output=True, text=True, cwd=ROOT, env=environment)
 
     asked, nothing, wrong = listing("--help"), listing(), listing("nosuch")
@@ -199,7 +199,7 @@ def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(traine
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
-    for words in (["sample", "--help"], ["verify", path]):  # so little that it is written at the very end
+    for words in (["sample", "--help"], ["verify", path]):  # output so short that it is written at exit
         with command(*words, environment={"PYTHONUNBUFFERED": ""}) as process:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -219,7 +219,7 @@ def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(traine
 
 
 def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsys):
-    """To the last bit, on as many devices."""
+    """To the last bit, on the same number of devices."""
     path = trained[0]
     devices = json.loads((path / "provenance.json").read_text())["device_count"]
     assert call("evaluate", path, "--devices", devices, "--stride", 2) == 0
@@ -236,7 +236,7 @@ def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsy
 
 
 def test_evaluate_says_what_the_model_earns_and_draws_it(trained, tmp_path, capsys):
-    """The numbers are NumPy's, of the text that the run held out, under the parameters that it kept."""
+    """NumPy computes the same numbers from the run's held-out text and the parameters that it kept."""
     path = trained[0]
     figure = tmp_path / "figure.svg"
     assert call("evaluate", path, "--figure", figure) == 0
@@ -271,7 +271,7 @@ def test_evaluate_says_what_the_model_earns_and_draws_it(trained, tmp_path, caps
 
 
 def test_evaluate_scores_an_encoded_text_and_of_a_long_one_the_beginning(trained, corpus, tmp_path, capsys):
-    """With the numbers of the text itself, and of its beginning by itself."""
+    """The numbers are those of the plain text, and of a file with its beginning alone."""
     encode(corpus, tmp_path / "ids", encoding=None, lowercase=False)
     beginning = tmp_path / "beginning.txt"
     beginning.write_text(corpus.read_text()[:100])
@@ -285,7 +285,7 @@ def test_evaluate_scores_an_encoded_text_and_of_a_long_one_the_beginning(trained
 
 
 def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch, capsys):
-    """The first epoch's, whatever the losses say: the second one is made to look worse."""
+    """The best is the first epoch's: the second is made to look worse, whatever its loss."""
     seen, real = [], loop.evaluate
 
     def worse(*arguments, **options):
@@ -302,7 +302,7 @@ def test_evaluate_takes_the_best_model_unless_told(corpus, tmp_path, monkeypatch
 
 
 def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, capsys):
-    """Its prompts and human texts are the held-out text's, and another temperature changes no text of the others."""
+    """Prompts and human texts come from the held-out text; adding a temperature changes no text of the others."""
     path = trained[0]
     flags = ["--prompts", 8, "--length", 30]
     assert call("temperature", path, *flags, "--temperatures", 0.5, 1.0, "--output", tmp_path / "two") == 0
@@ -330,7 +330,7 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
 
 
 def test_temperature_says_that_a_model_predicts_nothing(corpus, tmp_path, capsys):
-    """After steps so large that its losses are huge, or no numbers."""
+    """After steps so large that its losses are huge or not finite."""
     for rate, code, message in (
         ("1e3", 0, r"warning: in .* costs \S+e\+\d+ nats per character, more than uniform guessing \(3.0445\)"),
         ("1e38", 2, r"error: .* predicts no text \(its loss on the human text is (inf|nan)\)"),
@@ -345,7 +345,7 @@ def test_temperature_says_that_a_model_predicts_nothing(corpus, tmp_path, capsys
 
 
 def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
-    """The trained run, and one of a larger model, whose first epoch's seconds a stop has made unknown."""
+    """The trained run beside one of a larger model, stopped within its first epoch, whose seconds are thus unknown."""
     other = tmp_path / "larger"
     model = ["--hidden-size", 12, "--dropout", 0.1, "--seed", 9]
     flags = ["--corpus", corpus, *TINY, *model, "--epochs", 2, "--run-dir", other]
@@ -437,7 +437,7 @@ def test_verify_names_what_is_bad(trained, tmp_path, capsys):
     ],
 )
 def test_verify_names_what_is_missing_once_and_what_can_be_done(trained, tmp_path, capsys, missing, verdict, way):
-    """What training would refuse is not to be trained on; states that nothing tells of are not called ok."""
+    """No advice to resume where training would refuse the run; states that cannot be checked are not called ok."""
     path = tmp_path / "run"
     shutil.copytree(trained[0], path)
     folder = missing.partition("/")[0]
@@ -614,7 +614,7 @@ LONGER = [*TINY, "--epochs", 6, "--stride", 1, "--batch-size", 4]
 
 @pytest.fixture(scope="module")
 def unbroken(commands, corpus, tmp_path_factory):
-    """A run of six epochs that nothing interrupts."""
+    """An uninterrupted run of six epochs."""
     folder = tmp_path_factory.mktemp("runs")
     assert Command(["--corpus", corpus, *LONGER, "--run-dir", folder / "run"], folder).wait().code == 0
     return folder / "run"
@@ -622,7 +622,7 @@ def unbroken(commands, corpus, tmp_path_factory):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
 def test_a_killed_command_run_again_ends_as_if_unbroken(corpus, tmp_path, unbroken, number, code):
-    """Stop the process as soon as it has printed its second epoch of six."""
+    """Send the signal as soon as the process has printed its second epoch of six."""
     path = tmp_path / "run"
     flags = ["--corpus", corpus, *LONGER, "--run-dir", path]
     process = Command(flags, tmp_path)
@@ -641,7 +641,7 @@ def test_a_killed_command_run_again_ends_as_if_unbroken(corpus, tmp_path, unbrok
 
 
 def test_the_presets_are_the_notebooks():
-    """Field by field, as the five notebooks have it; in all five one epoch is 1,565 steps of their windows."""
+    """Field by field, as in the five notebooks; in all five, an epoch is 1,565 steps."""
     rolling = [0.2, 0.5, 1.0, 1.2]
     facts = {
         "tf-keras-2.5": (None, "sigmoid", 59, None, rolling, "roll-on"),

@@ -1,6 +1,6 @@
-"""What happens to runs when machines fail: killed at random instants, disks that rot or fill, two writers, odd input.
+"""What happens to runs when machines fail: kills at random instants, damaged or full disks, two writers, odd input.
 
-A sample of each runs with the other tests; `scripts/test --faults` runs the whole, and reports figures.
+A sample of each runs with the other tests; `scripts/test --faults` runs all of it and reports figures.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ TINY = [
 
 @pytest.fixture(scope="session")
 def unbroken(commands, corpus, tmp_path_factory):
-    """A run that nothing has happened to: its directory, and what others must reproduce."""
+    """An undisturbed run: its directory, and what other runs must reproduce."""
     folder = tmp_path_factory.mktemp("unbroken")
     ended = Command(["--corpus", corpus, *TINY, "--run-dir", folder / "run"], folder).wait()
     assert ended.code == 0, ended.errors
@@ -50,7 +50,7 @@ def unbroken(commands, corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def another(commands, corpus, tmp_path_factory):
-    """A state of another run, of the same shapes."""
+    """A state of another run, with the same shapes."""
     folder = tmp_path_factory.mktemp("another")
     ended = Command(["--corpus", corpus, *TINY, "--seed", 5, "--run-dir", folder / "run"], folder).wait()
     assert ended.code == 0, ended.errors
@@ -59,16 +59,16 @@ def another(commands, corpus, tmp_path_factory):
 
 @pytest.fixture
 def begin(commands, corpus, tmp_path):
-    """Start the command on tmp_path/run."""
+    """Return a function that starts the command on the run tmp_path/run."""
     return lambda *flags, **limits: Command(
         ["--corpus", corpus, *TINY, "--run-dir", tmp_path / "run", *flags], tmp_path, **limits
     )
 
 
 def interrupted(begin, run, numbers, span, generator):
-    """Make a run from its beginning, interrupted at random instants until it is done.
+    """Train a run from the start, interrupting it at random instants until it is done.
 
-    Returns how each interruption ended: the outcome, and the seconds from the signal to it.
+    Returns, for each interruption, the outcome and the seconds from the signal to the end.
     """
     shutil.rmtree(run, ignore_errors=True)
     ends = []
@@ -84,7 +84,7 @@ def interrupted(begin, run, numbers, span, generator):
 
 
 def test_kills_at_random_instants_lose_and_change_nothing(begin, unbroken, tmp_path, sized, report):
-    """Killed again and again until it is done, over and over: each time the end is the unbroken run's."""
+    """Each of many runs, killed again and again until it is done, ends like the unbroken run."""
     kills, runs, generator = 0, 0, np.random.default_rng(1)
     while kills < sized(6, 200):
         ends = interrupted(begin, tmp_path / "run", [signal.SIGKILL], (0.2, 3.5), generator)
@@ -97,12 +97,12 @@ def test_kills_at_random_instants_lose_and_change_nothing(begin, unbroken, tmp_p
 
 
 def test_a_kill_before_any_change_to_a_file_loses_and_changes_nothing(begin, unbroken, tmp_path, sized, report):
-    """Between any two of the moments at which the run on the disk is another: each file begun, renamed, removed."""
+    """Kill between any two changes to the run on the disk: each file begun, renamed or removed."""
     number = 0
     while True:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         if begin(changes=number * sized(17, 1)).wait().code == 0:
-            break  # it makes no more changes
+            break  # it ended before making that many changes
         ended = begin().wait()
         assert ended.code == 0, ended.errors
         assert result(tmp_path / "run") == unbroken[1], number
@@ -124,7 +124,7 @@ def test_signals_at_random_instants_stop_cleanly(begin, unbroken, tmp_path, size
 
 
 def test_a_run_that_is_stopped_every_two_seconds_comes_to_its_end(begin, tmp_path, report):
-    """Before it has begun, after it has begun: each time it gets at least one dispatch further."""
+    """Stopped before training starts or after, each attempt gets at least one dispatch further."""
     steps, code = [0], 75
     while code == 75:
         command = begin()
@@ -142,7 +142,7 @@ def gone(path):
     return path
 
 
-# What becomes of a saved state; another is of another run.
+# What happens to a saved state; `another` is another run's.
 DAMAGE = {
     "deleted": lambda path, another: gone(path),
     "emptied": lambda path, another: path.write_bytes(b""),
@@ -165,7 +165,7 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
     shutil.copytree(unbroken[0], path)
     newest = list(state_files(path / "checkpoints").values())[-1]
     DAMAGE[how](newest, another)
-    best = path / "best" / newest.name  # as good
+    best = path / "best" / newest.name  # training could resume from it
     best.unlink()
     assert [finding.path for finding in verify(open_run(path)) if finding.problem] == [newest, best]
     capsys.readouterr()
@@ -189,7 +189,7 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
 
 
 def test_a_flipped_bit_anywhere_is_found(unbroken, tmp_path, sized, report):
-    """Every byte of every state's file in turn, one of its bits: none is restored as if it were intact."""
+    """Flip a bit in every byte of every state's file (without --faults, in a sample): none is restored as intact."""
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(unbroken[0], run.path)
     like, identity, flipped = snapshot_shapes(run), run.identity(), 0
@@ -251,7 +251,7 @@ def test_a_run_without_its_records_does_not_lose_its_best_model(begin, unbroken,
 
 
 def test_where_no_state_is_sound_the_run_stops(begin, unbroken, tmp_path):
-    """It does not begin anew over what may yet be saved, at the first try or the next; the best state will do."""
+    """It never starts over a run that may yet be saved; with the best state restored, it resumes from that."""
     path = tmp_path / "run"
     shutil.copytree(unbroken[0], path)
     for state in path.glob("*/*.safetensors"):
@@ -285,7 +285,7 @@ def test_a_changed_configuration_is_not_a_damaged_state(begin, unbroken, tmp_pat
 
 @pytest.mark.parametrize("full", ["at the states", "at the records"])
 def test_a_full_disk_costs_no_state(begin, unbroken, tmp_path, full, report):
-    """A bound on the size of a file: one that no state meets, and one that the records outgrow."""
+    """Simulated by a limit on file size: one too small for any state, or one that the records outgrow."""
     flags = [] if full == "at the states" else ["--hidden-size", 1, "--sample-every", 1, "--sample-length", 2000]
     size = list(state_files(unbroken[0] / "checkpoints").values())[-1].stat().st_size
     ended = begin(*flags, file_size=size // 2 if full == "at the states" else 9000).wait()
@@ -398,7 +398,7 @@ def test_another_number_of_devices_goes_on_with_the_same_parameters(unbroken, tm
     )
 
 
-# Odd input: the only errors that a user may meet are those that `exit_codes` turns into a sentence.
+# Odd input: the only errors that may reach a user are those that `exit_codes` turns into a sentence.
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
@@ -407,7 +407,7 @@ JSON = st.recursive(
 
 
 def fuzz(count, check, *strategies):
-    """Run a check on many inputs, the same ones every time."""
+    """Run a check on many inputs, the same every time."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     bound = settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=checks)
     bound(given(*strategies)(check))()
@@ -418,7 +418,7 @@ def untouched(folder):
 
 
 def test_odd_texts(tmp_path, sized, report):
-    """Any bytes in any encoding: a job is made of them, or one sentence says why not."""
+    """Any bytes in any encoding either become a job or are refused in one sentence."""
     count, refusals = sized(60, 2000), []
 
     def check(content, encoding, lowercase, objective):
@@ -457,7 +457,7 @@ def test_odd_texts(tmp_path, sized, report):
 
 
 def test_hostile_files_of_a_run(unbroken, tmp_path, sized, report):
-    """Random bytes, random JSON, and the real thing with one value replaced, in each file that others may send."""
+    """Random bytes, random JSON, and the real content with one value replaced, in each file that others may send."""
     count, refusals, path = sized(60, 2000), [], tmp_path / "run"
     shutil.copytree(unbroken[0], path)
     names = ["config.json", "provenance.json", "metrics.jsonl", "samples.jsonl"]
@@ -496,7 +496,7 @@ def test_hostile_files_of_a_run(unbroken, tmp_path, sized, report):
 
 
 def test_odd_command_lines(tmp_path, sized, report, capfd, monkeypatch):
-    """Every flag with every kind of value: a configuration, or an error that ends in exit code 2."""
+    """Any flag with any kind of value gives a configuration, or an error with exit code 2."""
     monkeypatch.chdir(tmp_path)
     count, codes = sized(60, 1500), set()
     flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Configuration)]

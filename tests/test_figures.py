@@ -1,4 +1,4 @@
-"""What all figures share: files that repeat, lines that differ, titles that are text."""
+"""What all figures share: reproducible files, distinct lines, titles that are plain text."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Generation against the notebooks' own procedure: re-read the last characters for every new one."""
+"""Generation, against the notebooks' own procedure: re-read the last characters for every new one."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ MESH = data_mesh()
 
 
 def decided_model(layers=1):
-    """A model whose logits are spread widely enough that rounding decides no draw."""
+    """Return a model whose logits are spread widely enough that rounding decides no draw."""
     network = CharacterLSTM(VOCABULARY, hidden_size=24, layers=layers)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
     return Model(network, jax.tree.map(lambda leaf: 3 * leaf, parameters))
@@ -72,7 +72,7 @@ def test_windowed_and_stateful_differ_beyond_the_window():
 
 
 def test_many_streams_at_once_equal_each_alone():
-    """Prompts of all lengths, temperatures and keys side by side: no stream sees another."""
+    """With prompts of all lengths, temperatures and keys side by side, no stream affects another."""
     model = decided_model()
     prompts = [prompt_of(length, seed=length) for length in (0, 3, WINDOW, 20)]
     temperatures = [0.0, 0.5, 1.0, 2.0]
@@ -86,7 +86,7 @@ def test_many_streams_at_once_equal_each_alone():
 
 @pytest.mark.parametrize("sampler", ["windowed", "stateful"])
 def test_devices_share_the_streams_and_never_wait_for_one_another(sampler):
-    """Four streams on one device, two and three: the same texts, by programs without communication."""
+    """Four streams on one, two and three devices: the same texts, by programs without communication."""
     model = decided_model()
     prompts, keys = [prompt_of(WINDOW, seed=seed) for seed in range(4)], jax.random.split(KEY, 4)
 
@@ -138,8 +138,8 @@ def test_temperature_zero_always_takes_the_likeliest():
 def test_characters_are_distributed_as_the_notebooks_draw_them(temperature):
     """The first two characters of 20,000 texts, against the notebooks' arithmetic on NumPy's float64 network.
 
-    Chi-squared over the pairs expected at least five times, at most 121 cells: 120 + 6 sqrt(240) = 213 is exceeded
-    with a probability below 1e-6 if the distributions are equal.
+    Chi-squared over the pairs expected at least five times, at most 121 cells: if the distributions are equal, it
+    exceeds 120 + 6 sqrt(240) = 213 with a probability below 1e-6.
     """
     network = CharacterLSTM(VOCABULARY, hidden_size=24)
     parameters = initial_parameters(network, "keras", jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Grids of runs: which runs a command line means, and that they come to their ends however often they are stopped."""
+"""Grids of runs: which runs a command line defines, and that they finish however often they are stopped."""
 
 import shutil
 
@@ -114,7 +114,7 @@ def test_a_grid_that_is_stopped_twice_ends_with_the_same_table(corpus, tmp_path,
     losses = [min(held_out_losses(run)) for run in runs]
     assert float(row["held_out_loss"]) == pytest.approx(sum(losses) / 2, abs=1e-4)
 
-    # What is done stays, and what is lost is made again.
+    # Finished runs are kept, and a lost one is trained again.
     shutil.rmtree(tmp_path / "unbroken" / "hidden_size=4,seed=2")
     run_grid(*parse(*flags, tmp_path / "unbroken"), lambda: False)
     assert results(tmp_path / "unbroken") == results(tmp_path / "broken")
@@ -141,7 +141,7 @@ def test_a_grid_needs_something_to_vary(experiment, flags, corpus, capsys):
 
 
 def test_runs_with_one_program_are_trained_together(corpus, tmp_path, monkeypatch):
-    """Those that differ in seed and learning rate; a size of its own is a group of its own."""
+    """Runs that differ only in seed and learning rate share a group; each hidden size has its own."""
     groups = []
     monkeypatch.setattr(train, "train_together", lambda jobs, *_: groups.append(len(jobs)) or iter(()))
     monkeypatch.setattr(grid, "_report", lambda *_: None)

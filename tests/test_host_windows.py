@@ -14,7 +14,7 @@ ORDERS = [ShuffledWindows(10, stride=3, batch_size=8), ShuffledWindows(7, 1, 5),
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("length", "rows"), [(101, range(9)), (1000, range(2, 7))])
 def test_they_are_the_batches_that_a_device_gathers(tmp_path, order, length, rows):
-    """All rows or a share of them, padding included, over up to 36 epochs."""
+    """For all rows or a share of them, including padding, over up to 36 epochs."""
     path = tmp_path / "ids.npy"
     np.save(path, np.random.default_rng(0).integers(0, 200, length, np.uint8))
     mapped = np.load(path, mmap_mode="r")
@@ -37,7 +37,7 @@ def test_they_are_the_batches_that_a_device_gathers(tmp_path, order, length, row
 
 @pytest.fixture(scope="module")
 def long_text(tmp_path_factory):
-    """5,000,000,000 characters, of which the disk holds none but the last thousand."""
+    """5,000,000,000 characters in a sparse file, with only the last thousand on the disk."""
     path = tmp_path_factory.mktemp("long") / "ids.npy"
     ids = np.lib.format.open_memmap(path, "w+", np.uint8, (5_000_000_000,))
     ids[-1000:] = 1
@@ -45,7 +45,7 @@ def long_text(tmp_path_factory):
 
 
 def test_a_text_beyond_32_bits_is_read_to_its_end(long_text):
-    """Stretches side by side: each begins where the one before ends, and the last reaches into the end."""
+    """Parallel streams: only the last stretch's last segment reaches the characters at the end."""
     order = ParallelStreams(50, batch_size=4)
     steps = order.steps(len(long_text))
     ends = np.array([0, steps - 1, steps, 2 * steps - 1])
@@ -56,7 +56,7 @@ def test_a_text_beyond_32_bits_is_read_to_its_end(long_text):
 
 
 def test_windows_beyond_32_bits_are_all_over_the_text(long_text):
-    """The mean of 40,000 starts of a uniform shuffle is the middle, within six standard errors: once in 5e8 tries."""
+    """The mean of 40,000 uniform starts is more than six standard errors from the middle once in 5e8 tries."""
     from charlm_jax.data import host_windows
 
     order = ShuffledWindows(60, stride=3, batch_size=400)

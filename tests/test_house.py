@@ -1,4 +1,4 @@
-"""The rooms of the house, and the direction in which they may know of one another."""
+"""The package's folders ("rooms"), and the direction in which they may import one another."""
 
 import ast
 from pathlib import Path
@@ -14,12 +14,12 @@ ROOMS = {
     "analysis": {"model", "learning", "generation"},
     "runs": {"data", "model", "learning", "generation", "analysis"},
 }
-FOUNDATION = {"choices", "errors", "keys", "mesh"}  # modules beside the rooms that every room may import
+FOUNDATION = {"choices", "errors", "keys", "mesh"}  # modules outside the rooms that every room may import
 FILES = sorted((ROOT / "charlm_jax").rglob("*.py"))
 
 
 def imported(file):
-    """Return the dotted names that a file imports, at its top or inside its functions."""
+    """Return the dotted names that a file imports, at the top or inside functions."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -39,7 +39,7 @@ def rooms_of(names):
 def test_imports_run_one_way(file):
     room = file.relative_to(ROOT / "charlm_jax").parts[0].removesuffix(".py")
     allowed = ROOMS[room] | {room} if room in ROOMS else set()
-    if room == "__init__":  # the package's own, which opens on every room, and which no room goes through
+    if room == "__init__":  # the package's own: it may import every room, and no room imports through it
         allowed = set(ROOMS)
     assert rooms_of(imported(file)) - FOUNDATION - {"__version__"} <= allowed
 
@@ -75,7 +75,7 @@ def test_only_the_shell_and_the_corpus_touch_the_world():
 
 
 def test_what_computes_can_be_read_in_an_afternoon():
-    """All that a loss or a text depends on, once there is a configuration: under 3,000 lines, docstrings included."""
+    """All that a loss or a text depends on, given a configuration: under 3,000 lines, docstrings included."""
     shell = ROOT / "charlm_jax" / "analysis", ROOT / "charlm_jax" / "runs"
     core = [file for file in FILES if not any(file.is_relative_to(folder) for folder in shell)]
     assert sum(len(file.read_text().splitlines()) for file in core) < 3000

@@ -19,7 +19,7 @@ def parameters():
 
 @pytest.fixture(scope="module")
 def keras_weights():
-    """What Keras draws for LSTM(128) on one-hot characters, and for Dense(57)."""
+    """Keras's initial weights of LSTM(128) on one-hot characters, and of Dense(57)."""
     layer, head = keras.layers.LSTM(HIDDEN), keras.layers.Dense(VOCABULARY)
     with lenient_jax():
         layer.build((None, 60, VOCABULARY))
@@ -28,7 +28,7 @@ def keras_weights():
 
 
 def test_kernels_are_distributed_as_keras_draws_them(parameters, keras_weights):
-    """Largest entry and standard deviation of a uniform sample of 7,000 and more, within 2 %."""
+    """Largest entry and standard deviation agree within 2 %, in uniform samples of 7,000 and more."""
     ours = [*keras_cell(parameters["lstm_0"]), parameters["head"]["kernel"], parameters["head"]["bias"]]
     for mine, theirs in zip(ours, keras_weights, strict=True):
         assert mine.shape == theirs.shape

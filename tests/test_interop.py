@@ -1,4 +1,4 @@
-"""Keras and PyTorch themselves, and NumPy, are the oracles: what they compute with our numbers, and we with theirs."""
+"""Exchange with other libraries. Keras, PyTorch and NumPy are the oracles: they run our weights, and we run theirs."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ def lenient():
 
 
 def parameters_of(layers=1, embedding_size=None, scale=2.0):
-    """Parameters so large that a hard sigmoid of another slope, or two gates exchanged, are far off."""
+    """Return parameters so large that a hard sigmoid of another slope, or two swapped gates, would show clearly."""
     network = CharacterLSTM(VOCABULARY, HIDDEN, layers, embedding_size=embedding_size)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
     return jax.tree.map(
@@ -55,7 +55,7 @@ def assert_equal(left, right):
 
 
 def assert_predicts(model, parameters, gate):
-    """A Keras model's probabilities are those that NumPy computes; to float32's rounding along nine steps."""
+    """Assert that a Keras model's probabilities equal NumPy's, up to float32 rounding over nine steps."""
     read = IDS if "embedding" in parameters else np.eye(VOCABULARY, dtype=np.float32)[IDS]
     expected = jax.nn.softmax(numpy_logits(parameters, IDS, GATES[gate])[:, -1])
     np.testing.assert_allclose(np.asarray(model(read)), expected, rtol=0, atol=1e-6)
@@ -78,7 +78,7 @@ def keras_model(layers, embedding_size, gate, window=None):
 @pytest.mark.parametrize(("layers", "embedding_size"), SHAPES)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_keras_reads_what_is_written(ending, layers, embedding_size, gate, tmp_path):
-    """Keras 3 itself; of Keras 2's file it takes the numbers, and is told Keras 2's hard sigmoid."""
+    """Keras 3 reads each file; from Keras 2's with hard sigmoids it takes the weights, and is given Keras 2's slope."""
     parameters = parameters_of(layers, embedding_size)
     keras_2 = ending == ".h5"
     scaled = scale_gates(parameters, KERAS_3_SLOPE) if gate == "hard_sigmoid" and not keras_2 else parameters
@@ -102,7 +102,7 @@ def test_keras_reads_what_is_written(ending, layers, embedding_size, gate, tmp_p
 def test_what_keras_writes_is_read(ending, layers, embedding_size, gate, tmp_path):
     model = keras_model(layers, embedding_size, gate, WINDOW)
     model.set_weights([3 * weight + 0.1 for weight in model.get_weights()])
-    model.compile(loss="categorical_crossentropy")  # so that the file has an optimizer's state too
+    model.compile(loss="categorical_crossentropy")  # so that the file has an optimizer's state, too
     path = tmp_path / f"model{ending}"
     (model.save_weights if ending == ".weights.h5" else model.save)(path)
     read, gate_of_file, window, is_keras_3 = read_keras(path.read_bytes())
@@ -113,7 +113,7 @@ def test_what_keras_writes_is_read(ending, layers, embedding_size, gate, tmp_pat
 
 
 def keras_2_file(path, layers, *, whole, gate="hard_sigmoid", as_list=False, **changes):
-    """A file in the layout of Keras 2.2, in which attributes name the layers and hold the whole model."""
+    """Write a file in the layout of Keras 2.2, whose attributes name the layers and describe the whole model."""
     with h5py.File(path, "w") as file:
         group = file.create_group("model_weights") if whole else file
         group.attrs["layer_names"] = np.array([b"lstm_1", b"dropout_1", b"dense_1", b"activation_1"])
@@ -142,7 +142,7 @@ def keras_2_file(path, layers, *, whole, gate="hard_sigmoid", as_list=False, **c
 
 @pytest.mark.parametrize("as_list", [True, False])
 def test_files_of_keras_2_are_read(as_list, tmp_path):
-    """Whole models, whose configuration was a list once, and weights alone; their hard sigmoid is not Keras 3's."""
+    """Whole models, whose configuration was once a list, and weights alone; their hard sigmoid is not Keras 3's."""
     parameters = parameters_of()
     path = keras_2_file(tmp_path / "model.h5", to_keras(parameters), whole=True, as_list=as_list)
     read, *said = read_keras(path.read_bytes())
@@ -162,7 +162,7 @@ def test_layers_beyond_ten_are_read_in_their_order():
 
 @pytest.mark.parametrize(("layers", "embedding_size"), SHAPES)
 def test_pytorch_computes_the_same_logits(layers, embedding_size):
-    """From our numbers, and we from its own, with both of its biases."""
+    """PyTorch computes with our weights, and NumPy with PyTorch's own, including both of its biases."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: .venv/bin/python -m pip install torch")
 
     class Module(torch.nn.Module):
@@ -242,9 +242,9 @@ def test_other_models_of_keras_are_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_broken_files_are_refused(ending):
-    """Cut short, or with bits that are others: what is wrong is found, or the numbers are others, and nothing else.
+    """A truncated file is refused; one with a flipped bit is refused or read as other numbers, and does nothing else.
 
-    The latter in a process of its own, as HDF5's library, of another version or by another bit, may crash.
+    Flipped bits are read in a process of their own: in other versions, or by other bits, the HDF5 library may crash.
     """
     content = write_keras(ending, to_keras(parameters_of()), "sigmoid", None)
     for length in range(0, len(content) - 1, 101):

@@ -1,4 +1,4 @@
-"""Grids in processes of this machine."""
+"""Grids whose jobs are processes on this machine."""
 
 import re
 import signal
@@ -65,14 +65,14 @@ def test_jobs_end_with_who_launched_them(corpus, tmp_path):
             assert launcher.poll() is None, launcher.communicate()
             time.sleep(0.05)
         launcher.kill()
-        # Not yet waited for, as a container's first process may never do.
+        # The launcher is not reaped yet: a container's first process may never do that.
         for path in runs:
             free(path)
     assert 0 < len(read_records(open_run(runs[0]).metrics)) < 1000
 
 
 def free(path, seconds=60.0):
-    """Wait until no process writes to a run."""
+    """Wait until no process holds the lock of a run."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -84,7 +84,7 @@ def free(path, seconds=60.0):
 
 
 def test_a_combination_that_cannot_be_trained_leaves_the_others_their_results(corpus, tmp_path):
-    """In jobs as here, whichever comes first; and what is only for jobs is refused without."""
+    """In jobs or in the command's own process, in either order; flags that are only for jobs need a launcher."""
     flags = ["--corpus", corpus, *SMALL, "--replicas", 1, "--epochs", 1, "--vary"]
     for launcher, vary in [("here", "batch_size=5000,4"), ("local", "batch_size=4,5000")]:
         where = ["--launcher", launcher, "--grid-dir", tmp_path / launcher]

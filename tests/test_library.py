@@ -1,4 +1,4 @@
-"""The package as what is imported: what it offers, what that costs, and runs trained, loaded and used from Python."""
+"""The package as a library: what it exports, what importing it costs, and runs trained, loaded and used in Python."""
 
 import ast
 import importlib
@@ -35,7 +35,7 @@ def run(configuration, tmp_path_factory):
 
 
 def printed(capsys, experiment, *flags):
-    """Return what a command prints."""
+    """Return a command's output."""
     capsys.readouterr()
     assert call(experiment, *flags) == 0
     return capsys.readouterr().out
@@ -107,8 +107,8 @@ def test_surprise_is_the_loss_of_each_character(run, capsys, tmp_path):
     (tmp_path / "text.txt").write_text(text)
     stream = json.loads(printed(capsys, "evaluate", run.path, "--text", tmp_path / "text.txt"))["stateful"]
     found = run.surprise(text[1:], prompt=text[0])
-    assert found.nats.mean() == pytest.approx(stream["loss_nats"], rel=1e-5)  # float32, added up in another order
-    # The likeliest character is the one that is drawn at temperature 0, and where it stands nothing is likelier.
+    assert found.nats.mean() == pytest.approx(stream["loss_nats"], rel=1e-5)  # float32, summed in another order
+    # At temperature 0 the likeliest character is drawn, so its probability is the first of the two.
     greedy = run.generate("the w", temperature=0.0, length=12)
     found = run.surprise(greedy, prompt="the w", top=2)
     assert found.likeliest[::2] == greedy
@@ -128,7 +128,7 @@ def test_the_same_call_goes_on_and_a_loaded_run_is_the_trained_one(configuration
 
 
 def test_an_interrupt_in_a_notebook_loses_nothing(configuration, run, tmp_path, monkeypatch):
-    """Ctrl-C amid the second epoch, whose traceback the notebook keeps; then the same cell again."""
+    """Ctrl-C during the second epoch, with the traceback kept as in a notebook; then the same cell again."""
     with monkeypatch.context() as patch:
 
         def interrupted(directory, done, **options):

@@ -1,4 +1,4 @@
-"""Runs: what they record, how they stop, how they go on."""
+"""Runs: what they record, how they stop and how they resume."""
 
 import dataclasses
 import itertools
@@ -44,7 +44,7 @@ def tiny(tmp_path, small_text):
 
 
 def finish(configuration, path):
-    """Train to the end; return the epochs, and what the run has left behind."""
+    """Train to the end; return the epochs, and what `left_behind` returns."""
     job = prepare(configuration, path=path)
     with stop_requests() as stop_requested:
         epochs = list(train(job, path, stop_requested))
@@ -52,7 +52,7 @@ def finish(configuration, path):
 
 
 def left_behind(path):
-    """Return what a run must reproduce: its final and best parameters and its records but for the clock."""
+    """Return what a run must reproduce: its final and best parameters, and its records without timings."""
     run = RunDirectory(path)
     newest, best = read_run(run, "newest"), read_run(run, "best")
     clock = ("seconds", "characters_per_second")
@@ -64,7 +64,7 @@ def left_behind(path):
 
 @pytest.fixture(scope="module")
 def unbroken(corpus, tmp_path_factory):
-    """What `finish` returns of a `tiny` run that nothing interrupts."""
+    """What `finish` returns for an uninterrupted `tiny` run."""
     return finish(dataclasses.replace(TINY, corpus=str(corpus)), tmp_path_factory.mktemp("unbroken") / "run")
 
 
@@ -73,7 +73,7 @@ def same(one, other):
 
 
 def stop_after(monkeypatch, dispatches, deed):
-    """Do a deed after a number of dispatches of the training program."""
+    """Call `deed` after a number of dispatches of the training program."""
     make = training.train_steps_of
 
     def counting(*arguments, **options):
@@ -92,7 +92,7 @@ def stop_after(monkeypatch, dispatches, deed):
 
 
 def terminate():
-    """Send this process a SIGTERM, and wait until it has been noted."""
+    """Send this process a SIGTERM, and wait until it has been handled."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.05)
 
@@ -102,7 +102,7 @@ def die():
 
 
 def mended(configuration, path, monkeypatch, dispatches, deed, end):
-    """Train until a deed ends it amid the first epoch, as `end` expects; go on, and return what `finish` does."""
+    """Train until `deed` interrupts the first epoch, as `end` expects; resume, and return what `finish` returns."""
     with monkeypatch.context() as patch, end:
         stop_after(patch, dispatches, deed)
         finish(configuration, path)
@@ -111,7 +111,7 @@ def mended(configuration, path, monkeypatch, dispatches, deed, end):
 
 
 def dying(function, call, *, after=False):
-    """Have the process die at one of a function's calls, before or after what it does."""
+    """Wrap a function so that the process dies at call number `call`, before or after the function does its work."""
     calls = itertools.count(1)
 
     def died(*arguments, **options):
@@ -168,7 +168,7 @@ def test_a_run_with_kept_carries_stopped_amid_an_epoch_goes_on_bit_for_bit(tiny,
 
 
 def test_a_long_epoch_is_saved_on_the_way(tiny, unbroken, tmp_path, monkeypatch):
-    """Killed amid its first epoch, it goes on from there."""
+    """Killed within its first epoch, it resumes from there."""
     monkeypatch.setattr(loop, "_SAVE_SECONDS", 0.0)
     assert same(mended(tiny, tmp_path / "broken", monkeypatch, 3, die, pytest.raises(KeyboardInterrupt)), unbroken)
 
@@ -177,7 +177,7 @@ def test_a_long_epoch_is_saved_on_the_way(tiny, unbroken, tmp_path, monkeypatch)
     "place", ["before the checkpoint", "before the best", "before the records", "amid the records", "after the records"]
 )
 def test_a_run_that_dies_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypatch, place):
-    """Die at the end of the second epoch, at each place where its checkpoint or its records may be missing."""
+    """Die at the end of the second epoch, at each point where its checkpoint or its records may be missing."""
     with monkeypatch.context() as patch:
         if place == "before the checkpoint":
             patch.setattr(loop, "save_state", dying(loop.save_state, 3))  # after the first epoch's two
@@ -194,7 +194,7 @@ def test_a_run_that_dies_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypat
 
 
 def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, tmp_path, monkeypatch, capsys):
-    """The third epoch is the best, two worse ones follow, and that is the end, for the next command too."""
+    """The third epoch is the best; two no better ones end training, and the next command leaves it ended."""
     losses = iter([3.0, 2.5, 2.0, 2.1, 2.0])
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(next(losses), 7))
     patient = dataclasses.replace(tiny, epochs=9, patience=2, sample_every=9)
@@ -213,10 +213,10 @@ def test_the_best_model_is_kept_and_training_stops_when_it_stays_the_best(tiny, 
 
 
 def test_a_run_without_its_checkpoints_goes_on_from_its_best_model(tiny, unbroken, tmp_path, monkeypatch):
-    """Which holds all that it takes; without that one too, nothing is begun anew over what the records tell of."""
+    """The best state suffices to resume; without that as well, training refuses to start over records that exist."""
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_state", dying(loop.save_state, 4))  # before the second epoch's best
+        patch.setattr(loop, "save_state", dying(loop.save_state, 4))  # before the second epoch's best state
         with pytest.raises(KeyboardInterrupt):
             finish(tiny, path)
     shutil.rmtree(path / "checkpoints")
@@ -315,7 +315,7 @@ def test_another_configuration_is_refused_with_its_differences(tiny, tmp_path):
 
 
 def test_another_text_is_refused(tiny, tmp_path, small_text):
-    """In a few words: that its hash and its characters differ follows."""
+    """The message is short: that the hash and the characters differ as well need not be said."""
     finish(tiny, tmp_path / "run")
     (tmp_path / "other.txt").write_text(f"{small_text} another")
     with pytest.raises(InputError, match=r"another run: --corpus \S+corpus.txt there, \S+other.txt here\. Use"):
@@ -386,7 +386,7 @@ def test_training_that_diverges_keeps_the_last_finite_state(tiny, tmp_path):
 
 
 def test_divergence_that_only_the_evaluation_sees(tiny, tmp_path):
-    """One huge step at the end of an epoch: finite parameters, but no finite loss."""
+    """One huge step at the end of an epoch leaves finite parameters, but no finite loss."""
     wild = dataclasses.replace(tiny, learning_rate=1e37, batch_size=1000)
     for _ in range(2):
         with pytest.raises(DivergedError, match="in epoch 1, up to step 1, the evaluation after it was not finite"):
@@ -396,7 +396,7 @@ def test_divergence_that_only_the_evaluation_sees(tiny, tmp_path):
 
 
 def test_an_epoch_without_a_finite_step(tiny, tmp_path):
-    """It has but one, in which RMSprop's first update, 3.2 rates, is beyond float32; what is chosen is no advice."""
+    """Its only step, RMSprop's first of 3.2 times the rate, overflows float32; --clip, already set, is not advised."""
     wild = dataclasses.replace(tiny, learning_rate=3e38, optimizer="rmsprop-keras-2", batch_size=1000, clip=1.0)
     with pytest.raises(
         DivergedError, match=r"up to step 1, no step was finite; .* a smaller --learning-rate, in another"
@@ -405,7 +405,7 @@ def test_an_epoch_without_a_finite_step(tiny, tmp_path):
 
 
 def test_the_text_of_every_preset_style(tiny, tmp_path):
-    """Rolling on, each temperature's prompt is the end of the text before it; restarting, it is the same for all."""
+    """Rolling on, each temperature's prompt is the end of the previous text; restarting, all prompts are the same."""
     rolling = dataclasses.replace(tiny, continuation="roll-on", epochs=1, sample_length=7)
     samples = finish(rolling, tmp_path / "rolling")[3]
     for before, after in itertools.pairwise(samples):
@@ -418,7 +418,7 @@ def test_the_text_of_every_preset_style(tiny, tmp_path):
 
 
 def test_texts_are_drawn_anew_in_every_epoch(tiny, tmp_path):
-    """From the same prompt, temperature and, for all that it learns, the same model."""
+    """From the same prompt and temperature and, at a rate of 1e-30, the same model."""
     still = dataclasses.replace(tiny, prompt_start=4, temperatures=(1.0,), learning_rate=1e-30)
     first, second = finish(still, tmp_path / "still")[3]
     assert first["prompt"] == second["prompt"]
@@ -426,7 +426,7 @@ def test_texts_are_drawn_anew_in_every_epoch(tiny, tmp_path):
 
 
 def test_a_prompt_may_start_at_every_place(tiny):
-    """A training text of eleven characters has two places for a window of ten: both come up."""
+    """A training text of eleven characters has two places for a window of ten; both occur."""
     job = prepare(tiny)
     short = dataclasses.replace(job, training_ids=job.training_ids[:11])
     prompts = {_prompt(short, epoch) for epoch in range(50)}
@@ -507,7 +507,7 @@ def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("response", ["warn", "rollback"])
 def test_training_that_goes_astray(tiny, tmp_path, monkeypatch, capsys, response):
-    """The second epoch is called astray, and the first the best: its model goes on from there at half the rate."""
+    """The second epoch is judged astray; the first is the best, and training resumes from it at half the rate."""
     chosen = dataclasses.replace(tiny, epochs=4, on_divergence=response)
     monkeypatch.setattr(loop, "astray", lambda losses, size: len(losses) == 2)
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0 + len(list((tmp_path).rglob("*"))), 7))
@@ -546,7 +546,7 @@ def test_a_run_that_was_sent_back_and_stopped_goes_on_bit_for_bit(tiny, tmp_path
 
 
 def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):
-    """Each epoch is called astray: after ten times at half the rate nothing more is tried."""
+    """Every epoch is judged astray: after the rate has been halved ten times, training gives up."""
     chosen = dataclasses.replace(tiny, epochs=30, on_divergence="rollback", temperatures=())
     monkeypatch.setattr(loop, "astray", lambda losses, size: bool(losses))
     with pytest.raises(DivergedError, match=r"in epoch 11, and rolling back did not help; .* in another --run-dir"):
@@ -556,7 +556,7 @@ def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):
 
 
 def finish_together(configurations, folder):
-    """Train runs together; return for each what `finish` does of one."""
+    """Train runs together; return for each what `finish` returns for one."""
     jobs = [prepare(configuration) for configuration in configurations]
     paths = [folder / str(number) for number in range(len(jobs))]
     mesh = replica_mesh(jax.devices()[:2], len(jobs))
@@ -574,7 +574,7 @@ def three(tiny):
 
 
 def test_runs_that_are_trained_together_are_what_they_are_alone(three, tmp_path):
-    """Ordinary runs, with the losses of ordinary runs."""
+    """They are ordinary runs, with the losses of ordinary runs."""
     together = finish_together(three, tmp_path / "together")
     for number, configuration in enumerate(three):
         alone = finish(configuration, tmp_path / "alone" / str(number))
@@ -615,7 +615,7 @@ def test_a_run_at_its_end_waits_for_those_beside_it(three, tmp_path):
 
 
 def test_what_astray_is():
-    """Half a nat above the lowest loss, or above all characters equally likely: the published run A, a rate of 1e30."""
+    """Half a nat above the lowest loss, or above a uniform guess: as in published run A, or at a rate of 1e30."""
     assert not history.astray([], 57)
     assert not history.astray([1.98, 1.3, 1.31, 1.79], 57)
     assert history.astray([1.98, 1.3, 1.31, 1.81], 57)
@@ -629,6 +629,6 @@ def test_a_rate_beyond_all_reason_is_called_so(tiny, tmp_path, capsys):
 
 
 def test_which_states_are_kept():
-    """Those of the newest two, and of the ends of epochs 1, 2, 4, 8, ... of ten steps each."""
+    """The newest two, and those at the ends of epochs 1, 2, 4, 8, ..., of ten steps each."""
     assert outdated([5, 10, 20, 30, 33, 40, 50, 60, 70, 75], 10) == [5, 30, 33, 50, 60]
     assert outdated([], 10) == outdated([3], 10) == outdated([3, 4], 10) == []

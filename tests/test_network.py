@@ -18,7 +18,7 @@ IDS = jax.random.randint(jax.random.key(1), (3, 20), 0, 13)
 def network_and_parameters(layers=1, gate: GateActivation = "sigmoid"):
     network = CharacterLSTM(13, hidden_size=8, layers=layers, gate_activation=gate)
     parameters = initial_parameters(network, "keras", jax.random.key(0))
-    # Keras starts the biases at 0 and 1, which would hide a bias that is left out or misplaced.
+    # Keras starts the biases at 0 and 1, which would hide a missing or misplaced bias.
     return network, jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(2), leaf.shape), parameters)
 
 
@@ -53,7 +53,7 @@ def test_two_halves_with_a_carry_equal_the_whole_window():
 
 
 def test_no_logit_depends_on_a_later_character():
-    """Change one character: the logits before it stay the same to the bit, those after it move."""
+    """Change one character: the logits before it stay the same to the bit; those from there on move."""
     network, parameters = network_and_parameters()
     changed = IDS.at[:, 10].set((IDS[:, 10] + 1) % 13)
     before, after = (network.apply({"params": parameters}, ids)[0] for ids in (IDS, changed))
@@ -97,7 +97,7 @@ def test_dropout_falls_under_a_key_only():
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_window_loses_the_same_units_at_every_step_and_the_carry_none(layers):
-    """Of the top layer's outputs a unit is 0 all along, or 4/3 of itself; a lower layer's reach the top changed."""
+    """A unit of the top layer's output is 0 at every step or 4/3 of itself; a lower layer's dropout changes the top."""
     network, parameters = network_and_parameters(layers)
     dropping = dataclasses.replace(network, dropout=0.25)
     dropout = Dropout(jax.random.key(0), jnp.arange(len(IDS)))
@@ -114,7 +114,7 @@ def test_a_window_loses_the_same_units_at_every_step_and_the_carry_none(layers):
 
 
 def test_all_sequences_and_steps_lose_the_same_recurrent_weights():
-    """Of the matrix between the states a weight is 0, or 4/3 of itself; reading with that matrix is what is read."""
+    """A recurrent weight is 0, or 4/3 of itself; reading with that matrix gives the same hidden states."""
     network, parameters = network_and_parameters(1)
     dropping = dataclasses.replace(network, weight_dropout=0.25)
 

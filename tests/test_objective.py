@@ -20,7 +20,7 @@ CHARACTERS = jax.random.randint(jax.random.key(1), (5, 13), 0, 13)
 
 
 def numpy_losses(characters):
-    """What every character but the first costs, from the textbook's equations."""
+    """Return the cost of every character but the first, from the textbook's equations."""
     logits = numpy_logits(PARAMETERS, characters[:, :-1])
     chosen = np.take_along_axis(logits, np.asarray(characters)[:, 1:, None], axis=2)[..., 0]
     return np.log(np.exp(logits).sum(axis=2)) - chosen
@@ -50,7 +50,7 @@ def test_a_carry_goes_on_where_the_text_before_ended():
 
 @pytest.mark.parametrize("objective", get_args(Objective))
 def test_padding_changes_neither_loss_nor_gradient(objective):
-    """The padded rows add exact zeros: what is left is the order of a sum of five."""
+    """Padded rows add exact zeros; the tolerance is for the order of a sum of five."""
     whole = Batch(CHARACTERS, jnp.ones(5))
     padded = Batch(jnp.pad(CHARACTERS, ((0, 3), (0, 0))), jnp.pad(jnp.ones(5), (0, 3)))
 
@@ -68,9 +68,9 @@ def test_padding_changes_neither_loss_nor_gradient(objective):
 
 @pytest.mark.parametrize(("objective", "learned"), [("last-character", 1), ("every-character", 6)])
 def test_improbable_targets_cost_and_teach_what_keras_makes_of_them(objective, learned):
-    """Keras clips softmax probabilities to 1e-7: the loss stops there, and has no gradient beyond.
+    """Keras clips softmax probabilities to 1e-7: the loss stops there, with no gradient beyond.
 
-    The model is sure of its predictions, so that of 9 windows of 6 characters some have targets on either side.
+    The model is so confident that the targets of 9 windows of 6 characters fall on both sides of the limit.
     """
     network = CharacterLSTM(vocabulary_size=5, hidden_size=4)
     parameters = jax.tree.map(lambda leaf: 20 * leaf, initial_parameters(network, "keras", jax.random.key(2)))

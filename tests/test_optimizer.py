@@ -10,12 +10,12 @@ from oracles import lenient_jax
 
 from charlm_jax.learning.optimizer import make_optimizer
 
-# Gradients from 1e-9 to 1: those near epsilon show where it stands.
+# Gradients from 1e-9 to 1: those near epsilon show where it is added.
 GRADIENTS = np.random.default_rng(0).normal(size=(20, 50)) * np.logspace(-9, 0, 50)
 
 
 def descend(optimizer):
-    """Follow the gradients from ones."""
+    """Return where the gradients lead from a start at ones."""
     parameters = jnp.ones(50)
     state = optimizer.init(parameters)
     with lenient_jax():
@@ -54,7 +54,7 @@ ROOTS = {
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_rmsprop_puts_epsilon_where_its_keras_does(name):
-    """Float32 against float64 over 20 updates of 0.01 to 0.03: 2e-6; epsilon in the other place moves some by 0.09."""
+    """Float32 equals float64 to 2e-6 over 20 updates of 0.01 to 0.03; misplacing epsilon moves some by 0.09."""
     np.testing.assert_allclose(descend(make(name)), numpy_rmsprop(ROOTS[name]), rtol=0, atol=2e-6)
     (other,) = (root for key, root in ROOTS.items() if key != name)
     assert np.abs(descend(make(name)) - numpy_rmsprop(other)).max() > 0.05
@@ -89,7 +89,7 @@ def test_clipping_bounds_the_global_norm():
 
 
 def test_adamw_shrinks_matrices_and_leaves_biases():
-    """Without a gradient only the decay is left: a factor of 1 - 0.01 * 0.5 a step."""
+    """Without a gradient, only the decay is left: a factor of 1 - 0.01 * 0.5 a step."""
     optimizer = make("adamw", weight_decay=0.5)
     parameters: Any = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state = optimizer.init(parameters)
@@ -103,7 +103,7 @@ def test_adamw_shrinks_matrices_and_leaves_biases():
 
 
 def rates(optimizer, steps):
-    """The learning rates of an Adam, whose every update under a constant gradient is the rate itself."""
+    """Return the learning rates of an Adam: under a constant gradient, each update is the rate itself."""
     parameters = jnp.zeros(1)
     state = optimizer.init(parameters)
     taken: list[float] = []

@@ -1,4 +1,4 @@
-"""What is handed out: one version everywhere, and packages that hold what they need and nothing else."""
+"""What is distributed: one version everywhere, and packages that hold what they need and nothing else."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def run(*words, **options):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the repository, beside what working in one leaves."""
+    """A copy of the repository without what working in it leaves."""
 
     def left_out(folder, names):
         return CACHES(folder, names) | (MADE_HERE if Path(folder) == ROOT else set())
@@ -43,7 +43,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packages(checkout, tmp_path_factory):
-    """The source distribution, and the wheel that is made from it."""
+    """The repository's files, its source distribution, and the wheel built from that; stray files are left out."""
     whole, made = files_below(checkout), tmp_path_factory.mktemp("dist")
     for name in STRAY:
         path = checkout / name
@@ -63,7 +63,7 @@ def test_one_version_everywhere():
 
 def test_the_citation_names_the_project_and_the_book():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # those that the format requires
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # the ones that the format requires
     assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
     assert (citation["title"], citation["license"]) == (PROJECT["name"], PROJECT["license"])
     assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PROJECT["authors"]]
@@ -107,7 +107,7 @@ print(charlm_jax.__file__, page.rstrip().endswith("</html>"))
 
 
 def test_the_installed_wheel_trains_and_reports(packages, tmp_path):
-    """With nothing of the checkout on the path."""
+    """Nothing of the checkout is on the path."""
     target = tmp_path / "installed"
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, packages[2])
     environment = {**os.environ, "PYTHONPATH": str(target)}

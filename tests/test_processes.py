@@ -1,4 +1,4 @@
-"""One job in several processes: the same run whatever the layout, and what becomes of it when one of them does not."""
+"""One job in several processes: the same run in any layout, and what happens when one of the processes fails."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ LAYOUTS = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (4, 4)]  # devices in all, pr
 
 @pytest.fixture
 def begin(commands, corpus, tmp_path):
-    """Start a job in `count` processes with `devices` in all on tmp_path/NAME."""
+    """Start a job of `count` processes, with `devices` in all, on the run tmp_path/NAME."""
 
     def start(count, *flags, devices=2, name="run", **limits):
         command = [*TINY, "--corpus", corpus, "--run-dir", tmp_path / name, "--devices", devices, *flags]
@@ -80,10 +80,10 @@ def test_an_address_that_is_none_is_refused(where):
 
 
 def test_the_losses_do_not_depend_on_the_layout_and_states_move_between_all(begin, tmp_path, sized, report):
-    """A hundred steps in each layout, and a run that changes its layout every epoch: all losses agree to 1e-4."""
+    """A hundred steps in each layout, and a run that changes layout every epoch: all losses agree to 1e-4."""
     layouts = sized([(1, 1), (8, 1), (4, 2)], LAYOUTS)
     for devices, count in layouts:
-        # Of several processes each reads its own rows of the text, or all of it.
+        # With --text streamed each process reads only its own rows of the text, otherwise all of it.
         streamed = ["--text", "streamed"] if (devices, count) == (4, 2) else []
         finish(begin(count, *streamed, devices=devices, name=f"{devices}-{count}"))
     expected = losses(tmp_path / "1-1")
@@ -105,7 +105,7 @@ def test_the_losses_do_not_depend_on_the_layout_and_states_move_between_all(begi
 
 @pytest.fixture(scope="module")
 def whole(commands, corpus, tmp_path_factory):
-    """A job of two processes that nothing happens to: how they ended, and the run's directory."""
+    """An undisturbed job of two processes: how they ended, and the run's directory."""
     folder = tmp_path_factory.mktemp("whole")
     flags = [*TINY, "--corpus", corpus, "--run-dir", folder / "run", "--devices", 2]
     return finish(begin_together(flags, folder, 2, devices=1)), folder / "run"
@@ -128,10 +128,10 @@ def unbroken(whole):
 
 
 def interrupted(begin, run, number, generator):
-    """Make a run in two processes, one of which gets a signal at random instants, until it is done.
+    """Train a run in two processes, sending one of them a signal at random instants, until it is done.
 
-    One in four comes before they train: while they start, find each other, and compile. The others come after an epoch.
-    Returns how each interruption ended, the one that got the signal first, and the seconds from the signal to the end.
+    One signal in four comes before training, while they start, connect and compile. The others come after an epoch.
+    Returns, for each interruption, both outcomes (the signalled process first) and the seconds from signal to end.
     """
     shutil.rmtree(run, ignore_errors=True)
     ends = []
@@ -151,7 +151,7 @@ def interrupted(begin, run, number, generator):
         if [end.code for end in ended] == [0, 0]:
             return ends
         if ended[1].code == 0:
-            # Killed as it left, after the last exchange: the other had nothing more to miss.
+            # Killed as it exited, after the last exchange: the other needed nothing more from it.
             assert ended[0].code == -signal.SIGKILL, ended[0].errors
             assert len(read_records(run / "metrics.jsonl")) == 20
             continue
@@ -159,7 +159,7 @@ def interrupted(begin, run, number, generator):
 
 
 def is_lost(ended):
-    """Say whether a process ended because another was gone: JAX itself ends one outside of a collective."""
+    """Return whether a process ended because another was gone; outside of a collective, JAX itself ends it."""
     return (
         (ended.code == 1 and "another process of this job is gone; run the same commands to resume" in ended.errors)
         or (ended.code == 134 and "error: the processes of this job did not all start within 45 s" in ended.errors)
@@ -173,7 +173,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(begin, unbroken, tmp_path, s
         ends = interrupted(begin, tmp_path / "run", signal.SIGTERM, generator)
         for (told, other), seconds in ends:
             assert told.code == 75, told.errors
-            # One that has not come so far as to agree on a stop is gone to the other.
+            # A process that exits before it can agree on a stop is lost to the other.
             assert other.code == 75 or ("not done 8 seconds after" in told.errors and is_lost(other)), other.errors
             slowest = max(slowest, seconds)
         stops += len(ends)
@@ -217,7 +217,7 @@ def test_one_that_never_comes_is_not_waited_for_for_ever(begin, missing):
 
 
 def test_a_kill_in_the_middle_of_a_save(begin, unbroken, tmp_path, sized):
-    """Before a change to a file of the run, by the process that writes."""
+    """Kill the process that writes, before one of its changes to the run's files."""
     for changes in range(5, sized(20, 100), 14 if sized(True, False) else 5):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         killed, other = (process.wait() for process in begin(2, changes={0: changes}))

@@ -1,4 +1,4 @@
-"""Matrix products of chosen precision, against NumPy in float64 on factors that NumPy rounds."""
+"""Matrix products of chosen precision, against NumPy in float64 on factors rounded by NumPy."""
 
 import itertools
 import re
@@ -23,7 +23,7 @@ from charlm_jax.model.products import multiply
 
 
 def rounded(factor, precision):
-    """A factor as the units take it, in float64; halves go to the even neighbour."""
+    """Return a factor as the matrix units round it, in float64; ties go to the even neighbour."""
     if precision == "tf32":
         bits = factor.view(np.uint32).astype(np.uint64)
         factor = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~np.uint64(0x1FFF)).astype(np.uint32).view(np.float32)
@@ -85,7 +85,7 @@ def test_every_product_of_training_and_sampling_asks_an_accelerator_for_it(preci
         text = program.lower(lowering_platforms=(platform,)).as_text()
         products = re.findall(r"stablehlo.dot_general .*", text)
         assert products
-        # A GPU adds up the gradients of each of the 11 characters, in float32, by a product with ones: see `_rows`.
+        # A GPU sums the gradients of each of the 11 characters by a float32 product with one-hot ids: see `_rows`.
         sums = [product for product in products if "(tensor<11x40x" in product]
         assert len(sums) == (program is programs[0] and platform == "cuda")
         assert all(re.search(FACTORS["float32"], product) for product in sums)
@@ -95,7 +95,7 @@ def test_every_product_of_training_and_sampling_asks_an_accelerator_for_it(preci
 
 @pytest.mark.parametrize(("precision", "least"), [("tf32", 0.0), ("bfloat16", 1e-5)])
 def test_training_in_less_precision_stays_near(precision, least, small_text):
-    """A hundred steps: the mean loss moves, but by less than 0.01 nats, and parameters remain float32."""
+    """After 96 steps the mean loss has moved, but by less than 0.01 nats, and parameters are still float32."""
     vocabulary = Vocabulary.of(small_text)
     mesh, optimizer, order = data_mesh(jax.devices()[:1]), make_optimizer("adam"), ParallelStreams(10, batch_size=4)
     ids, key, losses = jnp.array(vocabulary.encode(small_text)), jax.random.key(1), {}

@@ -44,7 +44,7 @@ def test_an_id_that_stands_for_no_character_is_refused():
 
 
 def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
-    """By the kernel's own count of the pages of the file that this process has mapped."""
+    """By the kernel's own count of the file's pages that are mapped into this process."""
     path, size = tmp_path / "ids.npy", 1 << 26
     np.save(path, np.zeros(size, np.uint8))
     ids, order, rows = np.load(path, mmap_mode="r"), ShuffledWindows(60, 64, 256), np.arange(256)
@@ -55,7 +55,7 @@ def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
 
     for _ in range(order.steps(size) // 64):
         read_batches(ids, order, KEY, np.arange(64), rows)
-    assert mapped() > size / 16  # so it is seen here if it stays
+    assert mapped() > size / 16  # so it would show if they stayed
     steps = {"first": 0, "end": order.steps(size), "piece": 64}
     assert all(step >= 0 for step, _ in read_ahead(ids, order, KEY, rows, **steps, vocabulary=Vocabulary("a")))
     assert mapped() < size / 16
@@ -63,7 +63,7 @@ def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
 
 @pytest.mark.parametrize("carry", ["kept", "fresh"])
 def test_a_run_on_a_streamed_text_is_the_run_on_a_resident_one(tmp_path, monkeypatch, small_text, carry):
-    """Stopped and resumed again and again, on pieces of three steps, from a folder: the same states and records."""
+    """Stopped and resumed repeatedly, on pieces of three steps, from an encoded folder: the same states and records."""
     monkeypatch.setattr(train_module, "_PIECE", 3)
     (tmp_path / "text.txt").write_text(small_text)
     encode(tmp_path / "text.txt", tmp_path / "ids", encoding=None, lowercase=False)

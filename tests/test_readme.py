@@ -1,4 +1,4 @@
-"""The README and the documents beside it say what is there, and their examples run."""
+"""The README and the documents beside it describe what exists, and their examples run."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from charlm_jax.runs.configuration import PRESETS
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
-# The project's own scripts/run, with the Python of the tests and, where something is trained, a single epoch.
+# A stand-in for scripts/run, with the tests' Python and, where something is trained, a single epoch.
 RUN = """\
 #!/bin/sh
 name=$1; shift
@@ -28,14 +28,14 @@ def blocks(document, language):
 
 
 def shell(document):
-    """The commands of a document, each with its flags, but for what they need of the network and these very tests."""
+    """Return a document's commands with their flags, except those that install, open a notebook or run these tests."""
     commands = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
     return [command for command in commands if not re.match(r"scripts/test\b|.*\bpip install\b|.*\bjupyter\b", command)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the scripts, in which the README's commands were given, one after another."""
+    """A folder with the scripts, in which the documents' commands have been run, one after another."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "scripts").mkdir()
@@ -44,13 +44,13 @@ def folder(tmp_path_factory):
     (folder / "scripts" / "run").chmod(0o755)
     for document in DOCUMENTS.values():
         for command in shell(document):
-            if "--launcher slurm" not in command:  # which the tests under Slurm run
+            if "--launcher slurm" not in command:  # which the tests of Slurm run
                 give(command, folder)
     return folder
 
 
 def give(command, folder):
-    """Give a command in a folder, with its one run for RUN."""
+    """Run a command in a folder, with the folder's one run in place of RUN."""
     run = next(folder.glob("runs/quick-*"), "RUN")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = re.sub(r"\bRUN\b", str(run), command)
@@ -88,7 +88,7 @@ def test_the_examples_run(folder, capsys, monkeypatch):
 
 
 def test_every_command_and_every_flag_is_there():
-    """Those in the text too, of which some take hours."""
+    """Including those in the text, some of which take hours."""
     sources = [path.read_text() for room in ("charlm_jax", "experiments") for path in ROOT.glob(f"{room}/**/*.py")]
     known = set(re.findall(r"\w+", "".join(sources)))
     for path, document in DOCUMENTS.items():

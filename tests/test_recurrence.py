@@ -1,4 +1,4 @@
-"""The recurrence against NumPy in float64, Flax's own cell and Keras's layer, in value and gradient."""
+"""The recurrence, against NumPy in float64, Flax's own cell and Keras's layer, in value and gradient."""
 
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ BATCH, TIME, INPUTS, HIDDEN = 4, 30, 11, 16
 
 @pytest.fixture
 def cell():
-    """A Flax cell's parameters, with biases that are not zero."""
+    """A Flax cell's parameters, with non-zero biases."""
     key = jax.random.key(0)
     cell = nn.LSTMCell(HIDDEN, bias_init=nn.initializers.normal(0.5))
     return cell.init(key, cell.initialize_carry(key, (INPUTS,)), jnp.zeros(INPUTS))["params"]
@@ -33,7 +33,7 @@ def inputs():
 
 @pytest.fixture
 def carry():
-    """A carry in the middle of a text."""
+    """A carry as in the middle of a text."""
     cell, hidden = jax.random.normal(jax.random.key(3), (2, BATCH, HIDDEN))
     return LayerCarry(cell, jnp.tanh(hidden))
 
@@ -43,7 +43,7 @@ def zero_carry():
 
 
 def read(cell, inputs, carry, gate: GateActivation = "sigmoid"):
-    """The hidden states of our recurrence, batch first, and its last carry."""
+    """Return the hidden states of our recurrence, batch first, and its last carry."""
     weights = fuse(cell)
     projected = project(weights, jnp.swapaxes(inputs, 0, 1), "float32")
     hidden, carry = lstm_sequence(weights.recurrent_kernel, projected, carry, gate, "float32")
@@ -62,7 +62,7 @@ def hidden_states(cell, inputs, gate: GateActivation = "sigmoid"):
 
 @pytest.mark.parametrize("gate", GATES)
 def test_forward_equals_numpy_and_flax(cell, inputs, gate):
-    """Float32 against float64: 30 steps of numbers below 1 stay within ten times the rounding of one."""
+    """Float32 against float64: over 30 steps, numbers below 1 stay within ten times float32's epsilon."""
     ours = hidden_states(cell, inputs, gate)
     np.testing.assert_allclose(ours, numpy_lstm(cell, np.asarray(inputs), GATES[gate]), rtol=0, atol=1e-6)
     np.testing.assert_allclose(ours, flax_read(cell, inputs, zero_carry(), gate)[0], rtol=0, atol=1e-6)
@@ -80,7 +80,7 @@ LOSSES = {
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_values_and_gradients_equal_flax(cell, inputs, carry, gate, loss):
-    """By the parameters, the inputs and the carry, whatever the loss looks at."""
+    """With respect to the parameters, the inputs and the carry, whatever states the loss depends on."""
 
     def value_and_gradient(states):
         def value(cell, inputs, carry):
@@ -95,7 +95,7 @@ def test_values_and_gradients_equal_flax(cell, inputs, carry, gate, loss):
 
 
 def test_second_derivatives_equal_flax(cell, inputs, carry):
-    """The gradient of a gradient's squared norm, by reverse mode twice."""
+    """The gradient of a gradient's squared norm, by reverse mode applied twice."""
 
     def curvature(states):
         def norm(cell):
@@ -109,7 +109,7 @@ def test_second_derivatives_equal_flax(cell, inputs, carry):
 
 
 def test_unrolled_steps_are_the_loops(cell, inputs, carry):
-    """The same steps, rounded alike up to what a compiler fuses, and no loop left."""
+    """The same results, up to the rounding of what a compiler fuses, and no loop left."""
     weights = fuse(cell)
     projected = project(weights, jnp.swapaxes(inputs, 0, 1), "float32")
 
@@ -141,7 +141,7 @@ def test_replicas_side_by_side_equal_each_alone(cell, inputs, carry):
 
 @pytest.mark.parametrize("gate", GATES)
 def test_training_holds_one_array_of_all_gates(gate):
-    """Slopes and gradients take the place of the projected inputs; the other half is what else a step leaves behind."""
+    """Slopes and gradients reuse the projected inputs' array; the rest of the bound is for what else a step saves."""
     hidden, batch, time = 64, 32, 100
     projected = jax.ShapeDtypeStruct((time, batch, 4 * hidden), np.float32)
     kernel = jax.ShapeDtypeStruct((hidden, 4 * hidden), np.float32)
@@ -158,7 +158,7 @@ def test_training_holds_one_array_of_all_gates(gate):
 
 
 def test_gradients_equal_finite_differences(cell, inputs):
-    """Central differences of the float64 oracle in random directions; step 1e-5 leaves an error of about 1e-9."""
+    """Central differences of the float64 oracle in random directions; a step of 1e-5 leaves an error of about 1e-9."""
     target = np.asarray(jax.random.normal(jax.random.key(2), (BATCH, TIME, HIDDEN)), np.float64)
     gradient = jax.grad(lambda cell: jnp.sum(jnp.asarray(target, jnp.float32) * hidden_states(cell, inputs)))(cell)
     random = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def test_gradients_equal_finite_differences(cell, inputs):
 
 KERAS_GATES: dict[str, Any] = {
     "sigmoid": "sigmoid",
-    "hard_sigmoid": lambda x: keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0),  # Keras 2's: Keras 3 calls another one that
+    "hard_sigmoid": lambda x: keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0),  # Keras 2's; Keras 3's differs
 }
 
 
@@ -213,7 +213,7 @@ def test_a_row_of_the_kernel_is_the_product_with_a_one_hot(cell):
 
 
 def test_on_a_gpu_the_gradient_of_the_rows_is_one_product(cell):
-    """Additions in an order that nothing fixes would give other bits each time; NumPy adds in float64."""
+    """Additions in no fixed order would give different bits each time; the oracle is NumPy, adding in float64."""
     weights, ids = fuse(cell), jnp.array([3, 0, 3, 3, 7])
     by_rows = jax.random.normal(jax.random.key(0), (len(ids), 4 * HIDDEN))
     rows, derivative = jax.vjp(recurrence._rows, weights.input_kernel, ids)

@@ -1,4 +1,4 @@
-"""The page about runs: as a string, in a browser without a network, and of runs that are not what they should be."""
+"""The report page: as a string, in a browser without a network, and of runs that are not as they should be."""
 
 import base64
 import dataclasses
@@ -31,14 +31,14 @@ from charlm_jax.runs.trained import load_text, read_run
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>&amp;\"' \u202eevil\x00\x1b[2J\u2028."
 )
-LONE = "\ud83d\udc00\ud800"  # in Python three code points, of which JavaScript would make a pair and a half
+LONE = "\ud83d\udc00\ud800"  # three code points in Python; to JavaScript, a surrogate pair and half of one
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="90" height="30"><script>window.hacked=1</script></svg>'
 SETTINGS = {"hidden size": 8, "window": 10, "stride": 2, "held out fraction": 0.1, "learning rate": 0.01}
 ORIGIN = {"commit": None, "jax": "0.10.2", "corpus": "a", "sha256": "0" * 64}
 
 
 def a_text(text, *, epoch=1, temperature=0.5, prompt="the ", likeliest="eta", **changes):
-    """A text whose characters have surprises of 0, 0.5, 1, ... nats, and probabilities of 0.5, 0.25 and 0.125."""
+    """Return a text with surprises of 0, 0.5, 1, ... nats, and probabilities of 0.5, 0.25 and 0.125 everywhere."""
     reading = Reading(
         np.arange(len(text)) % 20 / 2, likeliest * len(text), np.tile(np.array([0.5, 0.25, 0.125]), (len(text), 1))
     )
@@ -61,7 +61,7 @@ def a_run(name, texts=(), *, configuration=(), losses=(2.0, 1.5, 1.75), pictures
 
 
 def plain(page):
-    """What a page says, without its tags and pictures."""
+    """Return the text of a page, without tags and pictures."""
     return " ".join(re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]*>", " ", page, flags=re.S).split())
 
 
@@ -189,7 +189,7 @@ def browser():
 
 @pytest.fixture
 def look(browser, tmp_path):
-    """Open a page; afterwards see that it asked for nothing, complained of nothing, and ran nothing but its own."""
+    """Open pages; afterwards assert that they requested nothing, logged nothing, and ran no scripts but their own."""
 
     def open_page(page):
         (tmp_path / "report.html").write_text(page, encoding="utf-8")
@@ -358,7 +358,7 @@ def report(*flags):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder of two runs of two epochs, the second one meant to have three."""
+    """A folder of two runs of two epochs, the second configured for three."""
     folder = tmp_path_factory.mktemp("grid")
     corpus = folder / "corpus.txt"
     corpus.write_text("the will to power is the will to truth; what is good? the feeling of power.\n" * 14)
@@ -415,7 +415,7 @@ def test_a_run_that_cannot_be_read_is_left_out_and_one_without_losses_named(trai
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """A run to spoil."""
+    """A copy of a run that a test may damage."""
     return open_run(shutil.copytree(trained / "one", tmp_path / "run"))
 
 

@@ -1,4 +1,4 @@
-"""Training under a real Slurm: one model on several nodes, and grids as arrays, stopped and queued again."""
+"""Training under a real Slurm: one model on several nodes, and grids as arrays, stopped and requeued."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def checkout(cluster, commands, tmp_path, small_text, monkeypatch):
-    """A folder with the project's own batch script, a text, and a scripts/run that takes the Python of the tests."""
+    """A folder with the project's own batch script, a text, and a scripts/run that uses the tests' Python."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "slurm_train.sbatch", tmp_path / "scripts")
     run = tmp_path / "scripts" / "run"
@@ -61,13 +61,13 @@ def wait_for(done, what, seconds=180.0):
 
 
 def step(cluster, job):
-    """Return the number of a job's srun: a signal to a task of an array as such is sent again, to what follows too."""
+    """Return the id of a job's srun step: a signal to an array task itself is repeated, even to what follows it."""
     return cluster.run("squeue", "--steps", "--noheader", f"--steps={job}.0", "--format=%i")
 
 
 @needs_slurm
 def test_a_job_of_two_nodes_is_stopped_saved_queued_again_and_finished(cluster, checkout):
-    """By the real script; the end is that of a job that nothing happened to."""
+    """The real script runs; the end is that of an undisturbed job."""
     submit = ["sbatch", "--parsable", "scripts/slurm_train.sbatch", *SMALL, "--devices", "2"]
     unbroken = cluster.run(*submit, "--run-dir", "unbroken")
     cluster.wait(unbroken, seconds=180)
@@ -104,7 +104,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def grid(*flags, ask=10.0):
-    """Submit a grid, and ask the cluster for its jobs every so many seconds; a job queued again is away for some."""
+    """Submit a grid that polls the cluster every `ask` seconds; a requeued job is missing there for a few seconds."""
     program = [sys.executable, "-c", ABLATE.format(ask=ask), ROOT / "experiments" / "ablate.py"]
     command = [*program, *SMALL, "--launcher", "slurm", "--grid-dir", "grid"]
     return subprocess.Popen([*map(str, command), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -112,7 +112,7 @@ def grid(*flags, ask=10.0):
 
 @needs_slurm
 def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
-    # Of as many epochs as it takes to be told to stop amid them.
+    # Enough epochs for the signal to arrive during them.
     longer = "--epochs", "40", "--sample-every", "40"
     vary = "--vary", "hidden_size=4,5,6", "dropout=0,0.2", "--replicas", "1", "--jobs", "2", *longer
     with grid(*vary, "--slurm", "time=5", "cpus-per-task=1") as submitted:
@@ -128,7 +128,7 @@ def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
     before = results(checkout / "grid")
     assert [(row["hidden_size"], row["dropout"]) for row in before] == [(h, d) for h in "456" for d in ("0.0", "0.2")]
     assert all(float(row["held_out_loss"]) < 4 for row in before)
-    # The same again has nothing to submit, and what is lost is made again.
+    # The same command submits nothing that is done; a lost run is trained again.
     shutil.rmtree(checkout / "grid" / "hidden_size=5,dropout=0.0,seed=1")
     with grid(*vary) as submitted:
         _, errors = submitted.communicate(timeout=300)
@@ -138,7 +138,7 @@ def test_a_grid_is_an_array_whose_jobs_are_queued_again(cluster, checkout):
 
 @needs_slurm
 def test_why_a_job_failed_stands_in_the_table(cluster, checkout):
-    """It was given what cannot be used, or taken out of the queue, where no accounting tells."""
+    """One was given a missing text; another was cancelled in the queue, on a cluster without accounting."""
     corpora = ",".join(str(checkout / name) for name in ("corpus.txt", "missing.txt", "third.txt"))
     shutil.copy(checkout / "corpus.txt", checkout / "third.txt")
     with grid("--vary", f"corpus={corpora}", "--replicas", "1", "--jobs", "1", ask=1.0) as submitted:
@@ -178,7 +178,7 @@ def test_without_slurm_a_grid_says_so(checkout, monkeypatch):
     [(75, 0, True), (75, 99, True), (137, 0, True), (134, 19, True), (143, 20, False), (0, 0, False), (2, 0, False)],
 )
 def test_the_batch_script_queues_a_job_again_that_was_stopped_or_for_some_time_killed(tmp_path, code, restarts, again):
-    """Slurm's commands are stand-ins here: the exit code of the one and the words to the other are what counts."""
+    """Slurm's commands are stand-ins: what matters is the exit code of srun and the arguments of scontrol."""
     commands = {"srun": f"exit {code}", "scontrol": "echo scontrol $*", "run": "exit 0"}
     (tmp_path / "scripts").mkdir()
     for name, line in commands.items():

@@ -1,4 +1,4 @@
-"""Signals, in processes of their own: what a request to stop does, and what ends at once."""
+"""Signals to separate processes: what a request to stop does, and what ends a process at once."""
 
 import signal
 import subprocess
@@ -23,7 +23,7 @@ print("done", flush=True)
 
 
 def stopped(number, grace, work, lasting, again=None):
-    """Signal the script; return what it printed, its exit code, and the seconds from the signal to its end."""
+    """Signal the script; return its output and errors, its exit code, and the seconds from the signal to its end."""
     command = [sys.executable, "-c", SCRIPT, str(grace), work, str(lasting)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -53,14 +53,14 @@ def test_an_interrupt_after_the_first_signal_leaves_at_once(number):
 
 
 def test_schedulers_may_say_it_twice():
-    """As Slurm does at a time limit, within milliseconds."""
+    """Slurm does so at a time limit, within milliseconds."""
     out, _, code, _ = stopped(signal.SIGTERM, 60, "idle", 0.2, again=signal.SIGTERM)
     assert (out, code) == ("done\n", 0)
 
 
 @pytest.mark.parametrize("work", ["idle", "busy"])
 def test_the_grace_has_an_end(work):
-    """Whatever is under way, even where the main thread does not see the signal."""
+    """Whatever is under way, even if the main thread does not see the signal."""
     out, errors, code, seconds = stopped(signal.SIGTERM, 0.5, work, 600)
     assert code == 75
     assert ("noted" in out) == (work == "idle")
@@ -70,7 +70,7 @@ def test_the_grace_has_an_end(work):
 
 
 def test_another_signal_is_no_stop_and_a_reader_that_has_left_keeps_none():
-    """A handler of the user's own also wakes the thread; and its lines may have nowhere to go."""
+    """A signal with the user's own handler also wakes the thread, whose messages may have no reader."""
     script = SCRIPT.replace("with stop", "import signal; signal.signal(signal.SIGUSR1, lambda *_: None)\nwith stop")
     command = [sys.executable, "-c", script, "600", "idle", "600"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

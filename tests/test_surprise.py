@@ -1,4 +1,4 @@
-"""Surprise: against NumPy, which for every character reads again all that is before it, or the last window."""
+"""Surprise, against NumPy re-reading everything before each character, or the last window."""
 
 import jax
 import numpy as np

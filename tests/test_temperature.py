@@ -43,7 +43,7 @@ def test_zero_shares_the_mass_among_equals_and_draws_the_first():
 
 
 def brute_force_top_p(probabilities, p):
-    """Add characters, the likeliest first, until they hold p of the mass."""
+    """Return the likeliest characters that together hold p of the mass, added one by one."""
     kept, mass = set(), 0.0
     for character in np.argsort(-probabilities):
         kept.add(int(character))
@@ -75,7 +75,7 @@ def test_truncation_at_its_limits():
     many = jnp.asarray(np.random.default_rng(0).normal(size=5000), jnp.float32)
     assert keep_top_p(many, 1.0).all()
     assert int(keep_top_p(many, 1e-50).sum()) == 1
-    # Rounding makes all characters equal at this temperature, and the likeliest is still the likeliest.
+    # Rounding makes all characters equal at this temperature, yet the likeliest one is kept.
     assert set(np.asarray(draws(100, 1e30, top_k=1)).nonzero()[0].tolist()) == {0}
 
 
@@ -89,8 +89,8 @@ def draws(count, temperature, **options):
 def test_frequencies_are_those_of_the_notebooks_distribution(temperature):
     """Chi-squared of 200,000 draws over the characters expected at least five times: at most 7 degrees of freedom.
 
-    It exceeds 45 with a probability below 2e-7 if the distributions are equal, and is beyond 450 at a temperature that
-    is a quarter off.
+    If the distributions are equal, it exceeds 45 with a probability below 2e-7. Against a temperature that is a quarter
+    off, it is above 450.
     """
     count = 200_000
     seen, expected = draws(count, temperature), count * notebook_distribution(LOGITS, temperature)
@@ -114,7 +114,7 @@ def test_truncated_draws_stay_inside_and_keep_their_proportions():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_a_draw_inverts_the_cumulative_distribution(temperature):
-    """Against float64, at numbers that rounding does not put on the other side of a step."""
+    """Against float64, at uniform numbers that rounding does not move across a step."""
     cumulative = np.cumsum(notebook_distribution(LOGITS, temperature))
     uniforms = np.random.default_rng(0).random(2000)
     uniforms = uniforms[np.abs(uniforms[:, None] - cumulative).min(axis=1) > 1e-6].astype(np.float32)
@@ -123,7 +123,7 @@ def test_a_draw_inverts_the_cumulative_distribution(temperature):
 
 
 def test_no_number_draws_a_character_without_probability():
-    """At both ends of the range, with characters that are impossible everywhere else but in the middle."""
+    """At both ends of the range, where all characters but two in the middle are impossible."""
     for size in (3, 57, 5000):
         logits = jnp.full(size, -jnp.inf).at[size // 2].set(1.0).at[size // 2 + 1].set(0.5)
         for uniform, expected in [(0.0, size // 2), (1 - 2**-23, size // 2 + 1), (1 - 2**-24, size // 2 + 1)]:

@@ -1,4 +1,4 @@
-"""Temperature sweeps: intervals against resampling by hand, verdicts on sweeps whose truth is known."""
+"""Temperature sweeps: intervals against resampling by hand, verdicts on sweeps with known answers."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ RANDOM = np.random.default_rng(0)
 
 
 def sweep_of(means, human=0.5, noise=0.01, prompts=20):
-    """A sweep in which every measure has these means, one a temperature."""
+    """Return a sweep in which every measure has these means, one per temperature."""
     samples = {name: np.array(means)[:, None] + noise * RANDOM.normal(size=(5, prompts)) for name in MEASURES}
     return Sweep(TEMPERATURES, samples, {name: human + noise * RANDOM.normal(size=prompts) for name in MEASURES})
 
 
 def test_intervals_are_those_of_means_resampled_by_hand():
-    """Percentiles of 20,000 other resamples: apart by a twentieth of the interval's width at most."""
+    """Percentiles of 20,000 other resamples differ by at most a twentieth of the interval's width."""
     values = RANDOM.exponential(size=(2, 30))
     mean, low, high = estimate(values)
     means = values[:, RANDOM.integers(0, 30, (20_000, 30))].mean(axis=2)
@@ -29,16 +29,16 @@ def test_intervals_are_those_of_means_resampled_by_hand():
 
 
 def test_an_interval_covers_the_mean_as_often_as_it_says():
-    """Of 400 normal samples of 40, the 95 % intervals miss 5 %, and a little more as they are bootstrapped.
+    """The 95 % intervals of 400 normal samples of 40 miss the mean in 5 %, or a little more as they are bootstrapped.
 
-    Fewer than 91 % covered has a probability below 1e-3 at a true rate of 94 %.
+    At a true rate of 94 %, coverage below 91 % has a probability below 1e-3.
     """
     _, low, high = estimate(RANDOM.normal(size=(400, 40)))
     assert 0.91 < np.mean((low < 0) & (high > 0)) < 0.99
 
 
 def test_a_difference_is_paired():
-    """Prompts differ by a hundred times what the texts do, and it does not matter."""
+    """Prompts differ a hundred times as much as the texts, which does not matter."""
     prompts = 100 * RANDOM.normal(size=20)
     one, other = prompts + RANDOM.normal(size=20) * 0.1, prompts + 1
     mean, low, high = estimate(other - one)
@@ -85,9 +85,9 @@ def test_the_distance_over_all_measures_is_cliffs_delta_counted_by_hand():
 @pytest.mark.parametrize(
     ("means", "answers"),
     [
-        # All at 0.2 far below human text, words known falling, 0.5 the most human.
+        # At 0.2 all measures are far below human text, known words become fewer, and 0.5 is the most human.
         ([0.1, 0.5, 0.3, 0.05, 0.02], ["holds", "holds", "does not hold", "holds", "holds", "holds"]),
-        # The reverse of all.
+        # The reverse of all these.
         ([0.9, 0.1, 0.5, 0.95, 0.97], [*["does not hold"] * 2, "holds", *["does not hold"] * 3]),
     ],
 )  # fmt: skip
@@ -96,9 +96,9 @@ def test_verdicts(means, answers):
 
 
 def test_what_does_not_differ_is_seldom_decided():
-    """Of 60 sweeps without any difference, each of six claims is decided in 5 %, or a little more, as n is 20.
+    """In 60 sweeps without any difference, each of six claims is decided in 5 %, or a little more as n is 20.
 
-    Four standard deviations of 360 such claims at 8 %: 22 more.
+    The margin is four standard deviations of 360 such claims at 8 %: 22 more.
     """
     found = [verdict.answer for _ in range(60) for verdict in verdicts(sweep_of([0.5] * 5, noise=0.3))]
     assert len(found) - found.count("not decided") < 0.08 * 360 + 22

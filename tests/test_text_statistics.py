@@ -1,4 +1,4 @@
-"""Every statistic of a text against its definition, followed letter by letter, on texts full of repetitions."""
+"""Every text statistic against its definition, implemented to the letter, on texts full of repetitions."""
 
 import math
 import zlib
@@ -36,7 +36,7 @@ TEXTS = st.one_of(
 
 
 def check(*strategies):
-    """Run a test on many inputs, the same ones every time."""
+    """Run a test on many inputs, the same every time."""
 
     def bound(test):
         return settings(max_examples=200, derandomize=True, database=None, deadline=None)(given(*strategies)(test))
@@ -56,7 +56,7 @@ def match(training, rest):
 @example("", ["", "a"])
 @example("abcabd", [])
 @example("abcabd", ["bcab", "abcabd", "dabc", "abcabdabcabd", ""])  # inside, the whole, over its end, over both
-@example("ab", ["a", "b", "ab"])  # side by side these make passages that none of them has
+@example("ab", ["a", "b", "ab"])  # joined, these have passages that none has alone
 def test_a_match_is_the_longest_passage_that_the_training_text_has(training, texts):
     found = matching_statistics(training, texts)
     assert [list(lengths) for lengths in found] == [[match(training, t[i:]) for i in range(len(t))] for t in texts]
@@ -82,7 +82,7 @@ def test_the_longest_repeat_is_the_longest_passage_at_two_places(text):
 @example("0123456789" * 2 + "01234")
 @example("x" + "abcde" * 4 + "y" + "fghijklmno" * 2 + "z")
 def test_a_loop_is_a_stretch_of_copies(text):
-    """Every stretch of every period, looked at by itself."""
+    """The oracle looks at every stretch and every period by itself."""
     inside = set()
     for start in range(len(text)):
         for stop in range(start + 16, len(text) + 1):

@@ -1,4 +1,4 @@
-"""The tour, as its reader runs it: every cell, in order, in a kernel of its own."""
+"""The tour, as a reader runs it: every cell, in order, in a kernel of its own."""
 
 import re
 from pathlib import Path
@@ -22,19 +22,19 @@ def notebook():
 
 @pytest.fixture(scope="module")
 def toured(tmp_path_factory):
-    """The executed notebook, and the folder that it was executed in."""
+    """The executed notebook, and the folder it was executed in."""
     folder = tmp_path_factory.mktemp("checkout") / "experiments"
     folder.mkdir()
     executed = nbformat.read(TOUR, as_version=4)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(ROOT))
-        environment.delenv("MPLBACKEND", raising=False)  # a notebook's own
+        environment.delenv("MPLBACKEND", raising=False)  # use the notebook's own
         nbclient.NotebookClient(executed, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     return executed, folder
 
 
 def said(cell, name):
-    """Return what a cell has written to stdout or stderr."""
+    """Return what a cell wrote to stdout or stderr."""
     return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == name)
 
 
@@ -55,7 +55,7 @@ def test_every_cell_shows_what_it_is_about(toured):
         cell for cell in executed.cells if cell.cell_type == "code"
     )
     assert re.match(r"[\d,]+ characters, \d+ distinct", said(text, "stdout"))
-    # A bar an epoch, in a notebook too, which is no terminal.
+    # One bar per epoch, even though a notebook is not a terminal.
     for epoch in range(1, 7):
         assert re.search(rf"epoch {epoch}/6: 100%\|.*loss=", said(training, "stderr")), said(training, "stderr")
     assert len(drawn(curves)) == len(drawn(surprise)) == 1
@@ -66,11 +66,11 @@ def test_every_cell_shows_what_it_is_about(toured):
     assert len({continuation for _, continuation in texts}) == 4
     surprises = re.findall(r"^(.*)\.\.\. (.+), where (.+) was expected$", said(surprise, "stdout"), re.MULTILINE)
     assert len(surprises) == 5
-    assert any(place.endswith(("as a ", "as a g", "as a gi")) for place, _, _ in surprises)  # what no manual has
+    assert any(place.endswith(("as a ", "as a g", "as a gi")) for place, _, _ in surprises)  # which no manual has
     losses = [float(loss) for loss in re.findall(r"units: (\d\.\d{3}) nats", said(sizes, "stdout"))]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 2
-    assert losses[-1] == pytest.approx(learned, abs=0.006)  # the run that was there already, to the digits shown
+    assert losses[-1] == pytest.approx(learned, abs=0.006)  # the run that existed already, to the digits shown
     (bits,) = re.findall(r": (\d\.\d{3}) bits per character", said(loading, "stdout"))
     assert float(bits) < guessing / 2 / 0.693
     assert [run.path.name for run in find_runs(folder.parent / "runs")] == ["tour-16", "tour-64"]

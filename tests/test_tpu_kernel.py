@@ -1,4 +1,4 @@
-"""The TPU kernels, step by step on whatever is here, against the loops that they stand for."""
+"""The TPU kernels, interpreted on whatever device is here, against the loops that they replace."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize("on_tpu", [True, False])
 def test_the_choice_changes_no_gradient(on_tpu, monkeypatch):
-    """Of one model, and of two that learn at once; where there is no TPU the loops are used."""
+    """Of one model, or of two trained at once; without a TPU, the loops are used."""
     runs, original = [], jax.lax.platform_dependent
 
     def interpreted(*arguments, **ways):
@@ -74,7 +74,7 @@ def test_the_choice_changes_no_gradient(on_tpu, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_tpu_can_be_asked_for_it(precision):
-    """As far as JAX's own part of the way goes, which needs no compiler for TPUs."""
+    """As far as JAX's own lowering, which needs no compiler for TPUs."""
 
     def loss(kernel, projected, carry):
         return jnp.sum(recurrence.lstm_sequence(kernel, projected, carry, "sigmoid", precision, "kernel")[0])

@@ -1,4 +1,4 @@
-"""Event files: what TensorBoard itself reads from them, beside the records that they are made of."""
+"""Event files: what TensorBoard itself reads from them, against the records that they are made from."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ SMALL = ["--window", "10", "--batch-size", "4", "--sample-length", "10", "--samp
 
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
-    """A finished run, in which a temperature comes twice, and which is said to have ended worse than it was."""
+    """A finished run that lists a temperature twice, and whose last loss is then changed to a worse one."""
     quick, temperatures = PRESETS["quick"], (0.2, 1.0, 1.0)
     small = replace(quick, window=10, batch_size=4, hidden_size=8, sample_length=10, sample_every=2, epochs=5)
     path = tmp_path_factory.mktemp("trained") / "run"
@@ -43,14 +43,14 @@ def trained(corpus, tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """Its copy, for a test of its own."""
+    """A copy of the finished run for each test."""
     run = replace(trained, path=shutil.copytree(trained.path, tmp_path / "run"))
     assert len(run.metrics.epoch) == 5, "read while all are there"
     return run
 
 
 def seen(folder, **options):
-    """Return what TensorBoard reads: curves as lists of (step, value), and texts as lists of (step, text), by tag."""
+    """Return what TensorBoard reads, by tag: curves as lists of (step, value), texts as lists of (step, text)."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}, **options).Reload()
     curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     texts = {
@@ -72,7 +72,7 @@ def recorded(run, event, name):
 
 
 def table(folder):
-    """Return the rows of the table of hyper-parameters as TensorBoard makes them: choices and metrics by run."""
+    """Return the rows of TensorBoard's table of hyper-parameters: choices and metrics by run."""
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
     provider = MultiplexerDataProvider(multiplexer, str(folder))
     context = backend_context.Context(SimpleNamespace(data_provider=provider))
@@ -141,7 +141,7 @@ def test_a_grid_has_a_table_of_its_choices_and_losses(trained, tmp_path):
 
 
 def test_what_resuming_makes_again_is_there_once(run):
-    """An older file says of the last epochs what the resumed run no longer does."""
+    """An older event file still has the last epochs that the resumed run has replaced."""
     assert call("track", run.path) == 0
     metrics = run.path / "metrics.jsonl"
     keep_records(metrics, int(run.metrics.step[2]))
@@ -162,7 +162,7 @@ def test_following_shows_each_epoch_as_it_comes_and_forgets_what_is_dropped(run)
     metrics.write_text("".join(whole[:4]))
     file = EventFile(run.path)
     file.show(points_of(open_run(run.path), ()))
-    reader = EventAccumulator(str(run.path), size_guidance={"scalars": 0})  # as a TensorBoard that stays open
+    reader = EventAccumulator(str(run.path), size_guidance={"scalars": 0})  # like a TensorBoard that stays open
 
     def steps():
         return [event.step for event in reader.Reload().Scalars("training_loss")]
@@ -170,7 +170,7 @@ def test_following_shows_each_epoch_as_it_comes_and_forgets_what_is_dropped(run)
     ends = run.metrics.step.tolist()
     assert steps() == ends[:2]
     (name,) = run.path.glob("*tfevents*")
-    metrics.write_text("".join(whole[:8]) + whole[8][:20])  # amid a line
+    metrics.write_text("".join(whole[:8]) + whole[8][:20])  # ends within a line
     file.show(points_of(open_run(run.path), ()))
     assert [*run.path.glob("*tfevents*")] == [name]
     assert steps() == ends[:4]
@@ -209,7 +209,7 @@ def test_without_the_library_it_says_how_to_get_it(run, capsys, monkeypatch):
 
 
 def test_nothing_but_the_command_needs_the_library(corpus, tmp_path):
-    """A run is trained, resumed and read beside event files, by a process in which tensorboardX cannot be loaded."""
+    """A run is trained by a process in which tensorboardX cannot be imported."""
     (tmp_path / "tensorboardX.py").write_text("raise SystemExit('tensorboardX was imported')")
     words = ["--corpus", str(corpus), *SMALL, "--hidden-size", "8", "--epochs", "2", "--run-dir", str(tmp_path / "run")]
     script = Path(__file__).parent.parent / "experiments" / "text_generation.py"

@@ -1,4 +1,4 @@
-"""Training steps against Keras, and what the compiled program promises."""
+"""Training steps against Keras and Flax, and what the compiled program promises."""
 
 import functools
 from typing import Any, cast
@@ -60,7 +60,7 @@ def start(
 
 
 def characters_of(order, ids, step):
-    """All rows of the batch that a step learns from: windows, each with the character after it."""
+    """Return all rows of a step's batch: windows, each with the character after it."""
     return draw_batch(order, ids, KEY, jnp.int32(step), jnp.arange(order.batch_size, dtype=jnp.int32)).characters
 
 
@@ -69,7 +69,7 @@ def equal(one, other):
 
 
 def notebook_text():
-    """Eight thousand characters of which 57 differ, with structure to learn."""
+    """Return eight thousand characters, 57 of them distinct, with structure to learn."""
     random = np.random.default_rng(0)
     alphabet = [chr(65 + n) for n in range(57)]
     words = ["".join(random.choice(alphabet, 5)) for _ in range(60)]
@@ -77,7 +77,7 @@ def notebook_text():
 
 
 class KerasTwoRMSprop(keras.optimizers.Optimizer):
-    """RMSprop as tf.keras 2 and Keras 2 have it: epsilon is added to the root."""
+    """RMSprop as in tf.keras 2 and Keras 2: epsilon is added to the root."""
 
     def build(self, variables):
         super().build(variables)
@@ -90,7 +90,7 @@ class KerasTwoRMSprop(keras.optimizers.Optimizer):
 
 
 def keras_losses(parameters, batches, optimizer):
-    """Train the notebooks' Keras model on given batches; return its losses and its weights."""
+    """Train the notebooks' Keras model on given batches; return its losses and weights."""
     size = parameters["head"]["bias"].shape[0]
     window, hidden = batches[0].shape[1] - 1, parameters["lstm_0"]["hf"]["bias"].shape[0]
     model = keras.Sequential(
@@ -109,7 +109,7 @@ def keras_losses(parameters, batches, optimizer):
 
 
 def flax_losses(parameters, batches, root):
-    """Train Flax's cell at the notebooks' rate, by automatic differentiation and RMSprop as the textbook has it."""
+    """Train Flax's cell at the notebooks' rate, by automatic differentiation and the textbook's RMSprop."""
     rnn = nn.RNN(nn.LSTMCell(128, param_dtype=float))
 
     @jax.jit
@@ -120,7 +120,7 @@ def flax_losses(parameters, batches, root):
         logits = hidden[:, -1] @ parameters["head"]["kernel"] + parameters["head"]["bias"]
         return -jnp.mean(jnp.sum(one_hot[targets] * jax.nn.log_softmax(logits), axis=-1))
 
-    rate = float(np.float32(0.01))  # as a training state holds it
+    rate = float(np.float32(0.01))  # as training states hold it
     losses, squares = [], jax.tree.map(jnp.zeros_like, parameters)
     for batch in batches:
         value, gradient = loss(parameters, batch[:, :-1], batch[:, -1])
@@ -133,9 +133,9 @@ def flax_losses(parameters, batches, root):
 
 
 def fifty_steps(rule, rate, dtype, oracle):
-    """Train the notebooks' model on 50 batches of 32 windows, and an oracle from the same parameters on the same.
+    """Train the notebooks' model and an oracle from the same parameters on the same 50 batches of 32 windows.
 
-    Returns the largest relative difference of a loss, and the largest difference of a parameter.
+    Returns the largest relative difference of a loss and the largest difference of a parameter.
     """
     ids, size = encode(notebook_text())
     assert size == 57
@@ -167,10 +167,10 @@ RULES = [
 
 @pytest.mark.parametrize(("rule", "other", "theirs", "root"), RULES)
 def test_fifty_rmsprop_steps_equal_keras(rule, other, theirs, root):
-    """Losses to 1e-5 relative, parameters to 1e-4, where updates add up to 0.03; at a tenth of the notebooks' rate.
+    """At a tenth of the notebooks' rate: losses to 1e-5 relative, parameters to 1e-4, where updates add up to 0.03.
 
-    RMSprop divides a gradient by its own size, the tiny ones too, so at the rate of 0.01 rounding grows from step to
-    step. Epsilon in the other place is beyond both tolerances.
+    RMSprop divides even tiny gradients by their own size, so at the rate of 0.01 rounding errors grow from step to
+    step. Epsilon in the other place exceeds both tolerances.
     """
 
     def oracle(parameters, batches):
@@ -187,7 +187,7 @@ def test_fifty_rmsprop_steps_equal_keras(rule, other, theirs, root):
 
 @pytest.mark.parametrize(("rule", "other", "theirs", "root"), RULES)
 def test_fifty_rmsprop_steps_at_the_notebooks_rate_equal_flax(rule, other, theirs, root):
-    """In float64, where rounding of 1e-16 has no time to grow; updates add up to 0.3."""
+    """In float64, where rounding errors of 1e-16 have no time to grow; updates add up to 0.3."""
     with jax.enable_x64(True), lenient_jax():
         oracle = functools.partial(flax_losses, root=root)
         losses, parameters = fifty_steps(rule, 0.01, np.float64, oracle)
@@ -209,7 +209,7 @@ def test_any_number_of_steps_is_the_same_program_and_the_same_result(small_text)
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
 def test_devices_share_a_batch(small_text, devices):
-    """However many read a share of each batch of 16, ten steps are those of one device but for the order of sums."""
+    """However many share each batch of 16, ten steps equal those of one device, up to the order of sums."""
     ids, size = encode(small_text)
 
     def train(devices):
@@ -230,9 +230,9 @@ STREAMS = ParallelStreams(7, batch_size=5)
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 @pytest.mark.parametrize("order", [ORDER, STREAMS])
 def test_models_that_are_trained_together_are_what_they_are_alone(small_text, order, replicas):
-    """Each with its own seed, rate and stop, some resumed; on two devices that split the models, the batches, or both.
+    """Each resumes with its own seed, rate and stop, on two devices that split the models, the batches, or both.
 
-    A float32 loss of ten steps, added up in another order: 1e-5 nats.
+    The tolerance of 1e-5 nats is for a float32 loss of ten steps, summed in another order.
     """
     ids, size = encode(small_text)
     objective: Objective = "every-character" if order.consecutive else "last-character"
@@ -257,7 +257,7 @@ def test_models_that_are_trained_together_are_what_they_are_alone(small_text, or
 
 
 def flax_stream_losses(parameters, batches, steps):
-    """Train Flax's cell on every character by automatic differentiation and Adam, the carry kept between batches."""
+    """Train Flax's cell on every character by automatic differentiation and Adam, keeping the carry between batches."""
     rnn: Any = nn.RNN(nn.LSTMCell(16), return_carry=True)
     adam = optax.adam(0.01)
 
@@ -284,7 +284,7 @@ def flax_stream_losses(parameters, batches, steps):
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
 def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
-    """Over an epoch and a half, in dispatches of three steps: five streams, which no two devices divide."""
+    """Over an epoch and a half, first in dispatches of three steps, on five streams, which no two devices divide."""
     ids, size = encode(small_text)
     mesh = data_mesh(jax.devices()[:devices])
     steps = STREAMS.steps(len(ids))
@@ -306,7 +306,7 @@ def test_every_character_with_the_carry_kept_equals_flax(small_text, devices):
 
 
 def test_kept_carries_go_on_over_another_number_of_devices(small_text):
-    """Five rows on two devices, then on three: what two would have come to, but for the order of sums."""
+    """Five rows on two devices, then on three, equal those on two throughout, up to the order of sums."""
     ids, size = encode(small_text)
 
     def train(state, devices, stop):
@@ -327,7 +327,7 @@ def test_consecutive_segments_whose_carry_would_be_ignored_are_refused():
 
 
 def test_fresh_carries_learn_from_every_character_of_shuffled_windows(small_text):
-    """Without learning, the mean over an epoch is the mean over all positions of its windows."""
+    """Without learning, the mean loss of an epoch is the mean over all positions of its windows."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, rate=1e-30, objective="every-character")
     state = train_steps(first(), ids, KEY, ORDER.steps(len(ids)))
@@ -352,7 +352,7 @@ def test_the_last_smaller_batch_is_trained_on_exactly(small_text):
 
 
 def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
-    """Without learning, the mean over an epoch is the evaluation of the same windows."""
+    """Without learning, the mean loss of an epoch is the evaluation of the same windows."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, rate=1e-30)
     steps = ORDER.steps(len(ids))
@@ -363,7 +363,7 @@ def test_the_epoch_loss_is_the_mean_over_its_windows(small_text):
 
 
 def test_a_step_to_the_non_finite_is_skipped_and_counted(small_text):
-    """A text has one place that no finite step comes from: the other steps are as if its windows were not there."""
+    """With non-finite parameters, steps change neither the epoch's loss nor the optimizer; healed, training goes on."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size)
     state = train_steps(first(), ids, KEY, 3)
@@ -394,7 +394,7 @@ def test_steps_that_fail_in_a_row_end_it_with_the_last_good_state(small_text):
 
 
 def test_dropout_is_drawn_anew_at_every_step(small_text):
-    """Without learning, the running means of the first two steps are those of losses under the two steps' own keys."""
+    """Without learning, the mean loss after one and two steps is that of losses under each step's own key."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, layers=2, dropout=0.5, rate=1e-30)
     model = first().model
@@ -422,7 +422,7 @@ def test_a_model_that_is_trained_stays_as_it_was(small_text):
 
 
 def test_every_step_learns_from_its_own_batch(small_text):
-    """The loss of the second epoch's first step is that of its batch, and of no other epoch's first."""
+    """The loss of the second epoch's first step is that of its own batch, not of another epoch's first."""
     ids, size = encode(small_text)
     train_steps, first = start(ids, size)
     steps = ORDER.steps(len(ids))
@@ -437,8 +437,8 @@ def test_every_step_learns_from_its_own_batch(small_text):
 def test_a_source_of_known_entropy_is_learned_and_never_beaten():
     """A Markov chain over four characters: the loss on fresh text approaches its entropy rate from above.
 
-    Scored against the true conditional probabilities on the same text, a model can win only by chance: its advantage
-    is a sum of independent terms, so beyond five standard errors below zero it must have seen the target.
+    A model can beat the true conditional probabilities on the same text only by chance. Its advantage is a sum of
+    independent terms, so with one beyond five standard errors it must have seen the target.
     """
     random = np.random.default_rng(0)
     transitions = np.array(
@@ -468,7 +468,7 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
 
 
 def test_memory_does_not_grow_with_the_windows():
-    """What the program needs beside its arguments, for a million windows and for ten thousand of the same text."""
+    """Compare the temporary memory for a million windows with that for ten thousand of the same text."""
     ids = jax.ShapeDtypeStruct((1_000_000,), np.uint8)
 
     def temporary_bytes(stride):
@@ -488,7 +488,7 @@ def test_memory_does_not_grow_with_the_windows():
     ],
 )
 def test_batches_read_on_the_host_teach_what_the_text_on_the_devices_does(small_text, order, objective):
-    """Bit for bit, over three epochs and pieces that steps break off in; the batch is not one that devices divide."""
+    """Bit for bit, over three epochs, with dispatches that end within pieces; the devices do not divide the batch."""
     ids, size = encode(small_text)
     resident, first = start(ids, size, order=order, objective=objective, dropout=0.2)
     streamed = make_train_steps(make_optimizer("rmsprop-keras-2"), order, objective, MESH, length=len(ids))

@@ -17,12 +17,12 @@ from charlm_jax.errors import InputError
 
 
 def batch_of(order, ids, key, step):
-    """All rows of a batch."""
+    """Return all rows of a batch."""
     return draw_batch(order, ids, key, jnp.int32(step), jnp.arange(order.batch_size))
 
 
 def brute_force_windows(text, window, stride):
-    """The notebooks' own loop."""
+    """Return windows and targets by the notebooks' own loop."""
     starts = range(0, len(text) - window, stride)
     return [(text[start : start + window], text[start + window]) for start in starts]
 
@@ -49,7 +49,7 @@ def test_the_shuffle_is_a_bijection(count):
 
 
 def test_the_shuffle_is_uniform_and_its_keys_are_independent():
-    """Chi-squared over where each of 20 positions goes, under 4,000 keys: 361 degrees of freedom.
+    """Chi-squared over where each of 20 positions goes under 4,000 keys: 361 degrees of freedom.
 
     A uniform shuffle exceeds 361 + 5 sqrt(2 * 361) = 495 with a probability below 1e-5.
     """
@@ -63,7 +63,7 @@ def test_the_shuffle_is_uniform_and_its_keys_are_independent():
 
 
 def test_the_shuffle_of_a_large_epoch_looks_random():
-    """Successive windows lie far apart: their correlation is zero within five standard errors of 1/sqrt(n)."""
+    """Successive windows, and windows and their places, are uncorrelated within five standard errors of 1/sqrt(n)."""
     count = 200_278
     order = np.asarray(shuffled(jax.random.key(2), jnp.arange(count), count))
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 5 / count**0.5
@@ -131,7 +131,7 @@ def test_thousands_of_characters():
 
 @pytest.mark.parametrize(("length", "steps"), [(80 * 3 + 10, 3), (80 * 4 + 9, 3), (80 * 4 + 10, 4), (89, 0)])
 def test_streams_read_stretches_of_the_text_side_by_side(length, steps):
-    """Each row goes on where it ended, and the rows' stretches follow one another: together they are one passage."""
+    """Each row continues where it ended, and the rows' stretches are consecutive: together they are one passage."""
     order = ParallelStreams(10, batch_size=8)
     assert order.steps(length) == steps
     assert order.windows(length) == 8 * steps
@@ -146,7 +146,7 @@ def test_streams_read_stretches_of_the_text_side_by_side(length, steps):
 
 
 def test_the_phase_of_streams_reaches_both_ends_of_the_text():
-    """Nine characters beside the passage: every phase from 0 to 9 comes, and no other; a window's are the fewest."""
+    """With nine characters left over, the phases are exactly 0 to 9; there are never fewer than `window`."""
     order = ParallelStreams(4, batch_size=5)
     for length, count in [(30, 10), (24, 4)]:
         text = jnp.arange(length)
@@ -162,7 +162,7 @@ def test_rows_beyond_the_streams_are_padding():
 
 @pytest.mark.parametrize(("step", "starts"), [(0, [87, 0, 72, 69, 60, 63]), (17, [87, 45, 57, 30, 66, 78])])
 def test_a_run_s_windows_are_those_that_they_have_always_been(step, starts):
-    """In epochs of five steps; drawn by the first version that promised exact resumption."""
+    """In epochs of five steps; the starts come from the first version that promised exact resumption."""
     order = ShuffledWindows(window=10, stride=3, batch_size=6)
     batch = draw_batch(order, jnp.arange(100), jax.random.key(7), jnp.int32(step), jnp.arange(6))
     assert batch.characters[:, 0].tolist() == starts, "states saved before go on with other batches: they are lost"
