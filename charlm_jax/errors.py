@@ -25,7 +25,7 @@ class InputError(Exception):
 
 
 class DamagedError(InputError):
-    """Saved data is not what was saved; the message says how it differs."""
+    """A file does not hold what was written to it; the message says how it differs."""
 
 
 def require(flag: str, value: object, holds: bool, wanted: str) -> None:

@@ -286,14 +286,6 @@ def _time(orders: Sequence[Order], rounds: int) -> list[Timing]:
     return [orders[place].timing(those, peaks[place]) for place, those in seconds.items()]
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main(flags: Sequence[str]) -> None:
     """Time, and print."""
     arguments = tyro.cli(Arguments, prog="scripts/run benchmark", description=folded(__doc__), args=flags)
@@ -303,7 +295,7 @@ def main(flags: Sequence[str]) -> None:
     for name, package in absent.items():
         tell(f"absent: {name} ({package} is not installed)")
 
-    from charlm_jax.runs.devices import cores
+    from charlm_jax.runs.devices import cores, processor
 
     with contextlib.ExitStack() as stack:
         try:
@@ -320,7 +312,7 @@ def main(flags: Sequence[str]) -> None:
     packages = ("jax", "flax", "keras", "tensorflow", "torch")
     machine = {
         "device": workers[0].kind,
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)},

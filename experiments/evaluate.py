@@ -45,7 +45,7 @@ class Arguments:
     figure: Path | None = None
     """Where to draw the figure, as SVG or PNG by its ending."""
     devices: int | None = None
-    """Devices to split the windows over; if not given all (on a CPU, one per core), but at most 32."""
+    """Devices to split the windows over; if not given, all (on a CPU, one per core), but at most 32."""
 
     def __post_init__(self) -> None:
         require_count("--stride", self.stride)

@@ -526,7 +526,7 @@ BAD_TRAINING = {
     "more than all dropped": (["--weight-dropout", "1.5"], "--weight-dropout 1.5.*below 1"),
     "all held out": (["--held-out-fraction", "1"], "--held-out-fraction 1.*below 1"),
     "a rate that is no number": (["--learning-rate", "nan"], "--learning-rate nan.*positive"),
-    "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "the latest is 840"),
+    "a prompt beyond the text": (["--corpus", "long.txt", "--prompt-start", "900"], "the latest possible start is 840"),
 }
 
 

@@ -175,7 +175,7 @@ def test_a_state_that_is_not_what_was_saved_is_named_and_the_one_before_used(
     ended = begin().wait()
     assert ended.code == 0, ended
     if how == "deleted":
-        assert f"there are records up to step {newest.stem}, but its state is missing" in ended.errors
+        assert f"the records reach step {newest.stem}, but the state of that step is missing" in ended.errors
     else:
         assert f"the state {str(newest)!r} is damaged" in ended.errors
         assert f"It is now {newest.name}.damaged" in ended.errors

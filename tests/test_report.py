@@ -456,7 +456,7 @@ def test_a_page_says_what_is_left_out(copy, monkeypatch):
     monkeypatch.setattr(gathering, "_LONGEST", 15)
     run = gather(copy, "name", characters=10_000, picture_bytes=1000)
     assert {len(text.text) for text in run.texts} == {15}
-    assert run.notes == ["Only prompts' last and texts' first 15 characters are shown."]
+    assert run.notes == ["Of prompts only the last, of texts only the first 15 characters are shown."]
     copy.figures.mkdir()
     (copy.figures / "a.svg").write_bytes(SVG[:100])
     (copy.figures / "b.svg").write_bytes(SVG)

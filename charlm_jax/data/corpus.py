@@ -166,6 +166,24 @@ def _decode(content: bytes, encoding: str, source: str) -> str:
     return "".join(decode_blocks(io.BytesIO(content), encoding, source))
 
 
+def encoding_name(encoding: str) -> str:
+    """Return Python's own name of a text encoding, which leaves a byte-order mark to `decode_blocks`.
+
+    Raises:
+        InputError: there is no such encoding.
+    """
+    try:
+        name = codecs.lookup(encoding).name.removesuffix("-sig")  # by blocks, -sig would drop a truncated mark
+        if name in _OF_NAMES:
+            raise LookupError(f"{name} is not a text encoding")
+        io.TextIOWrapper(io.BytesIO(), name)  # refuses codecs of other things than text
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
+        ) from error
+    return name
+
+
 def decode_blocks(file: io.BytesIO | io.BufferedReader, encoding: str, source: str, size: int = -1) -> Iterator[str]:
     """Decode a file in blocks, converting line endings to LF and dropping one byte-order mark at its start.
 
@@ -180,19 +198,11 @@ def decode_blocks(file: io.BytesIO | io.BufferedReader, encoding: str, source: s
     """
     beginning = file.read(4)
     file.seek(0)
-    try:
-        name = codecs.lookup(encoding).name.removesuffix("-sig")  # by blocks, -sig would drop a truncated mark
-        if name in _OF_NAMES:
-            raise LookupError(f"{name} is not a text encoding")
-        # Without a mark, `bytes.decode` takes this machine's byte order, but Python's incremental decoders refuse.
-        if name in _BYTE_ORDER_MARKS and not beginning.startswith(_BYTE_ORDER_MARKS[name]):
-            name = f"{name}-{_NATIVE}"
-        text = io.TextIOWrapper(file, name)
-    except (LookupError, ValueError) as error:
-        raise InputError(
-            f"--encoding {encoding!r} is not a text encoding that Python knows; use utf-8, cp1252, latin-1 or utf-16"
-        ) from error
-    with text:
+    name = encoding_name(encoding)
+    # Without a mark, `bytes.decode` takes this machine's byte order, but Python's incremental decoders refuse.
+    if name in _BYTE_ORDER_MARKS and not beginning.startswith(_BYTE_ORDER_MARKS[name]):
+        name = f"{name}-{_NATIVE}"
+    with io.TextIOWrapper(file, name) as text:
         blocks = iter(partial(text.read, size), "")
         try:
             yield next(blocks, "").removeprefix("\ufeff")

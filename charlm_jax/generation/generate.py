@@ -82,7 +82,7 @@ def read_prompts(
     """Read the prompts, one per stream.
 
     Args:
-        model: the model.
+        model: to sample from.
         prompts: ids, right-aligned; what is left of a prompt is padding. Windowed generation reads no more than the
             last `window` of them.
         lengths: characters in each prompt, from 0.
@@ -123,7 +123,7 @@ def generate_piece(
     depend on how it is cut into pieces or on the streams beside it.
 
     Args:
-        model: the model.
+        model: to sample from.
         state: after the prompts or the previous piece.
         temperatures: one per stream, at least 0.
         keys: one per stream.
@@ -163,7 +163,7 @@ def generate_pieces(
     """Generate texts `piece` characters at a time, all streams at once, each on one device of the mesh.
 
     Args:
-        model: the model.
+        model: to sample from.
         prompts: encoded prompts, one per stream, of any lengths; they may be empty.
         temperatures: one per stream, at least 0.
         keys: an array of keys, one per stream; see `stream_keys`.

@@ -25,7 +25,7 @@ def export_sampler(model: Model, *, sampler: Sampler, window: int, length: int) 
         ids           int32, texts x `length`: the characters that follow
 
     Args:
-        model: the model.
+        model: to sample from.
         sampler: windowed or stateful.
         window: characters that windowed generation predicts from.
         length: characters to generate after each prompt.

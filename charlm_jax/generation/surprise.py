@@ -40,7 +40,7 @@ def surprise(
     """Read texts after their prompts as generation would, and return what was predicted for each character.
 
     Args:
-        model: the model.
+        model: whose predictions are compared.
         prompts: encoded prompts, one per text, of any lengths.
         texts: the encoded texts.
         sampler: whether each character is predicted from the last window alone, or with the state carried on.

@@ -112,7 +112,7 @@ def sum_over_windows(
 
     Args:
         score: see `Score`; every new function object is compiled anew, so define it at module level.
-        model: the model.
+        model: to score.
         ids: the text.
         mesh: the devices.
         window: characters in a window.

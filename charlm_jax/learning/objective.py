@@ -53,7 +53,7 @@ def losses_along(
     """Return the loss in nats of every character but the first, given those before it, and the final carry.
 
     Args:
-        model: the model.
+        model: that predicts.
         characters: ids; the last of each row is a target only, and the returned carry has not read it.
         carry: after the preceding text; an empty one is the zero state.
         dropout: if given, dropout is on.

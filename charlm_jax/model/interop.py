@@ -43,12 +43,12 @@ def from_keras(layers: Layers) -> Parameters:
         (hidden, vocabulary), _ = found[-1]
         embedding = found[0][0][1:] if len(found[0]) == 1 else ()
     except (IndexError, ValueError) as error:
-        raise InputError(f"its arrays, {found}, are not those of an LSTM and a dense layer") from error
+        raise InputError(f"its arrays, {found}, are not those of LSTM layers and a dense layer") from error
     inputs = [*(embedding or (vocabulary,)), *[hidden] * (len(found) - len(embedding) - 2)]
     cells = [[(size, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)] for size in inputs]
     wanted = [*([(vocabulary, size)] for size in embedding), *cells, [(hidden, vocabulary), (vocabulary,)]]
     if found != wanted:
-        raise InputError(f"its arrays, {found}, are not those of an LSTM and a dense layer, {wanted}")
+        raise InputError(f"its arrays, {found}, are not those of LSTM layers and a dense layer, {wanted}")
     if not all(array.dtype == np.float32 and np.isfinite(array).all() for layer in layers for array in layer):
         raise InputError("its numbers are not all finite and float32")
     parameters: dict[str, Any] = {}

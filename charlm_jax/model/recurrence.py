@@ -123,9 +123,9 @@ def lstm_sequence(
         carry: the carry before them.
         gate: the gates' activation.
         precision: of the products.
-        recurrence: how a sequence is read and differentiated in training: by XLA's loops (`scan`); by the unrolled
-            loops (`unrolled`), which become fewer, larger kernels on a GPU but take longer to compile; or on a TPU by
-            the kernels of `model/tpu_kernel.py` (`kernel`), which themselves have no derivative.
+        recurrence: how a sequence is read and differentiated in training: by XLA's loops (`scan`); by the same
+            steps laid out one after another (`unrolled`), which become fewer, larger kernels on a GPU but compile
+            longer; or on a TPU by the kernels of `model/tpu_kernel.py` (`kernel`), which themselves have no derivative.
     """
     return _read(recurrent_kernel, projected, carry, gate, precision, recurrence)
 

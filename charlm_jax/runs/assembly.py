@@ -40,12 +40,12 @@ class Job:
         vocabulary: the characters that have ids.
         training_ids: the beginning of the text, to train on.
         held_out_ids: its end, to evaluate on; empty if nothing is held out.
-        network: the model.
+        network: the architecture.
         optimizer: the update rule.
         key: the run's root key.
         mesh: the devices to run on.
         order: how an epoch goes through the training text.
-        source: the trained model to start from; None to draw new parameters.
+        source: the run to start from, with its best model; None to draw new parameters.
     """
 
     configuration: Configuration
@@ -162,7 +162,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     if chosen.prompt_start is not None and chosen.prompt_start > last_start:
         raise InputError(
             f"--prompt-start {chosen.prompt_start} leaves fewer than {chosen.window} characters of training text; "
-            f"the latest is {last_start}"
+            f"the latest possible start is {last_start}"
         )
     order = make_order(chosen)
     steps = order.steps(len(training_ids))
@@ -214,7 +214,7 @@ def make_order(configuration: Configuration) -> Order:
 
 
 def _source(path: Path, configuration: Configuration) -> LoadedRun:
-    """Return the model of the run to start from.
+    """Return the run to start from, with its best model.
 
     Raises:
         InputError: there is no such run, it has no model yet, or its model has another shape.

@@ -128,7 +128,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
             )
         parameters = scale_gates(parameters, 1 / KERAS_3_SLOPE)
     if "window" not in said:
-        tell("nothing says how many characters it reads; sampling and evaluation use 60 (--window)")
+        tell(f"{str(source)!r} does not say how many characters the model reads: 60 are taken (--window)")
     chosen = Configuration(
         corpus="",
         lowercase=said.get("lowercase", False),

@@ -52,9 +52,9 @@ def _is_our_own(folder: Path) -> bool:
 
 
 def processor() -> str:
-    """Return the processor's name and a digest of its kind: programs compiled for another crash, or round differently.
+    """Return the processor's name and kind, which decides the vector instructions that XLA chooses.
 
-    XLA chooses vector instructions by the kind of processor, and with them the order in which numbers are added up.
+    A program compiled for another kind may crash, and one that was compiled anew adds numbers up in another order.
     """
     try:
         lines = _PROCESSORS.read_text().partition("\n\n")[0].splitlines()

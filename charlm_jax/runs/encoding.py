@@ -6,7 +6,6 @@ unfinished.json   stands in place of corpus.json until the ids are complete and 
 lock              empty, or names the process that writes here
 """
 
-import codecs
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from charlm_jax.data.corpus import IDS_FILE, Corpus, decode_blocks, load_corpus, text_files
+from charlm_jax.data.corpus import IDS_FILE, Corpus, decode_blocks, encoding_name, load_corpus, text_files
 from charlm_jax.data.lowercase import lowercase_blocks
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import DamagedError, InputError, Preempted
@@ -91,22 +90,15 @@ def open_encoded(folder: Path, *, encoding: str | None, lowercase: bool) -> Enco
         InputError: it is damaged, or was encoded with other options.
     """
     record = read_json(folder / _FINISHED)
-    for name, value, default in (("encoding", encoding, "utf-8"), ("lowercase", lowercase, False)):
-        there, here = record.get(name) or default, value or default
-        if _canonical(there) != _canonical(here):
+    there = encoding_name(str(record.get("encoding") or "utf-8")), bool(record.get("lowercase"))
+    here = encoding_name(encoding or "utf-8"), lowercase
+    for name, was, wanted in zip(("encoding", "lowercase"), there, here, strict=True):
+        if was != wanted:
             raise InputError(
-                f"the corpus {str(folder)!r} was encoded with --{name} {there}, not {here}; "
-                "give the same flags, or encode the text with these into another folder"
+                f"the corpus {str(folder)!r} was encoded with --{name} {was}, not {wanted}; give the same flags, or "
+                "encode the text with these into another folder"
             )
     return _corpus(folder, record)
-
-
-def _canonical(option: object) -> object:
-    """Return an option's value, an encoding of several names under Python's own."""
-    try:
-        return codecs.lookup(option).name if isinstance(option, str) else option
-    except LookupError:
-        return option
 
 
 def _corpus(folder: Path, record: dict[str, Any]) -> EncodedCorpus:
@@ -193,7 +185,7 @@ def encode(
     request = {
         "format": _FORMAT,
         "name": str(text.resolve()),
-        "encoding": encoding,
+        "encoding": encoding_name(encoding or "utf-8"),
         "lowercase": lowercase,
         "source_bytes": sum(size for _, size, _ in facts),
         "source_facts_sha256": hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
@@ -201,7 +193,7 @@ def encode(
 
     def read(purpose: str) -> Iterator[str]:
         with progress_bar(purpose, request["source_bytes"], "B", scaled=True) as bar:
-            blocks = _text_blocks(files, encoding or "utf-8", bar, stop_requested)
+            blocks = _text_blocks(files, request["encoding"], bar, stop_requested)
             yield from lowercase_blocks(blocks) if lowercase else blocks
 
     unfinished, ids = folder / _UNFINISHED, folder / IDS_FILE

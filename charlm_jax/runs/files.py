@@ -107,9 +107,11 @@ def read_json(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or error  # without the path, which the message names
-        raise InputError(f"{str(path)!r} cannot be read: {why}; restore it from a copy, or start again") from error
+        raise InputError(
+            f"{str(path)!r} cannot be read: {why}; restore it from a copy, or make its folder again"
+        ) from error
     if not isinstance(record, dict):
-        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or start again")
+        raise InputError(f"{str(path)!r} holds no JSON object; restore it from a copy, or make its folder again")
     return record
 
 

@@ -117,7 +117,7 @@ def _texts(run: RunDirectory, characters: int, notes: list[str]) -> list[Text]:
             continue
         records = read_records(path)
         if any(max(len(record["prompt"]), len(record["text"])) > _LONGEST for record in records):
-            notes.append(f"Only prompts' last and texts' first {_LONGEST:,} characters are shown.")
+            notes.append(f"Of prompts only the last, of texts only the first {_LONGEST:,} characters are shown.")
         # The texts after one prompt in one epoch are kept or left out together.
         groups: dict[tuple[int, str], list[Text]] = {}
         for record in sorted(records, key=lambda record: -record["epoch"]):

@@ -23,6 +23,7 @@ from charlm_jax.runs.command_line import progress_bar, tell
 from charlm_jax.runs.devices import describe_process
 from charlm_jax.runs.directory import RunDirectory, hold_run
 from charlm_jax.runs.history import (
+    FAR_ABOVE,
     Epoch,
     astray,
     drop_unfinished_records,
@@ -91,7 +92,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
         state = first_state(job) if restored is None else restored
 
         def open_records() -> bool:
-            _warn_of_other_bits(run.provenance(), provenance)
+            _warn_if_not_bit_exact(run.provenance(), provenance)
             _tell_where(run, int(state.step), job)
             return drop_unfinished_records(run, int(state.step), job.steps_per_epoch)
 
@@ -153,7 +154,7 @@ def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
             "or best/ from a copy, or start again in another --run-dir"
         )
     if recorded > step:
-        tell(f"there are records up to step {recorded:,}, but its state is missing")
+        tell(f"the records reach step {recorded:,}, but the state of that step is missing")
     if recorded or step:
         tell(f"resuming from step {step:,} of {job.steps:,} in {run.path}")
 
@@ -266,10 +267,11 @@ def _diverged(job: Job, step: int, path: Path, what: str) -> str:
 
 
 def _astray(job: Job, losses: list[float], path: Path) -> str:
+    uniform = math.log(len(job.vocabulary))
+    reference = f"the lowest, {min(losses):.4f}" if min(losses) < uniform else f"a uniform guess's, {uniform:.4f}"
     return (
-        f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is far above its lowest "
-        f"({min(losses):.4f}) or that of all characters equally likely; training has gone astray. Try "
-        f"{_calmer(job)}, or --on-divergence rollback"
+        f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is more than {FAR_ABOVE} "
+        f"above {reference}; training has gone astray. Try {_calmer(job)}, or --on-divergence rollback"
     )
 
 
@@ -279,11 +281,11 @@ def _calmer(job: Job) -> str:
     return "a smaller --learning-rate" + (", or --clip 1" if clip is None or clip > 1 else "")
 
 
-def _warn_of_other_bits(there: dict[str, Any], here: dict[str, Any]) -> None:
+def _warn_if_not_bit_exact(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Print what decides the bits of a result and has changed since the run was started."""
     then, now = ({**record, **record["versions"]} for record in (there, here))
-    decisive = *here["versions"], "commit", "device_kind", "processor", "cpu_cores"
-    decisive += "device_count", "processes", "replicas"
+    facts = "commit", "device_kind", "processor", "cpu_cores", "device_count", "processes", "replicas"
+    decisive = [name for name in (*here["versions"], *facts) if name in then]
     changed = [f"{name} {then.get(name)} then and {now[name]} now" for name in decisive if then.get(name) != now[name]]
     if changed:
         tell(f"not bit-exact: this run was started elsewhere ({', '.join(changed)})")

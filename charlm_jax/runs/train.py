@@ -70,10 +70,10 @@ def train(
         take = _streamed(job, train_steps)
     else:
         ids = _whole_text(job, job.mesh)
-        take = lambda run: train_steps(run.state, ids, job.key, run.stop)  # noqa: E731
+        take = lambda request: train_steps(request.state, ids, job.key, request.stop)  # noqa: E731
 
-    def advance(asked: Sequence[Advance | None]) -> list[TrainingState]:
-        return [take(run) for run in asked if run is not None]
+    def advance(requests: Sequence[Advance | None]) -> list[TrainingState]:
+        return [take(request) for request in requests if request is not None]
 
     for _, epoch in _serve([go_on(job, path, stop_requested)], advance):
         yield epoch
@@ -105,19 +105,19 @@ def train_together(
     job, replicas, train_steps = jobs[0], len(jobs), train_steps_of(jobs[0], mesh)
     ids, keys = _whole_text(job, mesh), jnp.stack([job.key for job in jobs])
 
-    def advance(asked: Sequence[Advance | None]) -> list[TrainingState]:
-        there = [run for run in asked if run is not None]
-        count = min(run.stop - int(run.state.step) for run in there)
-        states = [(run or there[0]).state for run in asked]
+    def advance(requests: Sequence[Advance | None]) -> list[TrainingState]:
+        live = [request for request in requests if request is not None]
+        count = min(request.stop - int(request.state.step) for request in live)
+        states = [(request or live[0]).state for request in requests]
         # For a run that has ended, a copy of another stops at once, so that the program, and its bits, stay the same.
-        stops = [0 if run is None else int(run.state.step) + count for run in asked]
+        stops = [0 if request is None else int(request.state.step) + count for request in requests]
         together = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
         after = fetch(train_steps(together, ids, keys, jnp.array(stops, jnp.int32)))
         # Copies: on a CPU a device array may be a view of NumPy's memory.
         return [
             replicate(jax.tree.map(lambda leaf: jnp.array(leaf[number]), after), job.mesh)  # noqa: B023
-            for number, run in enumerate(asked)
-            if run is not None
+            for number, request in enumerate(requests)
+            if request is not None
         ]
 
     runs = [
@@ -165,14 +165,14 @@ def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], Training
     reading: Iterator[tuple[int, Batches]] | None = None
     end, piece = 0, None
 
-    def take(run: Advance) -> TrainingState:
+    def take(request: Advance) -> TrainingState:
         nonlocal reading, end, piece
-        state, step = run.state, int(run.state.step)
+        state, step = request.state, int(request.state.step)
         reading = reading or pieces(step)
-        while step < run.stop:
+        while step < request.stop:
             if piece is None or step == end:
                 end, piece = next(reading)
-            step = min(run.stop, end)
+            step = min(request.stop, end)
             state = train_steps(state, piece, job.key, step)
         return state
 
@@ -206,21 +206,21 @@ def _serve(
         for run in runs:
             closing.callback(run.close)
         while answers:
-            asked: list[Advance | None] = [None] * len(runs)
+            requests: list[Advance | None] = [None] * len(runs)
             for number, answer in answers.items():
                 try:
                     event = runs[number].send(answer)
                     while isinstance(event, Epoch):
                         yield number, event
                         event = next(runs[number])
-                    asked[number] = event
+                    requests[number] = event
                 except StopIteration:
                     continue
                 except (DivergedError, Preempted) as error:
                     failures.append(error)
-            live = [number for number, run in enumerate(asked) if run is not None]
+            live = [number for number, request in enumerate(requests) if request is not None]
             started = time.perf_counter()
-            states = jax.block_until_ready(advance(asked)) if live else []
+            states = jax.block_until_ready(advance(requests)) if live else []
             seconds = everyones(time.perf_counter() - started)[0]  # as the length of the next dispatch depends on it
             answers = {number: (state, seconds) for number, state in zip(live, states, strict=True)}
     failures.sort(key=lambda failure: isinstance(failure, DivergedError))

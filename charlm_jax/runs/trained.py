@@ -67,7 +67,7 @@ class LoadedRun:
 
     @cached_property
     def metrics(self) -> Metrics:
-        """The measurements of all epochs, including those after `step`; cached once read, and `load_run` reads them."""
+        """The measurements of all epochs, including those after `step`, as of loading."""
         records = read_records(RunDirectory(self.path).metrics)
         epochs = [record for record in records if record["event"] == "epoch"]
         held_out = {record["epoch"]: record["held_out_loss"] for record in records if record["event"] == "evaluation"}
