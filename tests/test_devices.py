@@ -57,6 +57,8 @@ def test_a_processor_is_known_by_its_kind(tmp_path, monkeypatch):
     assert named().startswith(f"Chip 9 {platform.machine()}-")
     assert named() == named(**{"cpu MHz": 2600}) == named(microcode="0x1")
     assert len({named(), named(model=2), named(flags="sse avx avx512f"), named(**{"cpu family": 7})}) == 4
+    arm = [{"Features": "fp asimd", "CPU implementer": "0x41", "CPU part": part} for part in ("0xd0c", "0xd40")]
+    assert named(**arm[0]) not in (named(), named(**arm[1]), named(**{**arm[0], "Features": "fp asimd sve"}))
     (tmp_path / "cpuinfo").unlink()
     assert devices.processor().rpartition(" ")[0] not in ("", "Chip 9")
 

@@ -28,7 +28,7 @@ def words(page):
     return " ".join(html.unescape(re.sub(r"<[^>]*>", "", text)).split())
 
 
-def test_every_module_has_its_page_and_every_room_says_what_is_in_it(site):
+def test_every_module_has_its_page_and_every_subpackage_says_what_is_in_it(site):
     for module in MODULES:
         page = site / (module.parent if module.name == "__init__.py" else module).with_suffix(".html")
         (first, *_) = (ROOT / module).read_text().removeprefix('"""').splitlines()

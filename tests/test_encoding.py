@@ -148,6 +148,10 @@ def test_the_same_again_does_nothing_and_something_else_is_refused(tmp_path):
         encode(text, tmp_path, **options)
     assert open_encoded(folder, encoding="utf-8", lowercase=False).sha256 == open_encoded(folder, **options).sha256
     assert open_encoded(folder, encoding="UTF8", lowercase=False).name == str(text), "another name of the same encoding"
+    assert not encode(text, folder, encoding="U8", lowercase=False)
+    for odd in ("nonsense", "\udcff", "a\0b"):
+        with pytest.raises(InputError, match="is not a text encoding that Python knows"):
+            open_encoded(folder, encoding=odd, lowercase=False)
     with pytest.raises(InputError, match=r"encoded with --encoding utf-8, not cp1252"):
         open_encoded(folder, encoding="cp1252", lowercase=False)
     with pytest.raises(InputError, match=r"encoded with --lowercase False, not True"):

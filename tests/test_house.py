@@ -1,4 +1,4 @@
-"""The package's folders ("rooms"), and the direction in which they may import one another."""
+"""The package's subpackages, and the direction in which they may import one another."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {
+SUBPACKAGES = {
     "data": set(),
     "model": set(),
     "learning": {"data", "model"},
@@ -14,7 +14,7 @@ ROOMS = {
     "analysis": {"model", "learning", "generation"},
     "runs": {"data", "model", "learning", "generation", "analysis"},
 }
-FOUNDATION = {"choices", "errors", "keys", "mesh"}  # modules outside the rooms that every room may import
+FOUNDATION = {"choices", "errors", "keys", "mesh"}  # modules that every subpackage may import
 FILES = sorted((ROOT / "charlm_jax").rglob("*.py"))
 
 
@@ -30,22 +30,24 @@ def imported(file):
     return names
 
 
-def rooms_of(names):
+def subpackages_of(names):
     parts = [name.split(".") for name in names]
     return {part[1] for part in parts if part[0] == "charlm_jax" and len(part) > 1}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_run_one_way(file):
-    room = file.relative_to(ROOT / "charlm_jax").parts[0].removesuffix(".py")
-    allowed = ROOMS[room] | {room} if room in ROOMS else set()
-    if room == "__init__":  # the package's own: it may import every room, and no room imports through it
-        allowed = set(ROOMS)
-    assert rooms_of(imported(file)) - FOUNDATION - {"__version__"} <= allowed
+    own = file.relative_to(ROOT / "charlm_jax").parts[0].removesuffix(".py")
+    allowed = SUBPACKAGES[own] | {own} if own in SUBPACKAGES else set()
+    if own == "__init__":  # the package's own: it may import all others, and none imports through it
+        allowed = set(SUBPACKAGES)
+    assert subpackages_of(imported(file)) - FOUNDATION - {"__version__"} <= allowed
 
 
-def test_every_room_is_known():
-    assert {path.name for path in (ROOT / "charlm_jax").iterdir() if (path / "__init__.py").exists()} == set(ROOMS)
+def test_every_subpackage_is_known():
+    assert {path.name for path in (ROOT / "charlm_jax").iterdir() if (path / "__init__.py").exists()} == set(
+        SUBPACKAGES
+    )
 
 
 def test_experiments_import_the_package_and_never_one_another():

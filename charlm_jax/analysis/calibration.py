@@ -84,9 +84,7 @@ def _score_at(temperatures: tuple[float, ...]) -> Score:
 
 
 def _score(
-    model: Model,
-    characters: Int32[Array, "batch length"],
-    temperatures: tuple[float, ...],
+    model: Model, characters: Int32[Array, "batch length"], temperatures: tuple[float, ...]
 ) -> tuple[Float[Array, "batch temperature"], Float[Array, "batch temperature bin 3"]]:
     """Return each window's loss at each temperature, and (1, confidence, accuracy) in the bin of its prediction."""
     network = model.bound

@@ -15,8 +15,7 @@ from charlm_jax.analysis.text_statistics import STATISTICS, Statistic
 MEASURES = {
     **STATISTICS,
     "model_nats": Statistic(
-        "loss under the model (nats/character)",
-        "Mean negative log-likelihood under the model, at temperature 1.",
+        "loss under the model (nats/character)", "Mean negative log-likelihood under the model, at temperature 1."
     ),
     "ngram_nats": Statistic(
         f"loss under a {ORDER}-gram (nats/character)",

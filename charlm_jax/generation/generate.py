@@ -47,10 +47,7 @@ class SamplingState:
 
 
 def read_character(
-    model: Model,
-    state: SamplingState,
-    ids: Int32[Array, " stream"],
-    present: Bool[Array, " stream"] | None = None,
+    model: Model, state: SamplingState, ids: Int32[Array, " stream"], present: Bool[Array, " stream"] | None = None
 ) -> SamplingState:
     """Read one character per stream; streams where `present` is false stay in the zero state, as before a prompt."""
     carry = state.carry
@@ -201,15 +198,7 @@ def generate(
 ) -> Integer[np.ndarray, "stream length"]:
     """Generate texts in one piece; see `generate_pieces`."""
     (ids,) = generate_pieces(
-        model,
-        prompts,
-        temperatures,
-        keys,
-        mesh,
-        sampler=sampler,
-        window=window,
-        length=length,
-        piece=length,
+        model, prompts, temperatures, keys, mesh, sampler=sampler, window=window, length=length, piece=length
     )
     return ids
 

@@ -55,11 +55,7 @@ def surprise(
 
 @functools.partial(jax.jit, static_argnames="top")
 def _follow(
-    model: Model,
-    state: SamplingState,
-    texts: Int32[Array, "stream length"],
-    *,
-    top: int,
+    model: Model, state: SamplingState, texts: Int32[Array, "stream length"], *, top: int
 ) -> tuple[Array, Array, Array]:
     def step(state: SamplingState, ids: Int32[Array, " stream"]) -> tuple[SamplingState, tuple[Array, Array, Array]]:
         logs = jax.nn.log_softmax(next_logits(model, state))

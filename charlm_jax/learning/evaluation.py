@@ -41,14 +41,7 @@ class Evaluation:
         return self.loss_nats / math.log(2)
 
 
-def evaluate(
-    model: Model,
-    ids: Integer[Array, " character"],
-    mesh: Mesh,
-    *,
-    window: int,
-    stride: int,
-) -> Evaluation:
+def evaluate(model: Model, ids: Integer[Array, " character"], mesh: Mesh, *, window: int, stride: int) -> Evaluation:
     """Score the character after every window of a text, each window read from the zero state.
 
     Stride 1 scores every character but the first `window`.
@@ -58,12 +51,7 @@ def evaluate(
 
 
 def loss_by_position(
-    model: Model,
-    ids: Integer[Array, " character"],
-    mesh: Mesh,
-    *,
-    window: int,
-    stride: int,
+    model: Model, ids: Integer[Array, " character"], mesh: Mesh, *, window: int, stride: int
 ) -> Float[np.ndarray, " window"]:
     """Return the mean nats of a character given the 1, 2, ... `window` before it: how much the context helps.
 
@@ -97,13 +85,7 @@ _stream_losses = jax.jit(losses_along)
 
 
 def sum_over_windows(
-    score: Score,
-    model: Model,
-    ids: Integer[Array, " character"],
-    mesh: Mesh,
-    *,
-    window: int,
-    stride: int,
+    score: Score, model: Model, ids: Integer[Array, " character"], mesh: Mesh, *, window: int, stride: int
 ) -> tuple[PyTree, int]:
     """Sum a function's results over all windows of a text; return the sums and the number of windows.
 
@@ -126,13 +108,7 @@ def sum_over_windows(
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
 def _batch_sums(
-    score: Score,
-    model: Model,
-    ids: Integer[Array, " character"],
-    mesh: Mesh,
-    window: int,
-    stride: int,
-    batch_size: int,
+    score: Score, model: Model, ids: Integer[Array, " character"], mesh: Mesh, window: int, stride: int, batch_size: int
 ) -> PyTree:
     count = count_windows(len(ids), window=window, stride=stride)
 

@@ -171,11 +171,7 @@ class _Learner:
     length: int | None
 
     def steps_of_all(
-        self,
-        states: TrainingState,
-        text: Text,
-        keys: ReplicaKeys,
-        stops: Int32[Array, " replica"],
+        self, states: TrainingState, text: Text, keys: ReplicaKeys, stops: Int32[Array, " replica"]
     ) -> TrainingState:
         """Take the steps of the models on this device."""
         if len(stops) > 1:
