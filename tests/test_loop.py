@@ -627,7 +627,7 @@ def test_what_astray_is():
 
 def test_a_rate_beyond_all_reason_is_called_so(tiny, tmp_path, capsys):
     finish(dataclasses.replace(tiny, learning_rate=1e30, epochs=1), tmp_path / "run")
-    said = r"is more than 0\.5 above a uniform guess's, \d\.\d{4}; training has gone astray\. Try a smaller --learning-rate"
+    said = r"is more than 0\.5 above a uniform guess's, \d\.\d{4}; training has gone astray\. Try a smaller --learning-"
     assert re.search(said, capsys.readouterr().err)
 
 
