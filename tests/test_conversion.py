@@ -216,10 +216,10 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
         assert words in capsys.readouterr().err
     flags = ["--gate-activation", "sigmoid", "--corpus", text, "--lowercase"]
     assert call(*command, *flags) == 0
-    assert "use 60 (--window)" in capsys.readouterr().err
-    model = read_run(open_run(tmp_path / "run"))
-    assert model.vocabulary.characters == CHARACTERS
-    assert (model.configuration.lowercase, model.configuration.window) == (True, 60)
+    assert "assuming 60 (--window)" in capsys.readouterr().err
+    loaded = read_run(open_run(tmp_path / "run"))
+    assert loaded.vocabulary.characters == CHARACTERS
+    assert (loaded.configuration.lowercase, loaded.configuration.window) == (True, 60)
     assert call(*command[:2], tmp_path / "other", *flags, "--window", 7) == 0
     assert read_run(open_run(tmp_path / "other")).configuration.window == 7
 

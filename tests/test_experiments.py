@@ -125,8 +125,8 @@ def test_the_main_job_prints_results_to_stdout_and_the_rest_to_stderr(trained):
     losses = [record["held_out_loss"] for record in read_records(trained[0] / "metrics.jsonl", "evaluation")]
     number, loss = min(enumerate(losses, start=1), key=lambda entry: entry[1])
     assert f"finished; best: epoch {number}, {loss:.4f} nats per character of held-out text; " in errors
-    model, texts = read_run(open_run(trained[0])), load_text(open_run(trained[0]))
-    losses = baselines(*texts, len(model.vocabulary), model.vocabulary.decode)
+    loaded, texts = read_run(open_run(trained[0])), load_text(open_run(trained[0]))
+    losses = baselines(*texts, len(loaded.vocabulary), loaded.vocabulary.decode)
     words = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
     assert words.startswith("uniform 3.0445, unigram")
     assert output.splitlines()[-1] == f"without a network, the held-out text costs, in nats per character: {words}"
@@ -313,13 +313,13 @@ def test_temperature_measures_texts_after_the_same_prompts(trained, tmp_path, ca
     two, three = (read_records(tmp_path / name / "temperature_samples.jsonl") for name in ("two", "three"))
     assert two == [record for record in three if record["temperature"] in (0.5, 1.0)]
     assert len(three) == 24
-    model, (_, held_out) = read_run(open_run(path)), load_text(open_run(path))
-    text = model.vocabulary.decode(held_out)
+    loaded, (_, held_out) = read_run(open_run(path)), load_text(open_run(path))
+    text = loaded.vocabulary.decode(held_out)
     starts = [number * (len(text) - 40) // 7 for number in range(8)]
     assert [record["prompt"] for record in two[:8]] == [text[start : start + 10] for start in starts]
     rows = list(csv.DictReader((tmp_path / "two" / "temperature.csv").read_text().splitlines()[1:]))
     human = [text[start + 10 : start + 40] for start in starts]
-    reference = Reference.of(model.vocabulary.decode(load_text(open_run(path))[0]))
+    reference = Reference.of(loaded.vocabulary.decode(load_text(open_run(path))[0]))
     for name, texts in (("human", human), ("0.5", [record["text"] for record in two[:8]])):
         for measure, values in text_statistics(reference, texts).items():
             (row,) = (row for row in rows if (row["measure"], row["temperature"]) == (measure, name))

@@ -89,7 +89,7 @@ def test_keras_reads_what_is_written(ending, layers, embedding_size, gate, tmp_p
         model = keras_model(layers, embedding_size, slope)
         model.load_weights(path)
     else:
-        model = keras.models.read_run(path)
+        model = keras.models.load_model(path)
         assert model.input_shape == ((None, WINDOW) if embedding_size else (None, WINDOW, VOCABULARY))
     assert_predicts(model, parameters, gate)
 

@@ -106,9 +106,7 @@ def test_what_only_one_run_has_is_a_difference():
 
 def test_losses_of_different_texts_have_no_winner():
     other = dataclasses.replace(a_run("other"), provenance={**ORIGIN, "sha256": "1" * 64})
-    assert "The runs differ in their text: the losses are of different" in plain(
-        make_report("x", [a_run("one"), other])
-    )
+    assert "The runs differ in their text: the losses cover different" in plain(make_report("x", [a_run("one"), other]))
     assert 'class="headline"' not in make_report("x", [a_run("one"), other])
 
 

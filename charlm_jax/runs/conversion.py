@@ -128,7 +128,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
             )
         parameters = scale_gates(parameters, 1 / KERAS_3_SLOPE)
     if "window" not in said:
-        tell(f"{str(source)!r} does not say how many characters the model reads: 60 are taken (--window)")
+        tell(f"{str(source)!r} does not say how many characters the model reads; assuming 60 (--window)")
     chosen = Configuration(
         corpus="",
         lowercase=said.get("lowercase", False),
