@@ -48,6 +48,13 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(f"{fault}: {outcome}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """Drop a file's compiled programs from memory at its end: those of all files would be gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def sized(request):
     """How much of a fault test to run: sized(sample, whole) is `whole` under --faults, else `sample`."""
