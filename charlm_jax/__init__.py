@@ -1,7 +1,7 @@
 """Character-level LSTM language models in JAX: train one, sample from it at any temperature, ablate.
 
-This namespace has what scripts and notebooks need. Each name is loaded on first use, so importing the package does not
-load JAX. Everything else is in the subpackages, which the README maps.
+This namespace has what most scripts and notebooks need. Each name is loaded on first use, so importing the package does
+not load JAX. Everything else is in the subpackages, which the README maps.
 """
 
 from importlib import import_module

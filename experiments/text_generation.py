@@ -5,7 +5,7 @@
 A preset is a full configuration, and each of its fields has a flag that overrides it:
 
     quick               (default) every character learned, on the language reference that comes with Python: a minute
-    strong              a larger, regularised model, for a GPU or an idle evening: half an hour on two cores
+    strong              a larger, regularised model, for an idle evening: half an hour on two cores
     tf-keras-2.5        the published notebooks' job on Nietzsche: text rolls on from one temperature to the next
     keras-fixed-prompt  the same prompt after every epoch, each of five temperatures starting from it
     keras-2.4           the text read in a one-byte encoding

@@ -100,6 +100,9 @@ def test_generating_is_what_the_command_prints(run, capsys):
     assert text == run.generate("the will", temperature=0.7, length=30, seed=5)
     assert text != run.generate("the will", temperature=0.7, length=30, seed=6)
     assert len(run.generate(length=7)) == 7
+    truncated = run.generate("the will", temperature=0.7, length=30, seed=5, top_k=3, top_p=0.5)
+    assert f"the will{truncated}\n" == printed(capsys, "sample", run.path, *flags, "--top-k", 3, "--top-p", 0.5)
+    assert truncated != text
 
 
 def test_surprise_is_the_loss_of_each_character(run, capsys, tmp_path):
@@ -155,6 +158,8 @@ def test_mistakes_raise_the_errors_that_the_package_names(run, configuration, tm
         "the prompt has 'É'": lambda: run.generate("É"),
         "temperature -1.0": lambda: run.generate("a", temperature=-1.0),
         "length 0": lambda: run.generate("a", length=0),
+        "top_k 0": lambda: run.generate("a", top_k=0),
+        "top_p 2": lambda: run.generate("a", top_p=2.0),
         "the text has 'É'": lambda: run.surprise("É"),
         "--hidden-size 0": lambda: Configuration(hidden_size=0),
     }

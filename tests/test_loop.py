@@ -508,10 +508,10 @@ def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("response", ["warn", "rollback"])
-def test_training_that_goes_astray(tiny, tmp_path, monkeypatch, capsys, response):
-    """The second epoch is judged astray; the first is the best, and training resumes from it at half the rate."""
+def test_training_that_becomes_unstable(tiny, tmp_path, monkeypatch, capsys, response):
+    """The second epoch is judged unstable; the first is the best, and training resumes from it at half the rate."""
     chosen = dataclasses.replace(tiny, epochs=4, on_divergence=response)
-    monkeypatch.setattr(loop, "astray", lambda losses, size: len(losses) == 2)
+    monkeypatch.setattr(loop, "unstable", lambda losses, size: len(losses) == 2)
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0 + len(list((tmp_path).rglob("*"))), 7))
     unbroken = finish(chosen, tmp_path / "unbroken")
     said = capsys.readouterr().err
@@ -538,7 +538,7 @@ def test_training_that_goes_astray(tiny, tmp_path, monkeypatch, capsys, response
 
 def test_a_run_that_was_sent_back_and_stopped_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
     chosen = dataclasses.replace(tiny, epochs=3, on_divergence="rollback")
-    monkeypatch.setattr(loop, "astray", lambda losses, size: len(losses) == 2)
+    monkeypatch.setattr(loop, "unstable", lambda losses, size: len(losses) == 2)
     unbroken = finish(chosen, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_train_epoch", dying(loop._train_epoch, 3))
@@ -548,9 +548,9 @@ def test_a_run_that_was_sent_back_and_stopped_goes_on_bit_for_bit(tiny, tmp_path
 
 
 def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):
-    """Every epoch is judged astray: after the rate has been halved ten times, training gives up."""
+    """Every epoch is judged unstable: after the rate has been halved ten times, training gives up."""
     chosen = dataclasses.replace(tiny, epochs=30, on_divergence="rollback", temperatures=())
-    monkeypatch.setattr(loop, "astray", lambda losses, size: bool(losses))
+    monkeypatch.setattr(loop, "unstable", lambda losses, size: bool(losses))
     with pytest.raises(DivergedError, match=r"in epoch 11, and rolling back did not help; .* in another --run-dir"):
         finish(chosen, tmp_path / "run")
     rates = [record["rate"] for record in read_records(tmp_path / "run" / "metrics.jsonl") if "rate" in record]
@@ -616,18 +616,18 @@ def test_a_run_at_its_end_waits_for_those_beside_it(three, tmp_path):
     assert all(same(one, other) for one, other in zip(again, unbroken, strict=True))
 
 
-def test_what_astray_is():
+def test_what_unstable_is():
     """Half a nat above the lowest loss, or above a uniform guess: as in published run A, or at a rate of 1e30."""
-    assert not history.astray([], 57)
-    assert not history.astray([1.98, 1.3, 1.31, 1.79], 57)
-    assert history.astray([1.98, 1.3, 1.31, 1.81], 57)
-    assert not history.astray([4.5], 57)
-    assert history.astray([4.6], 57)
+    assert not history.unstable([], 57)
+    assert not history.unstable([1.98, 1.3, 1.31, 1.79], 57)
+    assert history.unstable([1.98, 1.3, 1.31, 1.81], 57)
+    assert not history.unstable([4.5], 57)
+    assert history.unstable([4.6], 57)
 
 
 def test_a_rate_beyond_all_reason_is_called_so(tiny, tmp_path, capsys):
     finish(dataclasses.replace(tiny, learning_rate=1e30, epochs=1), tmp_path / "run")
-    said = r"is more than 0\.5 above a uniform guess's, \d\.\d{4}; training has gone astray\. Try a smaller --learning-"
+    said = r"is more than 0\.5 above a uniform guess's, \d\.\d{4}; training has become unstable\. Try a smaller"
     assert re.search(said, capsys.readouterr().err)
 
 

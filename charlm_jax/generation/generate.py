@@ -195,11 +195,12 @@ def generate(
     sampler: Sampler,
     window: int,
     length: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> Integer[np.ndarray, "stream length"]:
     """Generate texts in one piece; see `generate_pieces`."""
-    (ids,) = generate_pieces(
-        model, prompts, temperatures, keys, mesh, sampler=sampler, window=window, length=length, piece=length
-    )
+    options = {"sampler": sampler, "window": window, "top_k": top_k, "top_p": top_p}
+    (ids,) = generate_pieces(model, prompts, temperatures, keys, mesh, length=length, piece=length, **options)
     return ids
 
 

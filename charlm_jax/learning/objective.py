@@ -83,8 +83,8 @@ def window_losses(
     The loss is the mean over the characters that the objective learns to predict; see `targets_of`, which also says
     whether windows are read from the carry or from the zero state. Padding has a loss, which its weight of 0 removes.
 
-    A target less likely than `least_probability` gets the loss of one that likely, and no gradient, as in Keras, which
-    clips softmax probabilities to 1e-7. Unclipped, one such target can throw the notebooks' optimizer off for good.
+    A target less likely than `least_probability` gets the loss of one that likely, and no gradient, as in Keras before
+    2.4, which clips softmax probabilities to 1e-7. Unclipped, one such target can make training diverge.
     """
     most = -math.log(least_probability) if least_probability else math.inf
     targets = targets_of(objective, batch.characters.shape[1] - 1)

@@ -206,8 +206,7 @@ class _Learner:
             batch = draw_batch(order, text, key, state.step, rows)
         steps = order.steps(length)
         step = state.step % steps  # within the epoch
-        last = order.windows(length) - (steps - 1) * order.batch_size
-        trained = jnp.where(step == steps - 1, jnp.int32(last), jnp.int32(order.batch_size))
+        trained = jnp.minimum(order.batch_size, order.windows(length) - step * order.batch_size)
         dropout = Dropout(jax.random.fold_in(fold_text(key, "dropout"), state.step), rows)
         # An epoch begins with nothing read and nothing counted.
         start, so_far = jax.tree.map(

@@ -66,7 +66,7 @@ class Configuration:
     """Start from the best model of this run, with its vocabulary and a fresh optimizer state."""
 
     least_probability: float = 0.0
-    """Floor on probabilities in the training loss; a character below it has no gradient. Keras 2 uses 1e-7."""
+    """Floor on probabilities in the training loss; a character below it has no gradient. Keras before 2.4 uses 1e-7."""
     optimizer: OptimizerName = "adam"
     """Update rule; the RMSprops add epsilon outside (Keras 2, tf.keras 2) or inside (Keras 3) the square root."""
     learning_rate: float = 0.01

@@ -10,7 +10,7 @@ from charlm_jax.runs.records import append_record, keep_records, read_records
 from charlm_jax.runs.samples import Sample
 
 FAR_ABOVE = 0.5
-"""Nats above the lowest loss beyond which training counts as gone astray: 1.6 times the perplexity."""
+"""Nats above the lowest loss beyond which training counts as unstable: 1.6 times the perplexity."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def out_of_patience(patience: int | None, losses: list[float]) -> bool:
     return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
-def astray(losses: list[float], vocabulary_size: int) -> bool:
+def unstable(losses: list[float], vocabulary_size: int) -> bool:
     """Return whether the last training loss is far above the lowest, or far above the loss of a uniform guess."""
     return bool(losses) and losses[-1] > min(*losses, math.log(vocabulary_size)) + FAR_ABOVE
 

@@ -25,12 +25,12 @@ from charlm_jax.runs.directory import RunDirectory, hold_run
 from charlm_jax.runs.history import (
     FAR_ABOVE,
     Epoch,
-    astray,
     drop_unfinished_records,
     held_out_losses,
     out_of_patience,
     record_epoch,
     training_losses,
+    unstable,
 )
 from charlm_jax.runs.processes import agreed, everyones, first_ones
 from charlm_jax.runs.records import append_record, read_records
@@ -104,9 +104,9 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
         while True:
             starts_epoch = int(state.step) % job.steps_per_epoch == 0
             losses, measured = agreed(lambda: (training_losses(run), held_out_losses(run)))
-            gone_astray = starts_epoch and astray(losses, len(job.vocabulary))
-            if gone_astray:
-                tell(_astray(job, losses, path))
+            is_unstable = starts_epoch and unstable(losses, len(job.vocabulary))
+            if is_unstable:
+                tell(_unstable(job, losses, path))
             if int(state.step) == job.steps:
                 return
             if chosen.patience and out_of_patience(chosen.patience, measured):
@@ -115,7 +115,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
                     f"the best model is kept in {run.best}"
                 )
                 return
-            if gone_astray and chosen.on_divergence == "rollback":
+            if is_unstable and chosen.on_divergence == "rollback":
                 state = _roll_back(run, job, state)
             state, seconds = yield from _train_epoch(run, job, state, stop_requested, watched=watched)
             yield _finish_epoch(run, job, state, held_out_ids, seconds)
@@ -160,12 +160,12 @@ def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
 
 
 def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
-    """Replace the model and optimizer state of a run gone astray by the best ones, and halve its learning rate."""
+    """Replace the model and optimizer state of an unstable run by the best ones, and halve its learning rate."""
     best = _restore(run, [run.best], job)
     if best is None or float(state.learning_rate) <= _LEAST_RATE * job.configuration.learning_rate:
         raise DivergedError(
-            f"training went astray in epoch {int(state.step) // job.steps_per_epoch}, and rolling back did not help; "
-            f"try {_calmer(job)}, in another --run-dir"
+            f"training became unstable in epoch {int(state.step) // job.steps_per_epoch}, and rolling back did not "
+            f"help; try {_calmer(job)}, in another --run-dir"
         )
     halved = state.learning_rate / 2
     back = state._replace(model=best.model, optimizer_state=best.optimizer_state, learning_rate=halved)
@@ -266,17 +266,17 @@ def _diverged(job: Job, step: int, path: Path, what: str) -> str:
     )
 
 
-def _astray(job: Job, losses: list[float], path: Path) -> str:
+def _unstable(job: Job, losses: list[float], path: Path) -> str:
     uniform = math.log(len(job.vocabulary))
     reference = f"the lowest, {min(losses):.4f}" if min(losses) < uniform else f"a uniform guess's, {uniform:.4f}"
     return (
         f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is more than {FAR_ABOVE} "
-        f"above {reference}; training has gone astray. Try {_calmer(job)}, or --on-divergence rollback"
+        f"above {reference}; training has become unstable. Try {_calmer(job)}, or --on-divergence rollback"
     )
 
 
 def _calmer(job: Job) -> str:
-    """Return the flags that keep training from going astray, except those already in use."""
+    """Return the flags that keep training stable, except those already in use."""
     clip = job.configuration.clip
     return "a smaller --learning-rate" + (", or --clip 1" if clip is None or clip > 1 else "")
 

@@ -15,7 +15,7 @@ from charlm_jax.choices import Checkpoint
 from charlm_jax.data.corpus import NAMES
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import split_held_out
-from charlm_jax.errors import DamagedError, InputError, require_count, require_seed, require_temperatures
+from charlm_jax.errors import DamagedError, InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.generation.generate import generate, stream_keys
 from charlm_jax.generation.surprise import surprise
 from charlm_jax.model.initializers import parameter_shapes
@@ -79,7 +79,16 @@ class LoadedRun:
             seconds=np.array([record["seconds"] for record in epochs], float),
         )
 
-    def generate(self, prompt: str = "", *, temperature: float = 0.5, length: int = 400, seed: int = 0) -> str:
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        temperature: float = 0.5,
+        length: int = 400,
+        seed: int = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> str:
         """Return a continuation of a prompt, as `scripts/run sample` writes it.
 
         Args:
@@ -87,6 +96,8 @@ class LoadedRun:
             temperature: 0 always takes the likeliest character, 1 draws from the model's own distribution.
             length: characters to generate.
             seed: of the draws; the same call returns the same text.
+            top_k: how many of the likeliest characters may be drawn; None means all.
+            top_p: the share of the mass from which to draw, above 0; None means all.
 
         Raises:
             InputError: the model does not know a character of the prompt, or a number cannot be used.
@@ -94,6 +105,8 @@ class LoadedRun:
         require_temperatures("temperature", [temperature])
         require_count("length", length)
         require_seed(seed)
+        require_count("top_k", top_k)
+        require("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1")
         (ids,) = generate(
             self.model,
             [self.vocabulary.encode(prompt, "prompt")],
@@ -103,6 +116,8 @@ class LoadedRun:
             sampler=self.configuration.sampler,
             window=self.configuration.window,
             length=length,
+            top_k=top_k,
+            top_p=top_p,
         )
         return self.vocabulary.decode(ids)
 
