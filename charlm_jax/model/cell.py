@@ -10,7 +10,7 @@ backward pass is a few multiplications and one product with the transpose of U.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from jaxtyping import Array, Float
 
 from charlm_jax.choices import GateActivation, Precision
 from charlm_jax.model.products import multiply
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""A step of a scan, `step(weights, carry, input) -> carry, output`, on trees of arrays."""
 
 _Arrays = TypeVar("_Arrays")
 

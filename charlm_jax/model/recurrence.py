@@ -11,7 +11,7 @@ times.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Integer
 
 from charlm_jax.choices import GateActivation, Precision, Recurrence
-from charlm_jax.model.cell import LayerCarry, Trace, lstm_step, once, step_back, traced_step
+from charlm_jax.model.cell import LayerCarry, Step, Trace, lstm_step, once, step_back, traced_step
 from charlm_jax.model.products import multiply
 
 GATES = "ifgo"  # the order of the fused gates: input, forget, cell, output
@@ -156,13 +156,11 @@ def _read_forwards(
     recurrence: Recurrence,
 ) -> tuple[tuple[Array, LayerCarry], tuple[Array, Trace]]:
     """Read a sequence, and keep what its derivative needs."""
-    trace_of = functools.partial(_read_and_trace, gate=gate, precision=precision, unroll=recurrence == "unrolled")
-    if recurrence == "kernel":
-        from charlm_jax.model import tpu_kernel
 
-        on_tpu = functools.partial(tpu_kernel.read_and_trace, gate=gate, precision=precision)
-        trace_of = functools.partial(jax.lax.platform_dependent, tpu=on_tpu, default=trace_of)
-    carry, trace = trace_of(recurrent_kernel, projected, carry)
+    def step(kernel: Array, carry: LayerCarry, projected: Array) -> tuple[LayerCarry, Trace]:
+        return traced_step(kernel, projected, carry, gate, precision)
+
+    carry, trace = _along(step, recurrence)(recurrent_kernel, carry, projected)
     hidden = jnp.concatenate([trace.hidden_before[1:], carry.hidden[None]])
     return (hidden, carry), (recurrent_kernel, trace)
 
@@ -176,13 +174,13 @@ def _read_backwards(
 ) -> tuple[Array, Array, LayerCarry]:
     """Return the gradients of `recurrent_kernel`, `projected` and `carry`, given those of the outputs of `_read`."""
     recurrent_kernel, trace = kept
-    go_back = functools.partial(_go_back, precision=precision, unroll=recurrence == "unrolled")
-    if recurrence == "kernel":
-        from charlm_jax.model import tpu_kernel
+    by_hidden, by_carry = gradient
 
-        on_tpu = functools.partial(tpu_kernel.go_back, precision=precision)
-        go_back = functools.partial(jax.lax.platform_dependent, tpu=on_tpu, default=go_back)
-    by_carry, by_gates = go_back(recurrent_kernel, trace, *gradient)
+    def step(transposed: Array, by_carry: LayerCarry, here: tuple[Trace, Array]) -> tuple[LayerCarry, Array]:
+        return step_back(transposed, *here, by_carry, precision)
+
+    along = _along(step, recurrence, reverse=True)
+    by_carry, by_gates = along(once(recurrent_kernel.T), by_carry, (trace, by_hidden))
     before, after = (steps.reshape(-1, steps.shape[-1]) for steps in (trace.hidden_before, by_gates))
     return multiply(before.T, after, precision), by_gates, by_carry
 
@@ -190,44 +188,40 @@ def _read_backwards(
 _read.defvjp(_read_forwards, _read_backwards)
 
 
-def _read_and_trace(
-    recurrent_kernel: Array,
-    projected: Array,
-    carry: LayerCarry,
-    gate: GateActivation,
-    precision: Precision,
-    unroll: bool = False,
-) -> tuple[LayerCarry, Trace]:
-    def step(time: Integer[Array, ""], state: tuple[LayerCarry, Trace]) -> tuple[LayerCarry, Trace]:
-        carry, trace = state
-        carry, here = traced_step(recurrent_kernel, _at(trace.slopes, time), carry, gate, precision)
-        return carry, jax.tree.map(lambda whole, one: _put(whole, one, time), trace, here)
+def _along(step: Step, recurrence: Recurrence, *, reverse: bool = False) -> Callable[..., Any]:
+    """Return `scan(weights, carry, inputs) -> carry, outputs`, which takes such steps in the chosen way.
 
-    unknown = jnp.zeros((*projected.shape[:2], len(recurrent_kernel)), projected.dtype)
-    start = carry, Trace(projected, unknown, unknown, unknown)
-    return jax.lax.fori_loop(0, len(projected), step, start, unroll=unroll)
+    It is `jax.lax.scan` with weights that all steps share; `reverse` begins with the last step.
+    """
+    in_place = functools.partial(_scan_in_place, step, reverse=reverse)
+    if recurrence == "scan":
+        return in_place
+    if recurrence == "unrolled":
+        return lambda weights, carry, inputs: jax.lax.scan(
+            functools.partial(step, weights), carry, inputs, reverse=reverse, unroll=True
+        )
+    from charlm_jax.model import tpu_kernel
+
+    on_tpu = functools.partial(tpu_kernel.scan, step, reverse=reverse)
+    return functools.partial(jax.lax.platform_dependent, tpu=on_tpu, default=in_place)
 
 
-def _go_back(
-    recurrent_kernel: Array,
-    trace: Trace,
-    by_hidden: Array,
-    by_carry: LayerCarry,
-    precision: Precision,
-    unroll: bool = False,
-) -> tuple[LayerCarry, Array]:
-    last = len(by_hidden) - 1
-    transposed = once(recurrent_kernel.T)
+def _scan_in_place(step: Step, weights: Any, carry: Any, inputs: Any, *, reverse: bool) -> tuple[Any, Any]:
+    """Take the steps in a loop in which the (first) output overwrites the first input, where XLA can."""
+    (first, *others), structure = jax.tree.flatten(inputs)
+    shapes = jax.eval_shape(step, weights, carry, jax.tree.map(lambda steps: steps[0], inputs))[1]
+    _, *shapes_of_others = jax.tree.leaves(shapes)
+    unknown = [jnp.zeros((len(first), *shape.shape), shape.dtype) for shape in shapes_of_others]
 
-    def step(number: Integer[Array, ""], state: tuple[LayerCarry, Trace]) -> tuple[LayerCarry, Trace]:
-        by_carry, trace = state
-        time = last - number
-        here, by_output = jax.tree.map(lambda whole: _at(whole, time), (trace, by_hidden))
-        by_carry, by_gates = step_back(transposed, here, by_output, by_carry, precision)
-        return by_carry, trace._replace(slopes=_put(trace.slopes, by_gates, time))
+    def turn(number: Integer[Array, ""], state: tuple[Any, list[Array]]) -> tuple[Any, list[Array]]:
+        carry, outputs = state
+        time = len(first) - 1 - number if reverse else number
+        here = [_at(steps, time) for steps in (outputs[0], *others)]
+        carry, output = step(weights, carry, jax.tree.unflatten(structure, here))
+        return carry, [_put(*each, time) for each in zip(outputs, jax.tree.leaves(output), strict=True)]
 
-    by_carry, trace = jax.lax.fori_loop(0, last + 1, step, (by_carry, trace), unroll=unroll)
-    return by_carry, trace.slopes
+    carry, outputs = jax.lax.fori_loop(0, len(first), turn, (carry, [first, *unknown]))
+    return carry, jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
 def _at(steps: Float[Array, "time *rest"], time: Integer[Array, ""]) -> Float[Array, "*rest"]:

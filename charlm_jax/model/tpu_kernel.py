@@ -6,72 +6,36 @@ results; what all steps share stays in the chip's memory
 must be aligned to vector registers: the hidden size is a multiple of 128. At 1,024 units the weights do not fit.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from charlm_jax.choices import GateActivation, Precision
-from charlm_jax.model.cell import LayerCarry, Trace, step_back, traced_step
-
-
-def read_and_trace(
-    recurrent_kernel: Float[Array, "hidden gates"],
-    projected: Float[Array, "time batch gates"],
-    carry: LayerCarry,
-    gate: GateActivation,
-    precision: Precision,
-    *,
-    interpret: bool = False,
-) -> tuple[LayerCarry, Trace]:
-    """Read a sequence of projected inputs, and keep what its derivative needs; the arguments are `lstm_sequence`'s.
-
-    `interpret` runs the kernel step by step on any platform, slowly.
-    """
-
-    def body(kernel: Array, projected: Array, before: LayerCarry) -> tuple[LayerCarry, Trace]:
-        return traced_step(kernel, projected, before, gate, precision)
-
-    return _along(body, recurrent_kernel, projected, carry, reverse=False, interpret=interpret)
+from charlm_jax.model.cell import Step
 
 
-def go_back(
-    recurrent_kernel: Float[Array, "hidden gates"],
-    trace: Trace,
-    by_hidden: Float[Array, "time batch hidden"],
-    by_carry: LayerCarry,
-    precision: Precision,
-    *,
-    interpret: bool = False,
-) -> tuple[LayerCarry, Float[Array, "time batch gates"]]:
-    """Return the gradients with respect to the carry before a sequence and to the pre-activations of all its steps.
-
-    The arguments are `step_back`'s for all steps, but U is not transposed; for `interpret` see `read_and_trace`.
-    """
-
-    def body(transposed: Array, here: tuple[Trace, Array], after: LayerCarry) -> tuple[LayerCarry, Array]:
-        return step_back(transposed, *here, after, precision)
-
-    return _along(body, recurrent_kernel.T, (trace, by_hidden), by_carry, reverse=True, interpret=interpret)
-
-
-def _along(
-    body: Callable[..., Any], weights: Array, inputs: Any, carry: Any, *, reverse: bool, interpret: bool
+def scan(
+    step: Step, weights: Any, carry: Any, inputs: Any, *, reverse: bool, interpret: bool = False
 ) -> tuple[Any, Any]:
-    """Return the last carry and all outputs of the steps `carry, output = body(weights, input, carry)`.
+    """Return the last carry and the outputs of all steps; `jax.lax.scan` as a kernel.
 
-    This is `jax.lax.scan` as a kernel; `reverse` begins with the last step.
+    Args:
+        step: on trees of arrays of two axes.
+        weights: an array that all steps share.
+        carry: before the first step.
+        inputs: of all steps, along an additional first axis; the (first) output overwrites the first of them.
+        reverse: whether to begin with the last step.
+        interpret: whether to run the kernel step by step on any platform, slowly.
     """
     time = len(jax.tree.leaves(inputs)[0])
 
     def shared(array: Any) -> pl.BlockSpec:
-        return pl.BlockSpec(array.shape, lambda step: (0,) * len(array.shape))
+        return pl.BlockSpec(array.shape, lambda number: (0,) * len(array.shape))
 
     def of_step(array: Any) -> pl.BlockSpec:
-        place = (lambda step: (time - 1 - step, 0, 0)) if reverse else (lambda step: (step, 0, 0))
+        place = (lambda number: (time - 1 - number, 0, 0)) if reverse else (lambda number: (number, 0, 0))
         return pl.BlockSpec((pl.squeezed, *array.shape[1:]), place)
 
     def of_all_steps(array: Any) -> jax.ShapeDtypeStruct:
@@ -83,11 +47,11 @@ def _along(
         def _() -> None:
             _write(carry, _read(first))
 
-        after, output = body(*map(_read, (weights, inputs, carry)))
+        after, output = step(*map(_read, (weights, carry, inputs)))
         _write(carry, after)
         _write(outputs, output)
 
-    shapes, output = jax.eval_shape(body, weights, jax.tree.map(lambda steps: steps[0], inputs), carry)
+    shapes, output = jax.eval_shape(step, weights, carry, jax.tree.map(lambda steps: steps[0], inputs))
     outputs, carries = jax.tree.map(of_all_steps, output), jax.tree.map(shared, shapes)
     return pl.pallas_call(
         kernel,
