@@ -136,6 +136,24 @@ ENTRY %main.1 (x.1: f32[8]) -> bf16[2,8] {
 
 
 @pytest.mark.parametrize(
+    ("notation", "groups"),
+    [
+        ("{{0,1},{2,3}}", ((0, 1), (2, 3))),
+        ("[2,2]<=[4]", ((0, 1), (2, 3))),
+        ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+        ("mesh['replica'=2,'data'=2] {'data'}", ((0, 1), (2, 3))),
+        ("mesh['replica'=2,'data'=2] {'replica'}", ((0, 2), (1, 3))),
+        ("mesh['replica'=2,'data'=2] {'replica','data'}", ((0, 1, 2, 3),)),
+    ],
+)
+def test_groups_are_read_in_every_notation(notation, groups):
+    """XLA's own has changed from version to version; jax 0.12 names the mesh and the axes along which is reduced."""
+    one = f"%sum.1 = f32[8]{{0}} all-reduce(%x.1), channel_id=1, replica_groups={notation}"
+    (reduce,) = read_program(f"ENTRY %main.1 (x.1: f32[8]) -> f32[8] {{\n  {one}\n}}\n").collectives
+    assert reduce.groups == groups
+
+
+@pytest.mark.parametrize(
     ("topology", "order"),
     [("cpu", "kept carry"), *itertools.product(["v5e:2x2", "v5e:16x16"], ORDERS)],  # compiling for a CPU takes seconds
 )

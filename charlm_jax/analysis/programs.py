@@ -140,14 +140,24 @@ def _bytes(result: str) -> int:
 
 
 def _groups(collective: str) -> tuple[tuple[int, ...], ...]:
-    """Return which devices exchange, from an explicit list or from XLA's form of a reshaped and transposed range."""
+    """Return which devices exchange: from a list, a reshaped and transposed range, or a mesh and some of its axes."""
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", collective):
         return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", listed[1]))
     if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", collective):
         shape, sides = ([int(side) for side in part.split(",")] for part in counted.groups()[:2])
         axes = [int(axis) for axis in counted[3].split(",")] if counted[3] else None
-        return tuple(map(tuple, np.arange(math.prod(sides)).reshape(sides).transpose(axes).reshape(shape).tolist()))
+        return _rows(np.arange(math.prod(sides)).reshape(sides).transpose(axes).reshape(shape))
+    if meshed := re.search(r"replica_groups=mesh\[('\w+'=\d+(?:,'\w+'=\d+)*)\] \{('\w+'(?:,'\w+')*)\}", collective):
+        sides = {name: int(side) for name, side in re.findall(r"'(\w+)'=(\d+)", meshed[1])}
+        along = re.findall(r"\w+", meshed[2])
+        axes = [list(sides).index(name) for name in (*(name for name in sides if name not in along), *along)]
+        grid = np.arange(math.prod(sides.values())).reshape(*sides.values()).transpose(axes)
+        return _rows(grid.reshape(-1, math.prod(sides[name] for name in along)))
     return ()
+
+
+def _rows(grid: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, grid.tolist()))
 
 
 class Chip(NamedTuple):
