@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from charlm_jax.data.windows import ParallelStreams, ShuffledWindows, split_held_out
     from charlm_jax.errors import DamagedError, DivergedError, InputError
     from charlm_jax.generation.generate import generate, stream_keys
-    from charlm_jax.generation.surprise import Surprise, surprise
+    from charlm_jax.generation.surprisal import Surprisal, surprisal
     from charlm_jax.learning.evaluation import Evaluation, evaluate, evaluate_stream
     from charlm_jax.learning.optimizer import make_optimizer
     from charlm_jax.learning.training import TrainingState, initial_state, make_train_steps
@@ -31,7 +31,7 @@ __all__ = [  # noqa: RUF022
     "Corpus", "load_corpus", "Vocabulary", "split_held_out", "ParallelStreams", "ShuffledWindows",
     "CharacterLSTM", "Model", "initial_parameters", "parameter_count", "data_mesh", "replica_mesh", "replicate",
     "make_optimizer", "TrainingState", "initial_state", "make_train_steps",
-    "Evaluation", "evaluate", "evaluate_stream", "generate", "stream_keys", "Surprise", "surprise", "Reading",
+    "Evaluation", "evaluate", "evaluate_stream", "generate", "stream_keys", "Surprisal", "surprisal", "Reading",
     "PRESETS", "Configuration", "LoadedRun", "Metrics", "load_run", "train_run",
     "InputError", "DamagedError", "DivergedError",
 ]  # fmt: skip
@@ -42,7 +42,7 @@ _PLACES = {
     "data.windows": ["ParallelStreams", "ShuffledWindows", "split_held_out"],
     "errors": ["DamagedError", "DivergedError", "InputError"],
     "generation.generate": ["generate", "stream_keys"],
-    "generation.surprise": ["Surprise", "surprise"],
+    "generation.surprisal": ["Surprisal", "surprisal"],
     "learning.evaluation": ["Evaluation", "evaluate", "evaluate_stream"],
     "learning.optimizer": ["make_optimizer"],
     "learning.training": ["TrainingState", "initial_state", "make_train_steps"],

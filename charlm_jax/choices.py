@@ -17,7 +17,7 @@ Checkpoint = Literal["best", "newest"]
 Launcher = Literal["here", "local", "slurm"]
 TextPlace = Literal["auto", "resident", "streamed"]
 
-MOST_EVALUATED = 10_000_000
+MAX_EVALUATED = 10_000_000
 """How many characters of a long text are scored by default: its beginning, which every device holds."""
 MODEL_FILES = ".keras", ".weights.h5", ".h5", ".safetensors", ".jax"
 """File endings that models can be converted to; all but the last can also be converted from."""

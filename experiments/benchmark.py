@@ -56,7 +56,7 @@ class Contender:
         package: that must be installed.
         backend: for Keras.
         tasks: what it can do.
-        most_characters: the most to generate at a time, for a contender that is slow at it.
+        max_characters: the most to generate at a time, for a contender that is slow at it.
         way: the variant to use, if its module has several.
         precision: of its matrix products.
     """
@@ -66,7 +66,7 @@ class Contender:
     package: str
     backend: str = ""
     tasks: tuple[str, ...] = ("train", "windowed")
-    most_characters: int = 2000
+    max_characters: int = 2000
     way: str = ""
     precision: Precision = "float32"
 
@@ -96,8 +96,8 @@ class Place:
 
 _ALL: tuple[Precision, ...] = get_args(Precision)
 _CHARLM = Contender(OURS, "charlm", "jax", tasks=("train", "windowed", "stateful"))
-_TENSORFLOW = Contender("Keras on TensorFlow", "keras_lstm", "tensorflow", "tensorflow", most_characters=20)
-_KERAS = Contender("Keras on JAX", "keras_lstm", "keras", "jax", most_characters=200)
+_TENSORFLOW = Contender("Keras on TensorFlow", "keras_lstm", "tensorflow", "tensorflow", max_characters=20)
+_KERAS = Contender("Keras on JAX", "keras_lstm", "keras", "jax", max_characters=200)
 _PYTORCH = Contender("PyTorch", "pytorch_lstm", "torch", tasks=("train", "windowed", "stateful"))
 _FLAX = Contender(REREADER, "flax_rnn", "flax")
 _ON_GPU = [
@@ -238,7 +238,7 @@ def _comparisons(workers: Sequence[Worker], hidden_sizes: Sequence[int]) -> Iter
     for title, task, characters in ((Title.WINDOWED, "windowed", 400), (Title.STATEFUL, "stateful", 2000)):
         for worker in workers:
             if task in worker.contender.tasks:
-                count = min(characters, worker.contender.most_characters)
+                count = min(characters, worker.contender.max_characters)
                 yield Order(title, worker, task, count, {"hidden_size": hidden_sizes[0]})
 
 

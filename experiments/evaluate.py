@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from charlm_jax.choices import MOST_EVALUATED, Checkpoint
+from charlm_jax.choices import MAX_EVALUATED, Checkpoint
 from charlm_jax.errors import InputError, require, require_count
 from charlm_jax.runs.command_line import folded, require_file, run_command, tell
 
@@ -40,7 +40,7 @@ class Arguments:
     """Which model: the best by held-out loss (the newest if nothing is held out), or the newest."""
     stride: int = 1
     """Characters from one window's start to the next; 1 scores every character that has a window before it."""
-    characters: int = MOST_EVALUATED
+    characters: int = MAX_EVALUATED
     """Characters of a long text to score, from its beginning."""
     figure: Path | None = None
     """Where to draw the figure, as SVG or PNG by its ending."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from charlm_jax.choices import MOST_EVALUATED, Checkpoint, Sampler
+from charlm_jax.choices import MAX_EVALUATED, Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import folded, run_command, tell
 
@@ -109,7 +109,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     require_known(human, vocabulary)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
-    scored = jnp.array(human[:MOST_EVALUATED])
+    scored = jnp.array(human[:MAX_EVALUATED])
     calibration = calibrate(loaded.model, scored, mesh, window=window, stride=1)
     loss, uniform = calibration.losses[calibration.at_one], np.log(len(vocabulary))
     if not np.isfinite(loss):
@@ -193,11 +193,11 @@ def _measures(
 
     from charlm_jax.analysis.baselines import LIMIT, ORDER, KneserNey
     from charlm_jax.analysis.text_statistics import Reference, text_statistics
-    from charlm_jax.generation.surprise import surprise
+    from charlm_jax.generation.surprisal import surprisal
 
     vocabulary, window, recent = loaded.vocabulary, loaded.configuration.window, training[-LIMIT:]
     measured = text_statistics(Reference.of(vocabulary.decode(recent)), [vocabulary.decode(row) for row in ids])
-    likely = surprise(loaded.model, prompts, ids, top=1, sampler=sampler, window=window)
+    likely = surprisal(loaded.model, prompts, ids, top=1, sampler=sampler, window=window)
     measured["model_nats"] = likely.nats.mean(axis=1, dtype=float)
     ngram = KneserNey.fit(recent, len(vocabulary), ORDER)
     measured["ngram_nats"] = np.array(

@@ -105,15 +105,15 @@ def test_generating_is_what_the_command_prints(run, capsys):
     assert truncated != text
 
 
-def test_surprise_is_the_loss_of_each_character(run, capsys, tmp_path):
+def test_surprisal_is_the_loss_of_each_character(run, capsys, tmp_path):
     text = "what is good? the will to truth.\n"
     (tmp_path / "text.txt").write_text(text)
     stream = json.loads(printed(capsys, "evaluate", run.path, "--text", tmp_path / "text.txt"))["stateful"]
-    found = run.surprise(text[1:], prompt=text[0])
+    found = run.surprisal(text[1:], prompt=text[0])
     assert found.nats.mean() == pytest.approx(stream["loss_nats"], rel=1e-5)  # float32, summed in another order
     # At temperature 0 the likeliest character is drawn, so its probability is the first of the two.
     greedy = run.generate("the w", temperature=0.0, length=12)
-    found = run.surprise(greedy, prompt="the w", top=2)
+    found = run.surprisal(greedy, prompt="the w", top=2)
     assert found.likeliest[::2] == greedy
     np.testing.assert_allclose(np.exp(-found.nats), found.probabilities[:, 0], rtol=1e-5)
     assert found.probabilities.shape == (12, 2)
@@ -160,7 +160,7 @@ def test_mistakes_raise_the_errors_that_the_package_names(run, configuration, tm
         "length 0": lambda: run.generate("a", length=0),
         "top_k 0": lambda: run.generate("a", top_k=0),
         "top_p 2": lambda: run.generate("a", top_p=2.0),
-        "the text has 'É'": lambda: run.surprise("É"),
+        "the text has 'É'": lambda: run.surprisal("É"),
         "--hidden-size 0": lambda: Configuration(hidden_size=0),
     }
     for words, mistake in mistakes.items():

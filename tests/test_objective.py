@@ -78,7 +78,7 @@ def test_improbable_targets_cost_and_teach_what_keras_makes_of_them(objective, l
     batch = Batch(characters, jnp.ones(9))
 
     def ours(parameters, least):
-        return window_losses(Model(network, parameters), batch, objective, least_probability=least)[0].mean()
+        return window_losses(Model(network, parameters), batch, objective, min_probability=least)[0].mean()
 
     def theirs(parameters):
         logits = network.apply({"params": parameters}, characters[:, :-1])[0]

@@ -21,7 +21,7 @@ from charlm_jax.analysis.reader import Reading, Text, as_json, unknown_words
 from charlm_jax.analysis.report import Epoch, Picture, Run, make_report, shown
 from charlm_jax.analysis.text_statistics import find_words
 from charlm_jax.errors import InputError
-from charlm_jax.generation.surprise import surprise
+from charlm_jax.generation.surprisal import surprisal
 from charlm_jax.runs import gathering
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.gathering import gather
@@ -38,7 +38,7 @@ ORIGIN = {"commit": None, "jax": "0.10.2", "corpus": "a", "sha256": "0" * 64}
 
 
 def a_text(text, *, epoch=1, temperature=0.5, prompt="the ", likeliest="eta", **changes):
-    """Return a text with surprises of 0, 0.5, 1, ... nats, and probabilities of 0.5, 0.25 and 0.125 everywhere."""
+    """Return a text with surprisals of 0, 0.5, 1, ... nats, and probabilities of 0.5, 0.25 and 0.125 everywhere."""
     reading = Reading(
         np.arange(len(text)) % 20 / 2, likeliest * len(text), np.tile(np.array([0.5, 0.25, 0.125]), (len(text), 1))
     )
@@ -436,7 +436,7 @@ def test_what_is_gathered_is_what_the_run_recorded(copy):
     assert run.configuration["corpus"] == run.provenance["corpus"] == "corpus.txt"
     assert run.parameters == sum(array.size for array in jax.tree.leaves(loaded.model))
     for text in run.texts:
-        alone = surprise(
+        alone = surprisal(
             loaded.model, [loaded.vocabulary.encode(text.prompt)],
             loaded.vocabulary.encode(text.text)[None], sampler=text.sampler, window=10, top=3,
         )  # fmt: skip

@@ -20,7 +20,7 @@ from charlm_jax.keys import fold_text
 from charlm_jax.learning.evaluation import evaluate, loss_by_position
 from charlm_jax.learning.objective import last_losses, losses_along
 from charlm_jax.learning.optimizer import make_optimizer
-from charlm_jax.learning.training import MOST_SKIPPED, Batches, initial_state, make_train_steps
+from charlm_jax.learning.training import MAX_SKIPPED, Batches, initial_state, make_train_steps
 from charlm_jax.mesh import data_mesh, local_rows, replica_mesh, replicate, split_columns
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM, Dropout, Model
@@ -389,7 +389,7 @@ def test_steps_that_fail_in_a_row_end_it_with_the_last_good_state(small_text):
     train_steps, first = start(ids, size, rule="adam", rate=1e38)
     state = train_steps(first(), ids, KEY, 100)
     assert state.diverged
-    assert int(state.skipped_in_a_row) == MOST_SKIPPED <= int(state.step) < 100
+    assert int(state.skipped_in_a_row) == MAX_SKIPPED <= int(state.step) < 100
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
@@ -450,8 +450,8 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
     chain = np.array(chain, np.uint8)
     stationary = np.linalg.matrix_power(transitions, 200)[0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        surprise = -np.log(transitions)
-        entropy_rate = np.nansum(stationary[:, None] * transitions * np.where(transitions > 0, surprise, 0))
+        surprisal = -np.log(transitions)
+        entropy_rate = np.nansum(stationary[:, None] * transitions * np.where(transitions > 0, surprisal, 0))
 
     training, fresh = jnp.array(chain[:30_000]), jnp.array(chain[30_000:])
     train_steps, first = start(training, 4, rule="adam", order=ShuffledWindows(8, stride=1, batch_size=128))
@@ -459,7 +459,7 @@ def test_a_source_of_known_entropy_is_learned_and_never_beaten():
     result = evaluate(state.model, fresh, MESH, window=8, stride=1)
 
     scored, before = chain[30_008:], chain[30_007:-1]
-    true_loss = surprise[before, scored]
+    true_loss = surprisal[before, scored]
     assert result.characters == len(scored)
     assert true_loss.mean() == pytest.approx(entropy_rate, rel=0.05)
     excess_bits = (result.loss_nats - true_loss.mean()) / np.log(2)

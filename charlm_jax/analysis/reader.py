@@ -13,7 +13,7 @@ from charlm_jax.analysis.text_statistics import find_words
 from charlm_jax.choices import Sampler
 
 _SURE = 2**16 - 1  # the level of probability 1
-_NAT = 2**12  # levels of surprise per nat; 16 bits reach to 16 nats
+_NAT = 2**12  # levels of surprisal per nat; 16 bits reach to 16 nats
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Reading:
     """What a model predicts along a text.
 
     Attributes:
-        nats: the surprise at each character.
+        nats: the surprisal of each character.
         likeliest: the characters that the model thought likeliest, `top` for each character of the text, concatenated.
         probabilities: of those characters.
     """
@@ -80,7 +80,7 @@ def as_json(value: object) -> str:
 def _record(text: Text) -> dict[str, object]:
     """Return what the page's script needs of a text, with packed numbers, as a page may hold 100,000 characters."""
     reading = text.reading and {
-        "surprise": _pack(text.reading.nats * _NAT),
+        "surprisal": _pack(text.reading.nats * _NAT),
         "likeliest": text.reading.likeliest,
         "probabilities": _pack(text.reading.probabilities * _SURE),
     }

@@ -2,9 +2,9 @@
 const runs = JSON.parse(document.getElementById("texts").textContent);
 const find = (id) => document.getElementById(id);
 const reader = find("reader"), box = find("text"), inspector = find("inspector");
-const NAT = 4096, SURE = 65535, MOST_NATS = 6; // at this surprise and above, the shade is strongest
+const NAT = 4096, SURE = 65535, MAX_NATS = 6; // at this surprisal and above, the shade is strongest
 const chosen = { run: Math.max(0, runs.findIndex((run) => run.texts.length)), source: "", epoch: Infinity, temperature: 1, text: 0 };
-let characters = [], cells = [], surprises = [], likeliest = [], probabilities = [], current = 0;
+let characters = [], cells = [], surprisals = [], likeliest = [], probabilities = [], current = 0;
 
 function make(tag, name, ...children) {
   const made = document.createElement(tag);
@@ -76,12 +76,12 @@ function choose(change) {
 
 function show(run, { prompt, text, unknown, reading }) {
   characters = Array.from(text);
-  surprises = reading ? unpack(reading.surprise).map((level) => level / NAT) : [];
+  surprisals = reading ? unpack(reading.surprisal).map((level) => level / NAT) : [];
   likeliest = reading ? Array.from(reading.likeliest) : [];
   probabilities = reading ? unpack(reading.probabilities).map((level) => level / SURE) : [];
   cells = characters.map((character, place) => {
     const cell = make("span", "cell", ...glyph(character));
-    if (reading) cell.style.setProperty("--shade", Math.min(surprises[place] / MOST_NATS, 1).toFixed(3));
+    if (reading) cell.style.setProperty("--shade", Math.min(surprisals[place] / MAX_NATS, 1).toFixed(3));
     cell.dataset.place = place;
     return cell;
   });
@@ -89,14 +89,14 @@ function show(run, { prompt, text, unknown, reading }) {
   box.replaceChildren(make("span", "prompt", ...Array.from(prompt).flatMap(glyph)), ...cells);
   box.tabIndex = reading ? 0 : -1;
   inspector.hidden = find("scale").hidden = !reading;
-  const mean = surprises.reduce((sum, nats) => sum + nats, 0) / surprises.length;
+  const mean = surprisals.reduce((sum, nats) => sum + nats, 0) / surprisals.length;
   const facts = [`Epoch ${chosen.epoch}`, `temperature ${chosen.temperature}`, `${characters.length.toLocaleString("en")} characters`];
   if (reading) facts.push(`${mean.toFixed(2)} nats per character on average`);
   if (unknown) facts.push(unknown.length === 1 ? "1 unknown word" : `${unknown.length} unknown words`);
   find("summary").textContent = facts.join(" · ");
   const unshaded = run.step === null ? "" : "This text is not shaded: it has characters that the model does not know, or none at all.";
   find("shading").textContent = reading
-    ? `Shaded by the surprise of this run’s best model, the one of step ${run.step.toLocaleString("en")}, at temperature 1.`
+    ? `Shaded by the surprisal of this run’s best model, the one of step ${run.step.toLocaleString("en")}, at temperature 1.`
     : unshaded;
   if (reading) inspect(0);
 }
@@ -105,7 +105,7 @@ function inspect(place) {
   current = place;
   box.querySelector(".current")?.classList.remove("current");
   cells[place].classList.add("current");
-  const nats = surprises[place], many = probabilities.length / characters.length, from = place * many;
+  const nats = surprisals[place], many = probabilities.length / characters.length, from = place * many;
   const rows = Array.from({ length: many }, (_, i) => {
     const [other, p] = [likeliest[from + i], probabilities[from + i]];
     const bar = make("span", "bar");
@@ -139,7 +139,7 @@ box.addEventListener("keydown", (event) => {
     Home: () => 0,
     End: () => cells.length - 1,
   };
-  if (!places[event.key] || event.ctrlKey || event.metaKey || event.altKey || !surprises.length) return;
+  if (!places[event.key] || event.ctrlKey || event.metaKey || event.altKey || !surprisals.length) return;
   event.preventDefault();
   inspect(Math.max(0, Math.min(cells.length - 1, places[event.key]())));
   cells[current].scrollIntoView({ block: "nearest" });
@@ -147,7 +147,7 @@ box.addEventListener("keydown", (event) => {
 for (const gesture of ["pointerover", "click"])
   box.addEventListener(gesture, (event) => {
     const cell = event.target.closest(".cell");
-    if (cell && surprises.length) inspect(Number(cell.dataset.place));
+    if (cell && surprisals.length) inspect(Number(cell.dataset.place));
   });
 for (const name of ["run", "epoch", "temperature", "prompt"])
   find(name).addEventListener("change", (event) => choose({ [name === "prompt" ? "text" : name]: Number(event.target.value) }));

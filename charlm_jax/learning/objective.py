@@ -76,17 +76,17 @@ def window_losses(
     objective: Objective,
     carry: Carry = (),
     dropout: Dropout | None = None,
-    least_probability: float = 0.0,
+    min_probability: float = 0.0,
 ) -> tuple[Float[Array, " batch"], Carry]:
     """Return the loss of each window of a batch, in nats per character, and the carry after it.
 
     The loss is the mean over the characters that the objective learns to predict; see `targets_of`, which also says
     whether windows are read from the carry or from the zero state. Padding has a loss, which its weight of 0 removes.
 
-    A target less likely than `least_probability` gets the loss of one that likely, and no gradient, as in Keras before
+    A target less likely than `min_probability` gets the loss of one that likely, and no gradient, as in Keras before
     2.4, which clips softmax probabilities to 1e-7. Unclipped, one such target can make training diverge.
     """
-    most = -math.log(least_probability) if least_probability else math.inf
+    most = -math.log(min_probability) if min_probability else math.inf
     targets = targets_of(objective, batch.characters.shape[1] - 1)
     start = carry if targets.consecutive else ()
     losses, carry = losses_along(model, batch.characters, start, dropout, count=targets.learned)

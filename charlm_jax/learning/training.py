@@ -18,7 +18,7 @@ from charlm_jax.learning.objective import targets_of, window_losses
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
 from charlm_jax.model.network import Carry, Dropout, Model, Parameters
 
-MOST_SKIPPED = 10
+MAX_SKIPPED = 10
 """Training stops after this many steps in a row have been skipped."""
 
 
@@ -60,8 +60,8 @@ class TrainingState(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether `MOST_SKIPPED` steps in a row have been skipped."""
-        return int(self.skipped_in_a_row) >= MOST_SKIPPED
+        """Whether `MAX_SKIPPED` steps in a row have been skipped."""
+        return int(self.skipped_in_a_row) >= MAX_SKIPPED
 
 
 def initial_state(
@@ -108,14 +108,14 @@ def make_train_steps(
     objective: Objective,
     mesh: Mesh,
     *,
-    least_probability: float = 0.0,
+    min_probability: float = 0.0,
     length: int | None = None,
 ) -> TrainSteps:
     """Return `train_steps(state, ids, key, stop) -> state`, compiled.
 
     It takes steps until `state.step` is `stop`, in one dispatch; the same program takes any number of them. `state` is
     donated. A step that would make the loss, a parameter or the optimizer's state non-finite is counted but skipped,
-    and its windows do not count; after `MOST_SKIPPED` in a row the state has `diverged`, and no more are tried. The
+    and its windows do not count; after `MAX_SKIPPED` in a row the state has `diverged`, and no more are tried. The
     state is always finite.
 
     `ids` is the training text and `key` the run's key: batches depend only on (text, key, epoch, step). Each device of
@@ -138,7 +138,7 @@ def make_train_steps(
         order: in which an epoch reads the text.
         objective: which characters of a window are learned.
         mesh: the devices.
-        least_probability: see `window_losses`.
+        min_probability: see `window_losses`.
         length: characters in the text, if `Batches` are to be passed; None if the text itself is.
 
     Raises:
@@ -146,7 +146,7 @@ def make_train_steps(
     """
     if order.consecutive and not targets_of(objective, order.window).consecutive:
         raise ValueError(f"{objective} reads every window from the zero state; give it ShuffledWindows")
-    learner = _Learner(optimizer, order, objective, mesh, least_probability, length)
+    learner = _Learner(optimizer, order, objective, mesh, min_probability, length)
     everywhere, by_rows = PartitionSpec(), PartitionSpec(None, DATA)
     places: Any = by_rows, by_rows, everywhere
     text = everywhere if length is None else Batches(*places)
@@ -167,7 +167,7 @@ class _Learner:
     order: Order
     objective: Objective
     mesh: Mesh
-    least_probability: float
+    min_probability: float
     length: int | None
 
     def steps_of_all(
@@ -186,7 +186,7 @@ class _Learner:
         rows = jnp.minimum(own_rows(batch_size, self.mesh), batch_size - 1)
         own = state._replace(carry=jax.tree.map(lambda value: value[rows], state.carry))
         own = jax.lax.while_loop(
-            lambda state: (state.step < stop) & (state.skipped_in_a_row < MOST_SKIPPED),
+            lambda state: (state.step < stop) & (state.skipped_in_a_row < MAX_SKIPPED),
             lambda state: self.step(state, text, key),
             own,
         )
@@ -215,7 +215,7 @@ class _Learner:
 
         def mean_loss(parameters: Parameters) -> tuple[Float[Array, ""], Carry]:
             model = Model(network, parameters)
-            losses, carry = window_losses(model, batch, self.objective, start, dropout, self.least_probability)
+            losses, carry = window_losses(model, batch, self.objective, start, dropout, self.min_probability)
             return jnp.sum(batch.weights * losses) / trained.astype(jnp.float32), carry if order.consecutive else ()
 
         (own_loss, carry), own_gradient = jax.value_and_grad(mean_loss, has_aux=True)(parameters)

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Integer
 
-from charlm_jax.choices import MOST_EVALUATED, counted
+from charlm_jax.choices import MAX_EVALUATED, counted
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, split_held_out
 from charlm_jax.errors import InputError
@@ -99,8 +99,8 @@ class Job:
         chosen = self.configuration
         parameters = parameter_count(parameter_shapes(self.network))
         held_out = f"{len(self.held_out_ids):,} characters" if len(self.held_out_ids) else "nothing"
-        if len(self.held_out_ids) > MOST_EVALUATED:
-            held_out += f", of which each epoch scores the first {MOST_EVALUATED:,}"
+        if len(self.held_out_ids) > MAX_EVALUATED:
+            held_out += f", of which each epoch scores the first {MAX_EVALUATED:,}"
         layers = counted(chosen.layers, "layer")
         how = "one after another with the state kept" if self.order.consecutive else f"one every {chosen.stride}"
         embedded = f", characters as {chosen.embedding_size} numbers" if chosen.embedding_size else ""
@@ -153,7 +153,7 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     training_ids, held_out_ids = split_held_out(
         corpus.ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window, name=repr(corpus.name)
     )
-    require_known(held_out_ids[:MOST_EVALUATED], vocabulary)
+    require_known(held_out_ids[:MAX_EVALUATED], vocabulary)
     if len(vocabulary) == 1:
         raise InputError(
             f"{corpus.name!r} has only one distinct character, {vocabulary.characters!r}: there is nothing to learn"
@@ -235,7 +235,7 @@ def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainStep
         job.order,
         job.configuration.objective,
         mesh,
-        least_probability=job.configuration.least_probability,
+        min_probability=job.configuration.min_probability,
         length=len(job.training_ids) if streamed else None,
     )
 

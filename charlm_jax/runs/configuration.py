@@ -65,7 +65,7 @@ class Configuration:
     init_from: str | None = None
     """Start from the best model of this run, with its vocabulary and a fresh optimizer state."""
 
-    least_probability: float = 0.0
+    min_probability: float = 0.0
     """Floor on probabilities in the training loss; a character below it has no gradient. Keras before 2.4 uses 1e-7."""
     optimizer: OptimizerName = "adam"
     """Update rule; the RMSprops add epsilon outside (Keras 2, tf.keras 2) or inside (Keras 3) the square root."""
@@ -119,7 +119,7 @@ class Configuration:
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             require(flag(name), value, value is None or 0 < value < math.inf, "a positive number")
-        for name in ("dropout", "weight_dropout", "warmup", "least_probability"):
+        for name in ("dropout", "weight_dropout", "warmup", "min_probability"):
             value = getattr(self, name)
             require(flag(name), value, 0 <= value < 1, "at least 0 and below 1")
         decays = self.optimizer == "adamw"
@@ -204,7 +204,7 @@ PRESETS = {
         continuation="restart",
     ),
     "keras-2.4": dataclasses.replace(_NOTEBOOK, encoding="cp1252"),
-    "keras-2.2": dataclasses.replace(_NOTEBOOK, gate_activation="hard_sigmoid", least_probability=1e-7, epochs=3),
+    "keras-2.2": dataclasses.replace(_NOTEBOOK, gate_activation="hard_sigmoid", min_probability=1e-7, epochs=3),
     "tf-keras": _NOTEBOOK,
 }
 """Complete configurations by name: two recipes of our own, and one for each published notebook."""

@@ -13,7 +13,7 @@ from charlm_jax.analysis.report import Epoch, Picture, Run
 from charlm_jax.analysis.text_statistics import distinct_words
 from charlm_jax.choices import Sampler
 from charlm_jax.errors import InputError
-from charlm_jax.generation.surprise import surprise
+from charlm_jax.generation.surprisal import surprisal
 from charlm_jax.model.initializers import parameter_count
 from charlm_jax.runs.devices import keep_compiled_programs
 from charlm_jax.runs.directory import RunDirectory
@@ -163,7 +163,7 @@ def _read(run: LoadedRun, texts: Sequence[Text]) -> list[Text]:
         if text.text and known.issuperset(text.prompt + text.text):
             alike.setdefault((text.sampler, len(text.text)), []).append(place)
     for (sampler, _), places in alike.items():
-        found = surprise(
+        found = surprisal(
             run.model,
             [run.vocabulary.encode(texts[place].prompt) for place in places],
             np.stack([run.vocabulary.encode(texts[place].text) for place in places]),

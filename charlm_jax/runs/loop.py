@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from charlm_jax.choices import MOST_EVALUATED, counted
+from charlm_jax.choices import MAX_EVALUATED, counted
 from charlm_jax.errors import DamagedError, DivergedError, InputError, Preempted
 from charlm_jax.learning.evaluation import evaluate
-from charlm_jax.learning.training import MOST_SKIPPED, TrainingState
+from charlm_jax.learning.training import MAX_SKIPPED, TrainingState
 from charlm_jax.mesh import replicate
 from charlm_jax.runs.assembly import Job, first_state, state_shapes
 from charlm_jax.runs.checkpoints import newest_state, outdated, quarantine, remove_states, save_state, state_files
@@ -79,7 +79,7 @@ def go_on(job: Job, path: Path, stop_requested: StopRequested, *, replicas: int 
         Preempted: a stop was requested; the state is saved.
     """
     chosen = job.configuration
-    held_out_ids = replicate(jnp.array(job.held_out_ids[:MOST_EVALUATED]), job.mesh)
+    held_out_ids = replicate(jnp.array(job.held_out_ids[:MAX_EVALUATED]), job.mesh)
     described = {"corpus": job.describe_corpus(), "init_from": job.describe_source()}
     provenance = {**describe_process(chosen.precision, job.mesh, replicas), **described}
 
@@ -241,7 +241,7 @@ def _train_epoch(
             step, unsaved, total = step + taken, unsaved + seconds, total + seconds
             if state.diverged:
                 _save(run, job, state)
-                raise DivergedError(_diverged(job, step, run.path, f"{MOST_SKIPPED} steps in a row were not finite"))
+                raise DivergedError(_diverged(job, step, run.path, f"{MAX_SKIPPED} steps in a row were not finite"))
             bar.set_postfix(loss=f"{float(state.epoch.loss):.4f}", refresh=False)
             bar.update(taken)
             stopped = any(everyones(stop_requested()))

@@ -17,7 +17,7 @@ from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.data.windows import split_held_out
 from charlm_jax.errors import DamagedError, InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.generation.generate import generate, stream_keys
-from charlm_jax.generation.surprise import surprise
+from charlm_jax.generation.surprisal import surprisal
 from charlm_jax.model.initializers import parameter_shapes
 from charlm_jax.model.network import CharacterLSTM, Model
 from charlm_jax.runs.checkpoints import Snapshot, newest_state
@@ -121,8 +121,8 @@ class LoadedRun:
         )
         return self.vocabulary.decode(ids)
 
-    def surprise(self, text: str, *, prompt: str = "", top: int = 1) -> Reading:
-        """Return the nats that each character of a text costs, and the likeliest characters in its place.
+    def surprisal(self, text: str, *, prompt: str = "", top: int = 1) -> Reading:
+        """Return the surprisal of each character of a text, in nats, and the likeliest characters in its place.
 
         The text is read as the run's sampler would have written it after the prompt. The mean of the nats is its loss.
         At each place the `top` likeliest characters are named.
@@ -131,7 +131,7 @@ class LoadedRun:
             InputError: the model does not know a character, or `top` cannot be used.
         """
         require_count("top", top)
-        nats, likeliest, probabilities = surprise(
+        nats, likeliest, probabilities = surprisal(
             self.model,
             [self.vocabulary.encode(prompt, "prompt")],
             self.vocabulary.encode(text)[None],

@@ -1,4 +1,7 @@
-"""How surprised a model is by each character of a text, read as if the model had generated it."""
+"""The surprisal of each character of a text, -log p, when the text is read as the model would have generated it.
+
+The name is from Tribus, Thermostatics and Thermodynamics, 1961.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from charlm_jax.generation.generate import SamplingState, next_logits, pad_left,
 from charlm_jax.model.network import Model
 
 
-class Surprise(NamedTuple):
+class Surprisal(NamedTuple):
     """What a model predicted for each character of some texts before reading it, at temperature 1.
 
     Attributes:
@@ -28,7 +31,7 @@ class Surprise(NamedTuple):
     probabilities: Float[np.ndarray, "stream length top"]
 
 
-def surprise(
+def surprisal(
     model: Model,
     prompts: Sequence[Integer[np.ndarray, " _"]],
     texts: Integer[np.ndarray, "stream length"],
@@ -36,7 +39,7 @@ def surprise(
     sampler: Sampler,
     window: int,
     top: int,
-) -> Surprise:
+) -> Surprisal:
     """Read texts after their prompts as generation would, and return what was predicted for each character.
 
     Args:
@@ -50,7 +53,7 @@ def surprise(
     state = read_prompts(model, *pad_left(prompts), sampler=sampler, window=window)
     top = min(top, model.network.vocabulary_size)
     columns = _follow(model, state, jnp.asarray(texts, jnp.int32), top=top)
-    return Surprise(*(np.asarray(jnp.moveaxis(column, 0, 1)) for column in columns))
+    return Surprisal(*(np.asarray(jnp.moveaxis(column, 0, 1)) for column in columns))
 
 
 @functools.partial(jax.jit, static_argnames="top")

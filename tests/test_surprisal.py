@@ -1,11 +1,11 @@
-"""Surprise, against NumPy re-reading everything before each character, or the last window."""
+"""Surprisal, against NumPy re-reading everything before each character, or the last window."""
 
 import jax
 import numpy as np
 import pytest
 from oracles import numpy_logits
 
-from charlm_jax.generation.surprise import surprise
+from charlm_jax.generation.surprisal import surprisal
 from charlm_jax.model.initializers import initial_parameters
 from charlm_jax.model.network import CharacterLSTM, Model
 
@@ -14,12 +14,12 @@ WINDOW = 6
 
 
 @pytest.mark.parametrize("sampler", ["stateful", "windowed"])
-def test_surprise_is_what_reading_again_from_the_start_gives(sampler):
+def test_surprisal_is_what_reading_again_from_the_start_gives(sampler):
     parameters = jax.tree.map(lambda leaf: 3 * leaf, initial_parameters(NETWORK, "keras", jax.random.key(0)))
     bias, generator = np.asarray(parameters["head"]["bias"], float), np.random.default_rng(0)
     prompts = [generator.integers(0, 7, length) for length in (0, 1, 6, 11)]
     texts = generator.integers(0, 7, (4, 9))
-    found = surprise(Model(NETWORK, parameters), prompts, texts, sampler=sampler, window=WINDOW, top=3)
+    found = surprisal(Model(NETWORK, parameters), prompts, texts, sampler=sampler, window=WINDOW, top=3)
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         for place, target in enumerate(text):
             read = np.concatenate([prompt, text[:place]]).astype(np.int32)
@@ -36,6 +36,6 @@ def test_surprise_is_what_reading_again_from_the_start_gives(sampler):
 def test_no_more_characters_are_named_than_there_are():
     parameters = initial_parameters(NETWORK, "keras", jax.random.key(0))
     texts = np.zeros((1, 2), np.int32)
-    found = surprise(Model(NETWORK, parameters), [np.zeros(1, np.int32)], texts, sampler="stateful", window=3, top=99)
+    found = surprisal(Model(NETWORK, parameters), [np.zeros(1, np.int32)], texts, sampler="stateful", window=3, top=99)
     assert found.likeliest.shape == (1, 2, 7)
     np.testing.assert_allclose(found.probabilities.sum(-1), 1, atol=1e-6)
