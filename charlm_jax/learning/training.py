@@ -1,8 +1,8 @@
 """The training state and the one compiled program that advances it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,9 @@ def initial_state(
     return replicate(state, mesh)
 
 
-class Batches(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batches:
     """Batches of successive steps, passed instead of the text that they come from.
 
     Attributes:
@@ -91,11 +93,13 @@ class Batches(NamedTuple):
             of the number of devices; rows from `batch_size` on are padding.
         weights: see `Batch`; split in the same way.
         first: the step of the first batch, counted over all epochs.
+        length: characters in the text.
     """
 
     characters: Integer[Array, "steps batch length"]
     weights: Float[Array, "steps batch"]
     first: Int32[Array, ""]
+    length: int = field(metadata={"static": True})
 
 
 Text = Integer[Array, " character"] | Batches
@@ -109,7 +113,6 @@ def make_train_steps(
     mesh: Mesh,
     *,
     min_probability: float = 0.0,
-    length: int | None = None,
 ) -> TrainSteps:
     """Return `train_steps(state, ids, key, stop) -> state`, compiled.
 
@@ -139,24 +142,31 @@ def make_train_steps(
         objective: which characters of a window are learned.
         mesh: the devices.
         min_probability: see `window_losses`.
-        length: characters in the text, if `Batches` are to be passed; None if the text itself is.
 
     Raises:
         ValueError: the order is of consecutive segments, but the objective reads every window from the zero state.
     """
     if order.consecutive and not targets_of(objective, order.window).consecutive:
         raise ValueError(f"{objective} reads every window from the zero state; give it ShuffledWindows")
-    learner = _Learner(optimizer, order, objective, mesh, min_probability, length)
+    learner = _Learner(optimizer, order, objective, mesh, min_probability)
     everywhere, by_rows = PartitionSpec(), PartitionSpec(None, DATA)
-    places: Any = by_rows, by_rows, everywhere
-    text = everywhere if length is None else Batches(*places)
+    own_steps, each = learner.steps, everywhere
     if REPLICA in mesh.axis_names:
-        each = PartitionSpec(REPLICA)
-        own_steps, in_specs, out_specs = learner.steps_of_all, (each, text, each, each), each
-    else:
-        own_steps, in_specs, out_specs = learner.steps, (everywhere, text, everywhere, everywhere), everywhere
-    sharded = jax.shard_map(own_steps, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(sharded, donate_argnums=0)
+        own_steps, each = learner.steps_of_all, PartitionSpec(REPLICA)
+
+    def steps(
+        state: TrainingState, text: Text, key: Key | ReplicaKeys, stop: Int32[Array, "*replica"]
+    ) -> TrainingState:
+        arrays, structure = jax.tree.flatten(text)
+        split = [by_rows if array.ndim > 1 else everywhere for array in arrays]
+
+        def own(state: TrainingState, arrays: list[Array], key: Key | ReplicaKeys, stop: Array) -> TrainingState:
+            return own_steps(state, structure.unflatten(arrays), key, stop)
+
+        sharded = jax.shard_map(own, mesh=mesh, in_specs=(each, split, each, each), out_specs=each, check_vma=False)
+        return sharded(state, arrays, key, stop)
+
+    return jax.jit(steps, donate_argnums=0)
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,6 @@ class _Learner:
     objective: Objective
     mesh: Mesh
     min_probability: float
-    length: int | None
 
     def steps_of_all(
         self, states: TrainingState, text: Text, keys: ReplicaKeys, stops: Int32[Array, " replica"]
@@ -197,13 +206,12 @@ class _Learner:
         """Take one step of a model."""
         order = self.order
         network, parameters = state.model.network, state.model.parameters
-        length = self.length or len(text)
         rows = own_rows(order.batch_size, self.mesh)
         if isinstance(text, Batches):
-            number = state.step - text.first
+            number, length = state.step - text.first, text.length
             batch = Batch(text.characters[number].astype(jnp.int32), text.weights[number])
         else:
-            batch = draw_batch(order, text, key, state.step, rows)
+            length, batch = len(text), draw_batch(order, text, key, state.step, rows)
         steps = order.steps(length)
         step = state.step % steps  # within the epoch
         trained = jnp.minimum(order.batch_size, order.windows(length) - step * order.batch_size)

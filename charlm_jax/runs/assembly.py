@@ -228,15 +228,14 @@ def _source(path: Path, configuration: Configuration) -> LoadedRun:
     return read_run(run)
 
 
-def train_steps_of(job: Job, mesh: Mesh, *, streamed: bool = False) -> TrainSteps:
-    """Return a job's compiled training steps on a mesh, which take its text or, if `streamed`, `Batches` of it."""
+def train_steps_of(job: Job, mesh: Mesh) -> TrainSteps:
+    """Return a job's compiled training steps on a mesh, which take its text or `Batches` of it."""
     return make_train_steps(
         job.optimizer,
         job.order,
         job.configuration.objective,
         mesh,
         min_probability=job.configuration.min_probability,
-        length=len(job.training_ids) if streamed else None,
     )
 
 

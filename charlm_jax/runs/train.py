@@ -65,7 +65,7 @@ def train(
     if text == "auto":
         least = min(everyones(device_memory(job.mesh)))
         text = "streamed" if job.training_ids.nbytes > least // 4 else "resident"
-    train_steps = train_steps_of(job, job.mesh, streamed=text == "streamed")
+    train_steps = train_steps_of(job, job.mesh)
     if text == "streamed":
         take = _streamed(job, train_steps)
     else:
@@ -160,7 +160,7 @@ def _streamed(job: Job, train_steps: TrainSteps) -> Callable[[Advance], Training
         options = {"first": first, "end": job.steps, "piece": length}
         for step, read in read_ahead(ids, job.order, job.key, rows, vocabulary=vocabulary, **options):
             characters, weights = (split_columns(array, job.mesh) for array in read)
-            yield step + length, Batches(characters, weights, replicate(jnp.int32(step), job.mesh))
+            yield step + length, Batches(characters, weights, replicate(jnp.int32(step), job.mesh), len(ids))
 
     reading: Iterator[tuple[int, Batches]] | None = None
     end, piece = 0, None
