@@ -9,8 +9,8 @@ is what the matrix products of a step or a character would take at the rate that
 latency floor is what the products of a step that wait for one another take by themselves.
 
 On a GPU (the first if there are several) all are timed in float32, TF32 and bfloat16, as far as they support these (for
-products; parameters are float32). cuDNN's LSTM is timed through PyTorch, also with a CUDA graph of the whole step, and
-through JAX. What a contender cannot do is named and left out.
+products; parameters are float32). Ours is timed with its loops and unrolled; cuDNN's LSTM through PyTorch, also with a
+CUDA graph of the whole step, and through JAX. What a contender cannot do is named and left out.
 
 Install the others with `.venv/bin/python -m pip install -e '.[benchmark]'`; those that are missing are named. All of it
 takes about four minutes on two otherwise idle cores.
@@ -102,6 +102,7 @@ _PYTORCH = Contender("PyTorch", "pytorch_lstm", "torch", tasks=("train", "window
 _FLAX = Contender(REREADER, "flax_rnn", "flax")
 _ON_GPU = [
     *_CHARLM.in_each(*_ALL),
+    *dataclasses.replace(_CHARLM, name=f"{OURS}, unrolled", tasks=("train",), way="unrolled").in_each(*_ALL),
     *_PYTORCH.in_each(*_ALL),
     *dataclasses.replace(_PYTORCH, name="PyTorch, CUDA graph", tasks=("train",), way="graph").in_each(*_ALL),
     *dataclasses.replace(_FLAX, name="cuDNN by JAX", way="cudnn").in_each("float32", "tf32"),

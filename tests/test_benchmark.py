@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from jax.experimental import rnn
@@ -98,6 +100,17 @@ def test_every_peer_on_a_gpu_does_its_tasks(name, monkeypatch, stand_ins):
     if chosen.way == "graph":
         captured = [("wait", True), ("stream",), ("wait", True), ("graph", "stream")]
         assert stand_ins == ["capturable", *captured, *["replay"] * 3]
+
+
+def test_ours_unrolled_learns_what_ours_does(monkeypatch):
+    models = {}
+    for way in ("", "unrolled"):
+        (chosen,) = (one for one in ON_GPU if (one.module, one.way, one.precision) == ("charlm", way, "float32"))
+        made = contender(chosen, monkeypatch, hidden_size=4)
+        assert made.network.recurrence == (way or "scan")
+        made.train(3)
+        models[way] = made._training(600_893)[2][0].model.parameters
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), models[""], models["unrolled"])
 
 
 def test_cudnn_by_jax_is_pytorchs_lstm(monkeypatch, stand_ins):

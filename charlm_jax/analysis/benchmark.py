@@ -185,7 +185,7 @@ def plot_benchmark(benchmark: Benchmark) -> "Figure":
     figure, places = new_figure(12.0, 1.2 + 0.36 * rows, columns=3, title=words, grid="x")
     for axes, title, shown in zip(places, titles, panels, strict=True):
         for place, timing in enumerate(shown):
-            colour = BLUE if timing.contender == OURS else "0.4"
+            colour = BLUE if timing.contender.startswith(OURS) else "0.4"
             axes.plot([timing.least, timing.most], [place, place], color=colour, lw=2, solid_capstyle="butt")
             axes.plot(timing.median, place, "o", color=colour, ms=7)
             beside = (timing.most, place), (8, 0)

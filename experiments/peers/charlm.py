@@ -3,7 +3,7 @@
 import functools
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm_jax.analysis.benchmark import BATCH_SIZE, VOCABULARY, WINDOW
-from charlm_jax.choices import Precision, Sampler
+from charlm_jax.choices import Precision, Recurrence, Sampler
 from charlm_jax.data.windows import ShuffledWindows
 from charlm_jax.generation.generate import SamplingState, generate_piece, read_prompts
 from charlm_jax.learning.optimizer import make_optimizer
@@ -32,7 +32,8 @@ class Contender:
         if platform == "cuda" and jax.default_backend() != "gpu":
             raise RuntimeError("JAX sees no CUDA device")
         keep_compiled_programs()
-        self.network = CharacterLSTM(VOCABULARY, hidden_size, precision=precision)
+        recurrence = cast(Recurrence, way or "scan")
+        self.network = CharacterLSTM(VOCABULARY, hidden_size, precision=precision, recurrence=recurrence)
         parameters = initial_parameters(self.network, "keras", jax.random.key(0))
         self.model = replicate(Model(self.network, parameters), self.mesh)
         self.key = replicate(jax.random.key(1), self.mesh)
