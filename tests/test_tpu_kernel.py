@@ -26,22 +26,17 @@ def test_traces_and_gradients_equal_those_of_jax_scan(gate, precision):
     carry, by_carry = (LayerCarry(*states) for states in jax.random.normal(keys[2], (2, 2, BATCH, HIDDEN)))
     by_hidden = jax.random.normal(keys[3], (TIME, BATCH, HIDDEN))
 
-    def step(kernel, carry, projected):
-        return traced_step(kernel, projected, carry, gate, precision)
-
-    def back(transposed, by_carry, here):
-        trace, by_hidden = here
-        return step_back(transposed, trace, by_hidden, by_carry, precision)
-
+    step = functools.partial(traced_step, gate=gate, precision=precision)
     _, trace = in_every_way(step, kernel, carry, projected, reverse=False)
-    in_every_way(back, kernel.T, by_carry, (trace, by_hidden), reverse=True)
+    step = functools.partial(step_back, precision=precision)
+    in_every_way(step, kernel.T, by_carry, (trace, by_hidden), reverse=True)
 
 
 def in_every_way(step, weights, carry, inputs, *, reverse):
-    """Return what `jax.lax.scan` returns, and hold the other ways of taking steps to it."""
+    """Return what `jax.lax.scan` returns, as which steps are unrolled, and hold the other ways of taking them to it."""
     expected = jax.lax.scan(functools.partial(step, weights), carry, inputs, reverse=reverse)
     same(tpu_kernel.scan(step, weights, carry, inputs, reverse=reverse, interpret=True), expected)
-    same(recurrence._along(step, "scan", reverse=reverse)(weights, carry, inputs), expected)
+    same(recurrence._scan(step, weights, carry, inputs, "scan", reverse=reverse), expected)
     return expected
 
 

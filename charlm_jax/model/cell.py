@@ -20,7 +20,7 @@ from charlm_jax.choices import GateActivation, Precision
 from charlm_jax.model.products import multiply
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
-"""A step of a scan, `step(weights, carry, input) -> carry, output`, on trees of arrays."""
+"""A step of a scan, `step(weights, carry, input) -> carry, output`, on trees of arrays; all steps share the weights."""
 
 _Arrays = TypeVar("_Arrays")
 
@@ -65,8 +65,8 @@ def _gate_slope(name: GateActivation, value: Array) -> Array:
 
 def lstm_step(
     recurrent_kernel: Float[Array, "hidden gates"],
-    projected: Float[Array, "*#batch gates"],
     carry: LayerCarry,
+    projected: Float[Array, "*#batch gates"],
     gate: GateActivation,
     precision: Precision,
 ) -> LayerCarry:
@@ -78,8 +78,8 @@ def lstm_step(
 
 def traced_step(
     recurrent_kernel: Float[Array, "hidden gates"],
-    projected: Float[Array, "batch gates"],
     carry: LayerCarry,
+    projected: Float[Array, "batch gates"],
     gate: GateActivation,
     precision: Precision,
 ) -> tuple[LayerCarry, Trace]:
@@ -101,20 +101,19 @@ def traced_step(
 
 def step_back(
     transposed: Float[Array, "gates hidden"],
-    trace: Trace,
-    by_hidden: Float[Array, "batch hidden"],
     by_carry: LayerCarry,
+    here: tuple[Trace, Float[Array, "batch hidden"]],
     precision: Precision,
 ) -> tuple[LayerCarry, Float[Array, "batch gates"]]:
     """Return the gradients with respect to the carry before a step and to the step's pre-activations.
 
     Args:
         transposed: U's transpose.
-        trace: the step's.
-        by_hidden: gradient with respect to the new hidden state, as an output.
         by_carry: gradients with respect to the carry after the step.
+        here: the step's trace, and the gradient with respect to the new hidden state, as an output.
         precision: of the product.
     """
+    trace, by_hidden = here
     hidden = by_carry.hidden + by_hidden
     cell = by_carry.cell + hidden * trace.hidden_by_cell
     by_gates = once(jnp.concatenate([cell, cell, cell, hidden], axis=-1) * trace.slopes)

@@ -129,7 +129,7 @@ class CharacterLSTM(nn.Module):
         below, layers = ids, list[LayerCarry]()
         for weights, before in zip(self._weights(), carry, strict=True):
             projected = project(weights, below, self.precision) if layers else project_ids(weights, below)
-            layers.append(lstm_step(weights.recurrent_kernel, projected, before, self.gate_activation, self.precision))
+            layers.append(lstm_step(weights.recurrent_kernel, before, projected, self.gate_activation, self.precision))
             below = layers[-1].hidden
         return tuple(layers)
 

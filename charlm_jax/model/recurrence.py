@@ -7,11 +7,11 @@ beforehand.
 Reading a sequence has a custom derivative. The forward pass keeps the trace of every step; the gradient of U is then
 one large product at the end, where automatic differentiation would add to it at every step. The slopes overwrite the
 projected inputs and the gradients overwrite the slopes, so the largest array of a training step exists once, not three
-times.
+times; unless the steps are unrolled.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -124,8 +124,9 @@ def lstm_sequence(
         gate: the gates' activation.
         precision: of the products.
         recurrence: how a sequence is read and differentiated in training: by XLA's loops (`scan`); by the same
-            steps laid out one after another (`unrolled`), which become fewer, larger kernels on a GPU but compile
-            longer; or on a TPU by the kernels of `model/tpu_kernel.py` (`kernel`), which themselves have no derivative.
+            steps laid out one after another (`unrolled`), which become fewer, larger kernels on a GPU but take more
+            memory, and longer to compile; or on a TPU by the kernels of `model/tpu_kernel.py` (`kernel`), which
+            themselves have no derivative.
     """
     return _read(recurrent_kernel, projected, carry, gate, precision, recurrence)
 
@@ -140,7 +141,7 @@ def _read(
     recurrence: Recurrence,
 ) -> tuple[Array, LayerCarry]:
     def step(carry: LayerCarry, projected: Float[Array, "batch gates"]) -> tuple[LayerCarry, Array]:
-        carry = lstm_step(recurrent_kernel, projected, carry, gate, precision)
+        carry = lstm_step(recurrent_kernel, carry, projected, gate, precision)
         return carry, carry.hidden
 
     carry, hidden = jax.lax.scan(step, carry, projected)
@@ -156,11 +157,8 @@ def _read_forwards(
     recurrence: Recurrence,
 ) -> tuple[tuple[Array, LayerCarry], tuple[Array, Trace]]:
     """Read a sequence, and keep what its derivative needs."""
-
-    def step(kernel: Array, carry: LayerCarry, projected: Array) -> tuple[LayerCarry, Trace]:
-        return traced_step(kernel, projected, carry, gate, precision)
-
-    carry, trace = _along(step, recurrence)(recurrent_kernel, carry, projected)
+    step = functools.partial(traced_step, gate=gate, precision=precision)
+    carry, trace = _scan(step, recurrent_kernel, carry, projected, recurrence, reverse=False)
     hidden = jnp.concatenate([trace.hidden_before[1:], carry.hidden[None]])
     return (hidden, carry), (recurrent_kernel, trace)
 
@@ -175,12 +173,9 @@ def _read_backwards(
     """Return the gradients of `recurrent_kernel`, `projected` and `carry`, given those of the outputs of `_read`."""
     recurrent_kernel, trace = kept
     by_hidden, by_carry = gradient
-
-    def step(transposed: Array, by_carry: LayerCarry, here: tuple[Trace, Array]) -> tuple[LayerCarry, Array]:
-        return step_back(transposed, *here, by_carry, precision)
-
-    along = _along(step, recurrence, reverse=True)
-    by_carry, by_gates = along(once(recurrent_kernel.T), by_carry, (trace, by_hidden))
+    step = functools.partial(step_back, precision=precision)
+    inputs = trace, by_hidden
+    by_carry, by_gates = _scan(step, once(recurrent_kernel.T), by_carry, inputs, recurrence, reverse=True)
     before, after = (steps.reshape(-1, steps.shape[-1]) for steps in (trace.hidden_before, by_gates))
     return multiply(before.T, after, precision), by_gates, by_carry
 
@@ -188,39 +183,40 @@ def _read_backwards(
 _read.defvjp(_read_forwards, _read_backwards)
 
 
-def _along(step: Step, recurrence: Recurrence, *, reverse: bool = False) -> Callable[..., Any]:
-    """Return `scan(weights, carry, inputs) -> carry, outputs`, which takes such steps in the chosen way.
+def _scan(
+    step: Step, weights: Any, carry: Any, inputs: Any, recurrence: Recurrence, *, reverse: bool
+) -> tuple[Any, Any]:
+    """Return the last carry and the outputs of all steps, taken in the chosen way; see `jax.lax.scan`.
 
-    It is `jax.lax.scan` with weights that all steps share; `reverse` begins with the last step.
+    The first output has the shape and type of the first input.
     """
+    if recurrence == "unrolled":
+        # Not in place: on a GPU, XLA would make another kernel of each step's write into the array of all steps.
+        return jax.lax.scan(functools.partial(step, weights), carry, inputs, reverse=reverse, unroll=True)
     in_place = functools.partial(_scan_in_place, step, reverse=reverse)
     if recurrence == "scan":
-        return in_place
-    if recurrence == "unrolled":
-        return lambda weights, carry, inputs: jax.lax.scan(
-            functools.partial(step, weights), carry, inputs, reverse=reverse, unroll=True
-        )
+        return in_place(weights, carry, inputs)
     from charlm_jax.model import tpu_kernel
 
     on_tpu = functools.partial(tpu_kernel.scan, step, reverse=reverse)
-    return functools.partial(jax.lax.platform_dependent, tpu=on_tpu, default=in_place)
+    return jax.lax.platform_dependent(weights, carry, inputs, tpu=on_tpu, default=in_place)
 
 
 def _scan_in_place(step: Step, weights: Any, carry: Any, inputs: Any, *, reverse: bool) -> tuple[Any, Any]:
-    """Take the steps in a loop in which the (first) output overwrites the first input, where XLA can."""
+    """Take the steps in a loop in which the first output overwrites the first input."""
     (first, *others), structure = jax.tree.flatten(inputs)
     shapes = jax.eval_shape(step, weights, carry, jax.tree.map(lambda steps: steps[0], inputs))[1]
     _, *shapes_of_others = jax.tree.leaves(shapes)
-    unknown = [jnp.zeros((len(first), *shape.shape), shape.dtype) for shape in shapes_of_others]
+    empty = [jnp.zeros((len(first), *shape.shape), shape.dtype) for shape in shapes_of_others]
 
-    def turn(number: Integer[Array, ""], state: tuple[Any, list[Array]]) -> tuple[Any, list[Array]]:
+    def body(number: Integer[Array, ""], state: tuple[Any, list[Array]]) -> tuple[Any, list[Array]]:
         carry, outputs = state
         time = len(first) - 1 - number if reverse else number
         here = [_at(steps, time) for steps in (outputs[0], *others)]
         carry, output = step(weights, carry, jax.tree.unflatten(structure, here))
         return carry, [_put(*each, time) for each in zip(outputs, jax.tree.leaves(output), strict=True)]
 
-    carry, outputs = jax.lax.fori_loop(0, len(first), turn, (carry, [first, *unknown]))
+    carry, outputs = jax.lax.fori_loop(0, len(first), body, (carry, [first, *empty]))
     return carry, jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 

@@ -25,7 +25,8 @@ def scan(
         step: on trees of arrays of two axes.
         weights: an array that all steps share.
         carry: before the first step.
-        inputs: of all steps, along an additional first axis; the (first) output overwrites the first of them.
+        inputs: of all steps, along an additional first axis. The first output overwrites the first of them, and has its
+            shape and type.
         reverse: whether to begin with the last step.
         interpret: whether to run the kernel step by step on any platform, slowly.
     """
@@ -59,7 +60,7 @@ def scan(
         in_specs=[shared(weights), jax.tree.map(of_step, inputs), carries],
         out_specs=(carries, jax.tree.map(of_step, outputs)),
         out_shape=(shapes, outputs),
-        input_output_aliases={1: 2},  # a step's (first) output overwrites its first input
+        input_output_aliases={1: len(jax.tree.leaves(carry))},  # the first output overwrites the first input
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
     )(weights, inputs, carry)
