@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what --help can do without
     from charlm_jax.runs.directory import RunDirectory
     from charlm_jax.runs.trained import LoadedRun
 
-_LEAST_PROMPTS = 8
+_MIN_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Arguments:
         require_temperatures("--temperatures", self.temperatures)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "given with --text")
         require_count("--prompts", self.prompts)
-        least = f"at least {_LEAST_PROMPTS}, since bootstrap intervals over fewer are too narrow"
-        require("--prompts", self.prompts, self.prompts >= _LEAST_PROMPTS, least)
+        least = f"at least {_MIN_PROMPTS}, since bootstrap intervals over fewer are too narrow"
+        require("--prompts", self.prompts, self.prompts >= _MIN_PROMPTS, least)
         require_count("--length", self.length)
         require_count("--devices", self.devices)
         require_seed(self.seed)
@@ -180,7 +180,7 @@ def _places(characters: int, window: int, length: int, count: int) -> tuple["np.
         )
     note = ""
     if last < (count - 1) * (window + length):
-        fewer = "fewer --prompts, or " if count > _LEAST_PROMPTS else ""
+        fewer = "fewer --prompts, or " if count > _MIN_PROMPTS else ""
         note = f" They are too narrow, because the human texts overlap: give {fewer}a longer --text."
     return np.linspace(0, last, count).astype(int), note
 

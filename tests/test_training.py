@@ -502,3 +502,5 @@ def test_batches_read_on_the_host_teach_what_the_text_on_the_devices_does(small_
             state = steps(state, Batches(*batches, len(ids)), KEY, min(stop, end))
     assert int(state.step) == end
     jax.tree.map(np.testing.assert_array_equal, state, expected)
+    compiled: Any = steps
+    assert compiled._cache_size() == 2, "one program for a text, one for its batches"

@@ -86,8 +86,8 @@ def window_losses(
     A target less likely than `min_probability` gets the loss of one that likely, and no gradient, as in Keras before
     2.4, which clips softmax probabilities to 1e-7. Unclipped, one such target can make training diverge.
     """
-    most = -math.log(min_probability) if min_probability else math.inf
+    max_loss = -math.log(min_probability) if min_probability else math.inf
     targets = targets_of(objective, batch.characters.shape[1] - 1)
     start = carry if targets.consecutive else ()
     losses, carry = losses_along(model, batch.characters, start, dropout, count=targets.learned)
-    return jnp.mean(jnp.minimum(losses, most), axis=1), carry
+    return jnp.mean(jnp.minimum(losses, max_loss), axis=1), carry

@@ -1,4 +1,4 @@
-"""The training state and the one compiled program that advances it."""
+"""The training state and the compiled function that advances it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,13 +93,13 @@ class Batches:
             of the number of devices; rows from `batch_size` on are padding.
         weights: see `Batch`; split in the same way.
         first: the step of the first batch, counted over all epochs.
-        length: characters in the text.
+        text_length: characters in the text; static, as the length of a text itself is.
     """
 
     characters: Integer[Array, "steps batch length"]
     weights: Float[Array, "steps batch"]
     first: Int32[Array, ""]
-    length: int = field(metadata={"static": True})
+    text_length: int = field(metadata={"static": True})
 
 
 Text = Integer[Array, " character"] | Batches
@@ -114,17 +114,17 @@ def make_train_steps(
     *,
     min_probability: float = 0.0,
 ) -> TrainSteps:
-    """Return `train_steps(state, ids, key, stop) -> state`, compiled.
+    """Return `train_steps(state, text, key, stop) -> state`, compiled.
 
     It takes steps until `state.step` is `stop`, in one dispatch; the same program takes any number of them. `state` is
     donated. A step that would make the loss, a parameter or the optimizer's state non-finite is counted but skipped,
     and its windows do not count; after `MAX_SKIPPED` in a row the state has `diverged`, and no more are tried. The
     state is always finite.
 
-    `ids` is the training text and `key` the run's key: batches depend only on (text, key, epoch, step). Each device of
-    the mesh reads its share of a batch, the gradients are summed, and every device takes the same step. All arguments
-    belong on the whole mesh (`replicate`); any that are elsewhere are copied there on every call. A different number of
-    devices changes the order of the sums and nothing else.
+    `text` is the ids of the training text and `key` the run's key: batches depend only on (text, key, epoch, step).
+    Each device of the mesh reads its share of a batch, the gradients are summed, and every device takes the same step.
+    All arguments belong on the whole mesh (`replicate`); any that are elsewhere are copied there on every call. A
+    different number of devices changes the order of the sums and nothing else.
 
     In an order of consecutive segments, each starts from the carry of the one before, through which no gradient flows
     (truncated backpropagation through time; Williams and Peng, 1990); an epoch's first starts from the zero state.
@@ -133,8 +133,8 @@ def make_train_steps(
     additional first axis for the replicas, as have `key` and `stop`: each replica has its own key, learning rate and
     step to stop at. A replica that has stopped waits for the others; none affects another's results.
 
-    If the devices do not hold the text, the `Batches` of the steps to be taken are passed instead of `ids`; the result
-    is the same, bit for bit.
+    If the devices do not hold the text, the `Batches` of the steps to be taken are passed as `text`; the result is the
+    same, bit for bit.
 
     Args:
         optimizer: the update rule, for a learning rate of 1; see `make_optimizer`.
@@ -157,8 +157,8 @@ def make_train_steps(
     def steps(
         state: TrainingState, text: Text, key: Key | ReplicaKeys, stop: Int32[Array, "*replica"]
     ) -> TrainingState:
-        arrays, structure = jax.tree.flatten(text)
-        split = [by_rows if array.ndim > 1 else everywhere for array in arrays]
+        arrays, structure = jax.tree.flatten(text)  # as `Batches`, whose fields are arrays, cannot hold their places
+        split = [by_rows, by_rows, everywhere] if isinstance(text, Batches) else [everywhere]
 
         def own(state: TrainingState, arrays: list[Array], key: Key | ReplicaKeys, stop: Array) -> TrainingState:
             return own_steps(state, structure.unflatten(arrays), key, stop)
@@ -208,7 +208,7 @@ class _Learner:
         network, parameters = state.model.network, state.model.parameters
         rows = own_rows(order.batch_size, self.mesh)
         if isinstance(text, Batches):
-            number, length = state.step - text.first, text.length
+            number, length = state.step - text.first, text.text_length
             batch = Batch(text.characters[number].astype(jnp.int32), text.weights[number])
         else:
             length, batch = len(text), draw_batch(order, text, key, state.step, rows)

@@ -27,7 +27,7 @@ _PROCESSORS = Path("/proc/cpuinfo")
 _KIND = "vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"  # of x86, and of ARM
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of a container or a job: what it may use (Linux control groups, version 2)
 _OWN_CONTROL_GROUP = Path("/proc/self/cgroup")
-_LEAST_ROWS = 8  # per device; with fewer, a matrix product has too little to do
+_MIN_ROWS = 8  # per device; with fewer, a matrix product has too little to do
 
 
 def keep_compiled_programs() -> None:
@@ -83,7 +83,7 @@ def open_mesh(devices: int | None, rows: int) -> Mesh:
     there = processes * min(map(len, own))
     if devices is None:
         # Several processes use all devices: a TPU pod runs no program on a part of itself.
-        devices = there if processes > 1 else min(there, max(1, rows // _LEAST_ROWS))
+        devices = there if processes > 1 else min(there, max(1, rows // _MIN_ROWS))
         rows = max(rows, devices)
     if devices % processes:
         raise InputError(f"--devices {devices} is not a multiple of this job's {processes} processes")

@@ -38,7 +38,7 @@ from charlm_jax.runs.samples import sample_texts
 from charlm_jax.runs.stop import StopRequested
 
 _DISPATCH_SECONDS = 0.5  # of work per dispatch: long enough to add no cost, short enough to show progress and to stop
-_LEAST_RATE = 2.0**-10  # of the chosen learning rate: once it is down to this, rolling back has not helped
+_MIN_RATE = 2.0**-10  # of the chosen learning rate: once it is down to this, rolling back has not helped
 _SAVE_SECONDS = 60.0  # of training between the states saved within a long epoch
 
 
@@ -162,7 +162,7 @@ def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
 def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingState:
     """Replace the model and optimizer state of an unstable run by the best ones, and halve its learning rate."""
     best = _restore(run, [run.best], job)
-    if best is None or float(state.learning_rate) <= _LEAST_RATE * job.configuration.learning_rate:
+    if best is None or float(state.learning_rate) <= _MIN_RATE * job.configuration.learning_rate:
         raise DivergedError(
             f"training became unstable in epoch {int(state.step) // job.steps_per_epoch}, and rolling back did not "
             f"help; try {_calmer(job)}, in another --run-dir"
