@@ -219,7 +219,9 @@ def contradictions(programs: Sequence[Built], predicted: Sequence[dict[str, Any]
         expected = sum(one["bytes"] for one in predicted if one["each"] == each)
         if sent != expected or (each == "step" and times > 1):
             problems.append(f"chips exchange {sent:,} bytes each {each} in {times} parts, not {expected:,} in one")
-        if any(one.groups not in [row["groups"] for row in predicted] for one in found):
+        if unread := [one.kind for one in found if not one.groups]:
+            problems.append(f"which chips exchange something each {each} cannot be read: {', '.join(unread)}")
+        elif any(one.groups not in [row["groups"] for row in predicted] for one in found):
             problems.append(f"chips that do not share a batch exchange something each {each}")
     shardings = jax.tree.leaves((training.compiled.input_shardings, training.compiled.output_shardings))
     if any(DATA in sharding.spec for sharding in shardings):

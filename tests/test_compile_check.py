@@ -141,9 +141,11 @@ ENTRY %main.1 (x.1: f32[8]) -> bf16[2,8] {
         ("{{0,1},{2,3}}", ((0, 1), (2, 3))),
         ("[2,2]<=[4]", ((0, 1), (2, 3))),
         ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
-        ("mesh['replica'=2,'data'=2] {'data'}", ((0, 1), (2, 3))),
-        ("mesh['replica'=2,'data'=2] {'replica'}", ((0, 2), (1, 3))),
+        ("mesh['replica'=2,'data'=3] {'data'}", ((0, 1, 2), (3, 4, 5))),
+        ("mesh['replica'=2,'data'=3] {'replica'}", ((0, 3), (1, 4), (2, 5))),
         ("mesh['replica'=2,'data'=2] {'replica','data'}", ((0, 1, 2, 3),)),
+        ("mesh['replica'=2,'data'=2] {'data','replica'}", ((0, 2, 1, 3),)),
+        ("mesh['data'=4], device_ids=([2,2]T(1,0)) {'data'}", ()),
     ],
 )
 def test_groups_are_read_in_every_notation(notation, groups):

@@ -50,7 +50,8 @@ class Collective:
     Attributes:
         kind: XLA's name for it.
         bytes: size of its result on one device.
-        groups: the devices that exchange with one another, by their numbers in the mesh.
+        groups: the devices that exchange with one another, by their numbers in the mesh; empty if XLA names them in a
+            notation that is not read.
         place: where it happens.
     """
 
