@@ -51,22 +51,24 @@ def test_no_outputs_are_committed_and_it_is_short(notebook):
 
 def test_every_cell_shows_what_it_is_about(toured):
     executed, folder = toured
-    text, training, curves, writing, surprise, sizes, loading = (
+    text, training, curves, writing, surprisal, sizes, loading = (
         cell for cell in executed.cells if cell.cell_type == "code"
     )
     assert re.match(r"[\d,]+ characters, \d+ distinct", said(text, "stdout"))
     # One bar per epoch, even though a notebook is not a terminal.
     for epoch in range(1, 7):
         assert re.search(rf"epoch {epoch}/6: 100%\|.*loss=", said(training, "stderr")), said(training, "stderr")
-    assert len(drawn(curves)) == len(drawn(surprise)) == 1
+    assert len(drawn(curves)) == len(drawn(surprisal)) == 1
     guessing, learned = map(float, re.findall(r"\d\.\d\d", said(curves, "stdout")))
     assert learned < guessing / 2
     texts = re.findall(r"--- (\S+)\nThe statement (.{200})\n", said(writing, "stdout"), re.DOTALL)
     assert [temperature for temperature, _ in texts] == ["0.2", "0.5", "1.0", "1.5"]
     assert len({continuation for _, continuation in texts}) == 4
-    surprises = re.findall(r"^(.*)\.\.\. (.+), where (.+) was expected$", said(surprise, "stdout"), re.MULTILINE)
-    assert len(surprises) == 5
-    assert any(re.search(r"as a (g|gi|gir|gira|giraf)?$", place) for place, _, _ in surprises)  # which no manual has
+    costly = re.findall(r"^(.*)\.\.\. (.+), where (.+) was expected$", said(surprisal, "stdout"), re.MULTILINE)
+    assert len(costly) == 5
+    assert any(
+        re.search(r"as a (g|gi|gir|gira|giraf|giraff)?$", place) for place, _, _ in costly
+    )  # which no manual has
     losses = [float(loss) for loss in re.findall(r"units: (\d\.\d{3}) nats", said(sizes, "stdout"))]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 2

@@ -96,7 +96,7 @@ function show(run, { prompt, text, unknown, reading }) {
   find("summary").textContent = facts.join(" · ");
   const unshaded = run.step === null ? "" : "This text is not shaded: it has characters that the model does not know, or none at all.";
   find("shading").textContent = reading
-    ? `Shaded by the surprisal of this run’s best model, the one of step ${run.step.toLocaleString("en")}, at temperature 1.`
+    ? `Shaded by each character’s surprisal under this run’s best model, the one of step ${run.step.toLocaleString("en")}, at temperature 1.`
     : unshaded;
   if (reading) inspect(0);
 }
