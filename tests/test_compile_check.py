@@ -227,6 +227,8 @@ def test_each_contradiction_is_told(job):
     assert parts == f"chips exchange {step.bytes:,} bytes each step in 2 parts, not {step.bytes:,} in one"
     (groups,) = told(collectives=(dataclasses.replace(step, groups=((0, 1), (2,))), *others))
     assert "chips that do not share a batch exchange something each step" in groups
+    (unread,) = told(collectives=(dataclasses.replace(step, groups=()), *others))
+    assert unread == "which chips exchange something each step cannot be read: all-reduce"
     (host,) = told(host_transfers=("send.1",))
     assert "exchanges data with the host: send.1" in host
     (streams,) = told([])
