@@ -38,7 +38,8 @@ def test_every_module_has_its_page_and_every_subpackage_says_what_is_in_it(site)
 
 def test_annotations_are_as_they_are_written(site):
     page = words(site / "charlm_jax" / "model" / "cell.html")
-    assert "recurrent_kernel: Float[Array, 'hidden gates'], projected: Float[Array, '*#batch gates']" in page
+    assert "recurrent_kernel: Float[Array, 'hidden gates'], carry: LayerCarry, projected: " in page
+    assert "projected: Float[Array, '*#batch gates'], gate: " in page
     for module in MODULES:
         if module.name != "__init__.py":
             said = words(site / module.with_suffix(".html"))
