@@ -27,13 +27,13 @@ def test_traces_and_gradients_equal_those_of_jax_scan(gate, precision):
     by_hidden = jax.random.normal(keys[3], (TIME, BATCH, HIDDEN))
 
     step = functools.partial(traced_step, gate=gate, precision=precision)
-    _, trace = in_every_way(step, kernel, carry, projected, reverse=False)
+    _, trace = held_to_jax_scan(step, kernel, carry, projected, reverse=False)
     step = functools.partial(step_back, precision=precision)
-    in_every_way(step, kernel.T, by_carry, (trace, by_hidden), reverse=True)
+    held_to_jax_scan(step, kernel.T, by_carry, (trace, by_hidden), reverse=True)
 
 
-def in_every_way(step, weights, carry, inputs, *, reverse):
-    """Return what `jax.lax.scan` returns, as which steps are unrolled, and hold the other ways of taking them to it."""
+def held_to_jax_scan(step, weights, carry, inputs, *, reverse):
+    """Return what `jax.lax.scan` returns, which is how steps are unrolled, and hold the kernel and the loop to it."""
     expected = jax.lax.scan(functools.partial(step, weights), carry, inputs, reverse=reverse)
     same(tpu_kernel.scan(step, weights, carry, inputs, reverse=reverse, interpret=True), expected)
     same(recurrence._scan(step, weights, carry, inputs, "scan", reverse=reverse), expected)
