@@ -328,6 +328,10 @@ def test_another_text_is_refused(tiny, tmp_path, small_text):
 def test_the_same_text_from_another_place_is_the_same_run(tiny, tmp_path, small_text):
     finish(dataclasses.replace(tiny, epochs=1), tmp_path / "run")
     (tmp_path / "copy.txt").write_text(small_text)
+    (tmp_path / "wide.txt").write_text(small_text, encoding="utf-16")
+    for name, encoding in (("copy.txt", "utf8"), ("wide.txt", "utf-16")):
+        here = dataclasses.replace(tiny, corpus=str(tmp_path / name), encoding=encoding, epochs=1)
+        assert finish(here, tmp_path / "run")[0] == [], "already finished"
     assert len(finish(dataclasses.replace(tiny, corpus=str(tmp_path / "copy.txt")), tmp_path / "run")[0]) == 1
     run = open_run(tmp_path / "run")
     assert run.configuration() == tiny, "the run keeps the place that it knows"

@@ -231,7 +231,8 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
     there, recorded = run.configuration(), run.provenance()
     text, text_here = recorded["corpus"], provenance["corpus"]
     if text["sha256"] == text_here["sha256"]:
-        configuration = dataclasses.replace(configuration, corpus=there.corpus)  # the same text, from elsewhere
+        # The same text, from elsewhere or in other bytes.
+        configuration = dataclasses.replace(configuration, corpus=there.corpus, encoding=there.encoding)
     differences = _differences(run, configuration)
     read, read_here = ((chosen.corpus, chosen.encoding, chosen.lowercase) for chosen in (there, configuration))
     if text["sha256"] != text_here["sha256"] and read == read_here:  # otherwise these differences explain it
