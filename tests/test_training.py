@@ -384,6 +384,20 @@ def test_a_step_to_the_non_finite_is_skipped_and_counted(small_text):
     assert (int(healed.epoch.skipped), int(healed.epoch.windows)) == (0, ORDER.batch_size), "an epoch counts anew"
 
 
+def test_a_step_is_skipped_whichever_array_is_not_finite(small_text):
+    """Of the optimizer's, too: an infinite mean square makes an update of zero, and a loss that looks sound."""
+    ids, size = encode(small_text)
+    train_steps, first = start(ids, size)
+    leaves, structure = jax.tree.flatten((first().model.parameters, first().optimizer_state))
+    for number, leaf in enumerate(leaves):
+        spoilt = leaf.at[(0,) * leaf.ndim].set(jnp.inf)
+        parameters, optimizer_state = structure.unflatten([*leaves[:number], spoilt, *leaves[number + 1 :]])
+        state = first()
+        state = state._replace(model=Model(state.model.network, parameters), optimizer_state=optimizer_state)
+        after = train_steps(replicate(jax.tree.map(jnp.copy, state), MESH), ids, KEY, 1)
+        assert (int(after.step), int(after.epoch.skipped)) == (1, 1), f"leaf {number} of {len(leaves)}"
+
+
 def test_steps_that_fail_in_a_row_end_it_with_the_last_good_state(small_text):
     ids, size = encode(small_text)
     train_steps, first = start(ids, size, rule="adam", rate=1e38)

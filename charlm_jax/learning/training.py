@@ -257,4 +257,7 @@ class _Learner:
 
 
 def _all_finite(state: TrainingState) -> Bool[Array, ""]:
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]).all()
+    by_shape: dict[tuple[int, ...], Bool[Array, "*shape"]] = {}  # one reduction for each, not for each array
+    for leaf in jax.tree.leaves(state):
+        by_shape[leaf.shape] = by_shape.get(leaf.shape, True) & jnp.isfinite(leaf)
+    return jnp.stack([jnp.all(finite) for finite in by_shape.values()]).all()
