@@ -227,6 +227,23 @@ def test_devices_share_a_batch(small_text, devices):
 STREAMS = ParallelStreams(7, batch_size=5)
 
 
+TOGETHER = {"layers": 2, "dropout": 0.3, "weight_dropout": 0.2}
+SEEDS = [(jax.random.key(seed), 0.001 * (seed + 1), 10 - 3 * seed) for seed in range(4)]  # with its rate and last step
+
+
+@functools.cache
+def trained_alone(text, order, number):
+    """Return one of SEEDS after at most two steps, and at its end."""
+    ids, size = encode(text)
+    key, rate, stop = SEEDS[number]
+    train_steps, first = start(ids, size, rate=rate, order=order, objective=objective_of(order), **TOGETHER)
+    return [jax.tree.map(np.asarray, train_steps(first(), ids, key, last)) for last in (min(2, stop), stop)]
+
+
+def objective_of(order) -> Objective:
+    return "every-character" if order.consecutive else "last-character"
+
+
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 @pytest.mark.parametrize("order", [ORDER, STREAMS])
 def test_models_that_are_trained_together_are_what_they_are_alone(small_text, order, replicas):
@@ -234,20 +251,13 @@ def test_models_that_are_trained_together_are_what_they_are_alone(small_text, or
 
     The tolerance of 1e-5 nats is for a float32 loss of ten steps, summed in another order.
     """
-    ids, size = encode(small_text)
-    objective: Objective = "every-character" if order.consecutive else "last-character"
-    chosen = {"order": order, "objective": objective, "layers": 2, "dropout": 0.3, "weight_dropout": 0.2}
-    seeds = [(jax.random.key(seed), 0.001 * (seed + 1), 10 - 3 * seed) for seed in range(replicas)]
-    alone, begun = [], []
-    for key, rate, stop in seeds:
-        train_steps, first = start(ids, size, rate=rate, **chosen)
-        alone.append(train_steps(first(), ids, key, stop))
-        begun.append(train_steps(first(), ids, key, min(2, stop)))
+    ids, _ = encode(small_text)
+    begun, alone = zip(*[trained_alone(small_text, order, number) for number in range(replicas)], strict=True)
     mesh = replica_mesh(jax.devices()[:2], replicas)
-    train_together = make_train_steps(make_optimizer("rmsprop-keras-2"), order, objective, mesh)
-    states = jax.tree.map(lambda *leaves: jnp.stack([np.asarray(leaf) for leaf in leaves]), *begun)
-    keys = jnp.stack([key for key, _, _ in seeds])
-    together = train_together(states, replicate(ids, mesh), keys, jnp.array([stop for _, _, stop in seeds]))
+    train_together = make_train_steps(make_optimizer("rmsprop-keras-2"), order, objective_of(order), mesh)
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *begun)
+    keys, _, stops = zip(*SEEDS[:replicas], strict=True)
+    together = train_together(states, replicate(ids, mesh), jnp.stack(keys), jnp.array(stops))
     for number, state in enumerate(alone):
         mine = jax.tree.map(lambda leaf: leaf[number], together)  # noqa: B023
         assert int(mine.step) == int(state.step)
