@@ -257,7 +257,8 @@ class _Learner:
 
 
 def _all_finite(state: TrainingState) -> Bool[Array, ""]:
-    by_shape: dict[tuple[int, ...], Bool[Array, "*shape"]] = {}  # one reduction for each, not for each array
+    # By shape: each reduction is a kernel to compile and to start, and most arrays have the shape of others.
+    by_shape: dict[tuple[int, ...], Bool[Array, "*shape"]] = {}
     for leaf in jax.tree.leaves(state):
         by_shape[leaf.shape] = by_shape.get(leaf.shape, True) & jnp.isfinite(leaf)
     return jnp.stack([jnp.all(finite) for finite in by_shape.values()]).all()

@@ -171,7 +171,7 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
     """Create a run's directory, or open an existing one of the same run, and hold it for this process alone.
 
     More epochs extend a run whose learning rate is constant from the start; patience and what to do on divergence may
-    change.
+    change. The same text may come from another place or in another encoding.
 
     Raises:
         InputError: the directory cannot be written, or holds something else or another run, which is left unchanged; or
