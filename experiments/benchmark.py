@@ -203,8 +203,8 @@ class Order:
         """Return what it took over all rounds, per step of a model or per character of a stream."""
         units = self.count * self.options.get("streams", 1) * self.options.get("models", 1)
         contender, size = self.worker.contender, self.options["hidden_size"]
-        middle, least, most = (figure(seconds) / units for figure in (median, min, max))
-        return Timing(self.title, contender.name, contender.precision, size, middle, least, most, peak_bytes)
+        middle, minimum, maximum = (figure(seconds) / units for figure in (median, min, max))
+        return Timing(self.title, contender.name, contender.precision, size, middle, minimum, maximum, peak_bytes)
 
 
 def _first_steps(

@@ -157,7 +157,7 @@ def test_the_benchmark_times_every_contender_that_is_there(tmp_path, monkeypatch
     benchmark.main(["--rounds", "1", "--hidden-sizes", "4", "--json", "--figure", str(figure)])
     output, errors = capsys.readouterr()
     record = json.loads(output)
-    assert all(0 < row["least"] <= row["median"] <= row["most"] for row in record["seconds"])
+    assert all(0 < row["minimum"] <= row["median"] <= row["maximum"] for row in record["seconds"])
     assert all(row["peak_bytes"] > 10 * 2**20 for row in record["seconds"])
     timed = {row["contender"] for row in record["seconds"] if row["title"] == "training step"}
     absent = set(record["machine"]["absent"])

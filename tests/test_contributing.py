@@ -86,12 +86,12 @@ def test_the_experiment_is_one_like_the_others(changed, tmp_path):
     assert (code, errors) == (0, "")
     assert output.startswith("usage: scripts/run predictability")
     (tmp_path / "text.txt").write_text(text := "abracadabra, abracadabra")
-    code, output, errors = run(changed, "experiments/predictability.py", tmp_path / "text.txt", "--most", "2")
+    code, output, errors = run(changed, "experiments/predictability.py", tmp_path / "text.txt", "--context", "2")
     assert (code, errors) == (0, "")
     assert [line.split() for line in output.splitlines()[1:]] == [
         [str(before), f"{joint(text, before + 1) - joint(text, before):.4f}"] for before in range(3)
     ]
-    code, output, errors = run(changed, "experiments/predictability.py", tmp_path / "text.txt", "--most", "24")
+    code, output, errors = run(changed, "experiments/predictability.py", tmp_path / "text.txt", "--context", "24")
     assert (code, output) == (2, "")
     assert errors.count("\n") == 1
     assert "has 24 characters; name a longer one" in errors

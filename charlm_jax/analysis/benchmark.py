@@ -47,8 +47,8 @@ class Timing:
     precision: Precision
     hidden_size: int
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     peak_bytes: int
 
     @property
@@ -129,7 +129,7 @@ def describe(benchmark: Benchmark) -> Iterator[str]:
                 Title.TRAINING: f"{EPOCH_STEPS * row.median:8.3g} s an epoch",
                 Title.FIRST_STEP: f"{row.peak_bytes / 2**20:8.0f} MiB",
             }.get(Title(title), "")
-            spread = "" if row.least == row.most else f"({in_words(row.least)} to {in_words(row.most)})"
+            spread = "" if row.minimum == row.maximum else f"({in_words(row.minimum)} to {in_words(row.maximum)})"
             ours = "" if row.contender == OURS else f"{ratio:8.1f} x ours"
             label = benchmark.named(row.contender, row.precision)
             yield f"  {label:<30} {in_words(row.median):>8}  {spread:<22}{more}{ours}".rstrip()
@@ -186,13 +186,13 @@ def plot_benchmark(benchmark: Benchmark) -> "Figure":
     for axes, title, shown in zip(places, titles, panels, strict=True):
         for place, timing in enumerate(shown):
             colour = BLUE if timing.contender.startswith(OURS) else "0.4"
-            axes.plot([timing.least, timing.most], [place, place], color=colour, lw=2, solid_capstyle="butt")
+            axes.plot([timing.minimum, timing.maximum], [place, place], color=colour, lw=2, solid_capstyle="butt")
             axes.plot(timing.median, place, "o", color=colour, ms=7)
-            beside = (timing.most, place), (8, 0)
+            beside = (timing.maximum, place), (8, 0)
             axes.annotate(in_words(timing.median), *beside, textcoords="offset points", va="center")
         axes.set_xscale("log")
-        least, most = min(timing.least for timing in shown) / 1.5, max(timing.most for timing in shown)
-        axes.set_xlim(least, least * (most / least) ** 1.6)  # three eighths of the axis are for words
+        low, high = min(timing.minimum for timing in shown) / 1.5, max(timing.maximum for timing in shown)
+        axes.set_xlim(low, low * (high / low) ** 1.6)  # three eighths of the axis are for words
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: in_words(seconds)))
         axes.set_yticks(range(len(shown)), [benchmark.named(timing.contender, timing.precision) for timing in shown])
         axes.set_ylim(rows - 0.4, -0.6)  # equally far apart in every panel, the first on top

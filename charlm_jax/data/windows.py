@@ -61,10 +61,10 @@ def split_held_out(
         return border(length) > window and (length - border(length) > window or not held_out_fraction)
 
     if not fits(len(ids)):
-        least = bisect_left(range(2**62), True, key=fits)
+        enough = bisect_left(range(2**62), True, key=fits)
         raise InputError(
             f"{name} has {counted(len(ids), 'character')}, but --window {window} with --held-out-fraction "
-            f"{held_out_fraction:g} needs at least {least}, whatever the batch; give a longer text or a smaller window"
+            f"{held_out_fraction:g} needs at least {enough}, whatever the batch; give a longer text or a smaller window"
         )
     return ids[: border(len(ids))], ids[border(len(ids)) :]
 

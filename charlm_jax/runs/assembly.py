@@ -167,10 +167,10 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     order = make_order(chosen)
     steps = order.steps(len(training_ids))
     if not steps:
-        most = len(training_ids) // chosen.window - 1
+        largest = len(training_ids) // chosen.window - 1
         raise InputError(
             f"the {len(training_ids):,} characters of training text do not fill --batch-size {chosen.batch_size} "
-            f"windows of {chosen.window} side by side; give at most --batch-size {most}, or --carry fresh"
+            f"windows of {chosen.window} side by side; give at most --batch-size {largest}, or --carry fresh"
         )
     if (windows := order.windows(len(training_ids))) >= 2**31:
         raise InputError(

@@ -63,8 +63,8 @@ def train(
     """
     _require_alike([job], job.mesh, text)
     if text == "auto":
-        least = min(everyones(device_memory(job.mesh)))
-        text = "streamed" if job.training_ids.nbytes > least // 4 else "resident"
+        smallest = min(everyones(device_memory(job.mesh)))
+        text = "streamed" if job.training_ids.nbytes > smallest // 4 else "resident"
     train_steps = train_steps_of(job, job.mesh)
     if text == "streamed":
         take = _streamed(job, train_steps)
