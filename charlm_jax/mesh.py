@@ -25,14 +25,19 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     On a CPU, JAX sees one device unless `jax_num_cpu_devices` is set before JAX first looks for devices.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    return _mesh({DATA: len(devices)}, devices)
 
 
 def replica_mesh(devices: Sequence[Any], replicas: int) -> Mesh:
     """Return a mesh that splits models over gcd(replicas, devices) devices, and each model's batches over the rest."""
     side = math.gcd(replicas, len(devices))
-    shape = side, len(devices) // side
-    return jax.make_mesh(shape, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    return _mesh({REPLICA: side, DATA: len(devices) // side}, devices)
+
+
+def _mesh(shape: dict[str, int], devices: Sequence[Any]) -> Mesh:
+    # Not `jax.make_mesh`, which on a TPU refuses devices that form no block, such as the first three of four, and
+    # replicas that divide no axis of its torus.
+    return Mesh(np.reshape(devices, [*shape.values()]), [*shape], axis_types=(AxisType.Auto,) * len(shape))
 
 
 def replicate(tree: _Tree, mesh: Mesh) -> _Tree:

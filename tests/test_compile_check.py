@@ -198,6 +198,16 @@ def test_generation_exchanges_nothing(devices, job, sampler):
     assert all(one.program.collectives == one.program.host_transfers == () for one in programs)
 
 
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "v4:2x2x2"])
+def test_any_number_of_chips_makes_a_mesh(topology):
+    """Also those that form no block of the torus, and replicas that divide no axis of it."""
+    chips = devices_of(topology)
+    for count in range(1, len(chips) + 1):
+        assert data_mesh(chips[:count]).shape == {"data": count}
+    for replicas in range(1, 9):
+        assert dict(replica_mesh(chips, replicas).shape)["data"] == len(chips) // math.gcd(len(chips), replicas)
+
+
 def test_replicas_exchange_with_their_own_alone(job):
     there, mesh = job(carry="fresh"), replica_mesh(devices_of("v5e:4x4"), 6)
     built = compile_check.build_training(there, mesh, 6)
