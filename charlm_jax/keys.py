@@ -1,7 +1,7 @@
 """Random keys that depend on values, never on positions.
 
 Folding in what a thing *is* (a purpose, a temperature, a prompt) rather than its position in a list keeps random
-numbers common across comparisons: adding a temperature does not change what the others generate.
+numbers common across comparisons: adding a temperature does not change those that the others are given.
 """
 
 import zlib

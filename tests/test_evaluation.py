@@ -40,14 +40,29 @@ def test_every_window_is_read_alone_and_scored_once(small_text, monkeypatch, dev
     assert result.loss_nats == pytest.approx(expected[-1], rel=1e-6)
 
 
-@pytest.mark.parametrize("logits", [1, evaluation.LOGITS])
-def test_a_stream_is_scored_to_its_end(small_text, monkeypatch, logits):
+@pytest.mark.parametrize("numbers", [1, evaluation.NUMBERS])
+def test_a_stream_is_scored_to_its_end(small_text, monkeypatch, numbers):
     """In pieces of 256 characters, the shortest possible, and in one piece."""
-    monkeypatch.setattr(evaluation, "LOGITS", logits)
+    monkeypatch.setattr(evaluation, "NUMBERS", numbers)
     ids, model = small_model(small_text)
     result = evaluate_stream(model, ids)
     assert result.characters == 999
     assert result.loss_nats == pytest.approx(costs(model.parameters, ids).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("characters", "units"), [(2, 64), (900, 2)])
+def test_a_stream_takes_little_memory_however_few_characters_there_are(monkeypatch, characters, units):
+    network = CharacterLSTM(characters, units)
+    model, largest = Model(network, initial_parameters(network, "keras", jax.random.key(1))), []
+
+    def note(model, text, carry):
+        largest.append((text.shape[1] - 1) * max(characters, 4 * units))
+        return jnp.zeros(text.shape[1] - 1), carry
+
+    monkeypatch.setattr(evaluation, "_stream_losses", note)
+    assert evaluate_stream(model, np.zeros(100_000, np.int32)).characters == 99_999
+    assert len(largest) > 1
+    assert max(largest) <= evaluation.NUMBERS
 
 
 def test_bits():

@@ -116,8 +116,9 @@ def generate_piece(
 ) -> tuple[SamplingState, Int32[Array, "stream length"]]:
     """Generate the next `length` characters of each stream.
 
-    The random number that draws character n of a stream depends only on the stream's key and n, so a text does not
-    depend on how it is cut into pieces or on the streams beside it.
+    The random number that draws character n of a stream depends only on the stream's key and n, not on how the text is
+    cut into pieces, nor on the streams beside it. (Their number may change the order of the sums in the logits, and
+    with it a draw that was all but undecided.)
 
     Args:
         model: to sample from.

@@ -21,7 +21,7 @@ def export_sampler(model: Model, *, sampler: Sampler, window: int, length: int) 
         prompts       int32, texts x places: ids, right-aligned; what is left of a prompt is padding
         lengths       int32, texts: characters in each prompt, from 0
         temperatures  float32, texts: at least 0
-        seeds         uint32, texts: one per text; a text does not depend on those beside it
+        seeds         uint32, texts: one per text; its draws do not depend on other texts
         ids           int32, texts x `length`: the characters that follow
 
     Args:

@@ -21,7 +21,7 @@ class Surprisal(NamedTuple):
     """What a model predicted for each character of some texts before reading it, at temperature 1.
 
     Attributes:
-        nats: -log p of the character in the text; infinite where rounding leaves it no probability.
+        nats: -log p of the character in the text; finite, even where float32 has no number for p but 0.
         likeliest: ids of the likeliest characters, likeliest first.
         probabilities: of the likeliest characters.
     """

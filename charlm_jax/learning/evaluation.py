@@ -17,7 +17,7 @@ from charlm_jax.mesh import DATA, fetch, own_rows, replicate
 from charlm_jax.model.network import Model
 
 BATCH_SIZE = 256  # windows read at once
-LOGITS = 1 << 22  # logits of a stream that one dispatch computes
+NUMBERS = 1 << 22  # of the largest array in which one dispatch reads a stream
 
 Score = Callable[[Model, Array], PyTree]
 """A function of windows: (model, characters (batch, time)) -> arrays with one row per window."""
@@ -44,7 +44,7 @@ class Evaluation:
 def evaluate(model: Model, ids: Integer[Array, " character"], mesh: Mesh, *, window: int, stride: int) -> Evaluation:
     """Score the character after every window of a text, each window read from the zero state.
 
-    Stride 1 scores every character but the first `window`.
+    Stride 1 scores every character but the first `window`; a text needs at least one more than `window`.
     """
     total, count = sum_over_windows(last_losses, model, ids, mesh, window=window, stride=stride)
     return Evaluation(loss_nats=float(total) / count, characters=count)
@@ -70,9 +70,10 @@ def evaluate_stream(model: Model, ids: Integer[Array | np.ndarray, " character"]
 
     The text, of at least two characters, is read in order as one stream on one device: no batch layout matters.
     """
-    piece = max(LOGITS // model.network.vocabulary_size, 256)
+    network = model.network
+    piece = max(NUMBERS // max(network.vocabulary_size, 4 * network.hidden_size), 256)  # logits, and gates
     text, total = np.asarray(ids), 0.0
-    carry = model.network.zero_carry((1,))
+    carry = network.zero_carry((1,))
     for start in range(0, len(text) - 1, piece):
         characters = jnp.array(text[None, start : start + piece + 1], jnp.int32)
         loss, carry = _stream_losses(model, characters, carry)
