@@ -83,6 +83,7 @@ def test_runs_that_diverged_are_counted_and_count_for_nothing():
     losses = [2 - 0.08 + 0.03 + seed / 50 for seed in (2, 3)]
     assert (some["replicas"], some["diverged"]) == ("3", "1")
     assert float(some["low"]) == pytest.approx(Interval.of(losses).low, abs=1e-4)
+    assert (none["characters_per_second_each"], some["characters_per_second_each"]) == ("", "100000")
     plot_outcomes([*lost, *GRID[4:]], title="some diverged")
 
 

@@ -82,6 +82,14 @@ def test_the_distance_over_all_measures_is_cliffs_delta_counted_by_hand():
             assert found[place] == pytest.approx(np.mean(deltas))
 
 
+def test_texts_without_a_measure_are_apart_from_human_ones_that_have_it():
+    some, none = np.array([[0.5, 0.7]]), np.full((1, 2), np.nan)
+    assert Sweep(TEMPERATURES[:1], {"known_words": none}, {"known_words": some[0]}).distances() == [1.0]
+    assert Sweep(TEMPERATURES[:1], {"known_words": none}, {"known_words": none[0]}).distances() == [0.0]
+    half = np.array([[0.5, np.nan]])
+    assert Sweep(TEMPERATURES[:1], {"known_words": half}, {"known_words": np.array([0.5, 0.7])}).distances() == [0.75]
+
+
 @pytest.mark.parametrize(
     ("means", "answers"),
     [

@@ -1,6 +1,7 @@
 """Results of a grid of runs: means over replicas with confidence intervals, as a table and a figure."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -88,6 +89,12 @@ def training_flops(network: CharacterLSTM, objective: Objective, window: int) ->
     return 6.0 * (gates + head * targets_of(objective, window).learned / window)
 
 
+def _median(numbers: Sequence[float]) -> float:
+    """Return the median of the numbers that are known, or nan; a run that diverges at once has no speed."""
+    known = [number for number in numbers if not math.isnan(number)]
+    return statistics.median(known) if known else math.nan
+
+
 def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of a grid's results, one row per combination; a last column says why runs failed."""
     rows: list[dict[str, str]] = []
@@ -102,7 +109,7 @@ def results_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str
         losses |= {"bits_per_character": loss.mean / math.log(2)}
         losses |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
         diverged = sum(math.isnan(outcome.held_out_loss) and not outcome.failure for outcome in group)
-        speed = float(np.median([outcome.characters_per_second for outcome in group]))
+        speed = _median([outcome.characters_per_second for outcome in group])
         row = {name: str(choice) for name, choice in first.choices.items()}
         row |= {"replicas": str(len(group)), "diverged": str(diverged)}
         row |= {name: written(number, ".4f") for name, number in losses.items()}
@@ -146,7 +153,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
             axes.errorbar(places, means, yerr=highs - means, lw=1.8, capsize=4, **style)
             dots = [(place_of(run, aside + 0.008), getattr(run, measure)) for group in groups for run in group]
             axes.plot(*np.transpose(dots), "o", color=style["color"], ms=3.5, alpha=0.5, mew=0)
-        speeds = [np.median([each.together * each.characters_per_second for each in group]) for group in groups]
+        speeds = [_median([each.together * each.characters_per_second for each in group]) for group in groups]
         speed.plot(places, speeds, "o", **style)
         cost.plot(places, [group[0].parameters for group in groups], "o", **style)
         cost.plot(places, [group[0].flops for group in groups], "s", **{**style, "mfc": "none"})

@@ -96,7 +96,8 @@ class Sweep:
 
         This is the mean over measures of the absolute value of Cliff's delta (1993): the probability that a generated
         text exceeds a human one, minus that of the reverse. At 0 neither is more likely, at 1 the texts are wholly
-        apart. The units and spreads of the measures do not matter.
+        apart. The units and spreads of the measures do not matter. A text without a measure, as of its words if it has
+        none, is below all that have it.
 
         Args:
             weights: how often each prompt counts; None means once.
@@ -106,7 +107,8 @@ class Sweep:
         shares = weights / weights.sum(axis=-1, keepdims=True)
         deltas = []
         for name, samples in self.samples.items():
-            exceeds = np.nan_to_num(np.sign(samples[:, :, None] - self.human[name]))  # nan exceeds nothing
+            ours, human = (np.where(np.isnan(each), -np.inf, each) for each in (samples[:, :, None], self.human[name]))
+            exceeds = np.where(ours > human, 1.0, 0.0) - (ours < human)
             deltas.append(np.abs(np.einsum("tij,...i,...j->...t", exceeds, shares, shares, optimize=True)))
         return np.mean(deltas, axis=0)
 
