@@ -62,6 +62,9 @@ def sha256(content):
 def test_a_corpus_is_downloaded_once(server, path, tmp_path):
     requests = server(path, sha256=sha256(TEXT), zip_sha256=sha256(archive()) if path == "/served.zip" else None)
     assert load_corpus("served").text == load_corpus("served").text == "served text\n"
+    for file in (tmp_path / "cache").rglob("served"):  # half unpacked by a process that was killed
+        file.write_bytes(TEXT[:3])
+    assert load_corpus("served").text == "served text\n"
     assert len(requests) == 1
     assert (tmp_path / "cache" / "charlm_jax").stat().st_mode & 0o777 == 0o700
 

@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -232,6 +233,9 @@ def _bytes_of(name: str, source: Download) -> bytes:
     local = Path(folder, source.file) if folder else None
     path = local if local and local.exists() else _downloaded(name, source)
     content = _contents(path)
+    if path != local and source.zip_sha256:
+        # Unpacked anew each time: a file that was being unpacked when the machine died would look complete.
+        content = zipfile.ZipFile(io.BytesIO(content)).read(source.file)
     found = hashlib.sha256(content).hexdigest()
     if found != source.sha256:
         raise InputError(
@@ -248,20 +252,16 @@ def _downloaded(name: str, source: Download) -> Path:
     with suppress(OSError):  # a cache that cannot be made is reported below
         cache.mkdir(parents=True, mode=0o700, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
-    served, unpack = source.file, None
-    if source.zip_sha256:
-        served, unpack = f"{source.file}.zip", pooch.Unzip(members=[source.file])
+    served = f"{source.file}.zip" if source.zip_sha256 else source.file
     sha256 = source.zip_sha256 or source.sha256
     try:
-        found = pooch.retrieve(
-            source.url, f"sha256:{sha256}", fname=served, path=cache, processor=unpack, progressbar=True
-        )
+        return Path(pooch.retrieve(source.url, f"sha256:{sha256}", fname=served, path=cache, progressbar=True))
     except ValueError as error:  # how pooch reports a wrong hash
         raise InputError(
             f"{source.url} does not serve the published {name} (SHA-256 {sha256}); name your own text with "
             f"--corpus FILE, or put {source.file} into a folder that ${DATA_FOLDER_VARIABLE} names"
         ) from error
-    except Exception as error:  # requests, urllib3, zipfile and the disk each fail in their own way
+    except Exception as error:  # requests, urllib3 and the disk each fail in their own way
         folder = os.environ.get(DATA_FOLDER_VARIABLE) or "not set"
         raise InputError(
             f"the corpus {name} is neither in ${DATA_FOLDER_VARIABLE} ({folder}) nor in {str(cache)!r}, "
@@ -269,4 +269,3 @@ def _downloaded(name: str, source: Download) -> Path:
             f"{source.file} into a folder that ${DATA_FOLDER_VARIABLE} names, or train on another text with "
             f"--corpus FILE or --corpus {PYTHON_DOCS}"
         ) from error
-    return Path(found[0] if unpack else found)
