@@ -26,6 +26,7 @@ import tyro
 from charlm_jax.choices import MODEL_FILES, Checkpoint, GateActivation
 from charlm_jax.errors import require, require_count
 from charlm_jax.runs.command_line import folded, run_command, tell
+from charlm_jax.runs.configuration import flag
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,18 @@ class Arguments:
     def __post_init__(self) -> None:
         require_count("--length", self.length)
         require_count("--window", self.window)
+        writes = self.source.is_dir()
+        names = ("corpus", "encoding", "lowercase", "gate_activation", "window") if writes else ("checkpoint", "length")
+        for name in names:
+            value, direction = getattr(self, name), "a run becomes a file" if writes else "a file becomes a run"
+            require(flag(name), value, value == getattr(Arguments, name), f"omitted where {direction}")
+        for name in ("encoding", "lowercase"):
+            value = getattr(self, name)
+            require(flag(name), value, not value or self.corpus is not None, "given with --corpus")
         for place in (self.target, self.target.with_name(f"{self.target.name}.json")):
             require("TARGET", place, not place.exists(), "new, as nothing is overwritten")
-        file, readable = self.target if self.source.is_dir() else self.source, MODEL_FILES
-        if not self.source.is_dir():
+        file, readable = self.target if writes else self.source, MODEL_FILES
+        if not writes:
             require("SOURCE", self.source, self.source.is_file(), "the directory of a run, or a file")
             readable = MODEL_FILES[:-1]
         require("file", file, file.name.endswith(readable), f"one that ends in {', '.join(readable)}")

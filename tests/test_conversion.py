@@ -184,7 +184,7 @@ def test_a_converted_run_is_evaluated_and_started_from_but_not_gone_on_with(made
     assert json.loads(captured.out)["characters"] == 90
     assert "without baselines: the text that the model of" in captured.err
     assert call("evaluate", path) == 2
-    assert "name a text with --text FILE" in capsys.readouterr().err
+    assert "`sample` and `evaluate --text FILE` do without it" in capsys.readouterr().err
     assert call("sample", path) == 2
     assert "give one with --prompt TEXT" in capsys.readouterr().err
     assert call("verify", path) == 0
@@ -211,6 +211,9 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
         ([], "sigmoid or hard_sigmoid and --corpus TEXT\n"),
         (["--gate-activation", "sigmoid"], "lacks the vocabulary of its model; give --corpus TEXT"),
         (["--gate-activation", "sigmoid", "--corpus", ROOT / "LICENSE"], "knows 9 characters, not the "),
+        (["--lowercase"], "--lowercase True cannot be used: it must be given with --corpus"),
+        (["--encoding", "latin-1"], "--encoding latin-1 cannot be used: it must be given with --corpus"),
+        (["--checkpoint", "newest"], "--checkpoint newest cannot be used: it must be omitted where a file becomes a run"),
     ]:
         assert call(*command, *flags) == 2
         assert words in capsys.readouterr().err
@@ -222,6 +225,8 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
     assert (loaded.configuration.lowercase, loaded.configuration.window) == (True, 60)
     assert call(*command[:2], tmp_path / "other", *flags, "--window", 7) == 0
     assert read_run(open_run(tmp_path / "other")).configuration.window == 7
+    assert call("convert", tmp_path / "run", tmp_path / "model.keras", "--window", 7) == 2
+    assert "--window 7 cannot be used: it must be omitted where a run becomes a file" in capsys.readouterr().err
 
 
 def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):

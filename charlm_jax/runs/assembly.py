@@ -170,7 +170,8 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
         largest = len(training_ids) // chosen.window - 1
         raise InputError(
             f"the {len(training_ids):,} characters of training text do not fill --batch-size {chosen.batch_size} "
-            f"windows of {chosen.window} side by side; give at most --batch-size {largest}, or --carry fresh"
+            f"windows of {chosen.window} side by side; give "
+            f"{f'at most --batch-size {largest}' if largest else 'a smaller --window'}, or --carry fresh"
         )
     if (windows := order.windows(len(training_ids))) >= 2**31:
         raise InputError(

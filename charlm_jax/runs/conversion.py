@@ -77,8 +77,8 @@ def write_model(run: LoadedRun, path: Path, ending: str, length: int) -> None:
             parameters = scale_gates(parameters, KERAS_3_SLOPE)
         fixed = chosen.window if chosen.sampler == "windowed" else None
         content = _keras_files().write_keras(ending, to_keras(parameters), chosen.gate_activation, fixed)
+    write_atomically(path, content)  # first, as the larger: if the disk is full, nothing is left
     write_json(_beside(path), record)
-    write_atomically(path, content)
 
 
 def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:

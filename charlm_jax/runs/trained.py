@@ -216,18 +216,18 @@ def load_text(run: RunDirectory) -> tuple[Integer[np.ndarray, " training"], Inte
     if recorded["sha256"] is None:
         raise InputError(
             f"the text that the model of {str(run.path)!r} learned from is unknown, as it is from another library; "
-            "name a text with --text FILE"
+            "`sample` and `evaluate --text FILE` do without it"
         )
     if chosen.corpus not in NAMES and not Path(chosen.corpus).exists():
         raise InputError(
-            f"the text that the run {str(run.path)!r} learned from is missing from {chosen.corpus!r}; restore it, "
-            "or name another with --text FILE"
+            f"the text that the run {str(run.path)!r} learned from is missing from {chosen.corpus!r}; restore it; "
+            "`sample` and `evaluate --text FILE` do without it"
         )
     corpus = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     if corpus.sha256 != recorded["sha256"]:
         raise InputError(
             f"the corpus {corpus.name!r} is not the text that the run {str(run.path)!r} learned from; "
-            "restore that text, or name one with --text FILE"
+            "restore that text; `sample` and `evaluate --text FILE` do without it"
         )
     ids = encoded(corpus, run.vocabulary()).ids
     return split_held_out(ids, held_out_fraction=chosen.held_out_fraction, window=chosen.window)
