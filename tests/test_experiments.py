@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -216,6 +217,16 @@ def test_a_reader_that_has_seen_enough_and_a_terminal_without_the_letters(traine
     code, output, errors = run("text_generation", *flags, environment={"PYTHONIOENCODING": "ascii"})
     assert code == 0, errors
     assert "\\u5929" in output
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_that_is_started_without_a_standard_stream_does_its_work(trained, tmp_path, closed):
+    for path, code in ((trained[0], 0), (tmp_path, 2)):
+        words = shlex.join([sys.executable, str(ROOT / "experiments" / "verify.py"), str(path)])
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(f"{words} {closed}", shell=True, capture_output=True, env=environment)
+        assert (ended.returncode, b"Traceback" in ended.stderr) == (code, False)
+        assert (b"is not a run directory" in ended.stderr) == (code == 2 and "2>" not in closed)
 
 
 def test_evaluate_repeats_the_number_of_the_run(trained, corpus, tmp_path, capsys):

@@ -4,6 +4,8 @@ A sample of each runs with the other tests; `scripts/test --faults` runs all of 
 """
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import re
@@ -27,6 +29,7 @@ from charlm_jax.runs.checkpoints import newest_state, read_state, state_files
 from charlm_jax.runs.command_line import parse_training
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.directory import RunDirectory, open_run
+from charlm_jax.runs.files import hold_folder, is_held
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.tracking import points_of
 from charlm_jax.runs.train import train
@@ -346,6 +349,63 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(begin, corpus, unb
     assert "is being written" not in (tmp_path / "stderr").read_text(), "the lock went with its process"
 
 
+def test_a_kill_between_an_epochs_two_records_is_no_damage(unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    *lines, last = map(json.loads, run.metrics.read_text().splitlines())
+    assert last["event"] == "epoch"
+    lowest = {**lines[-1], "held_out_loss": 0.001}
+    assert lowest["event"] == "evaluation"
+    run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines[:-1], lowest]))
+    assert not [finding for finding in verify(run) if finding.problem]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", 1.5),
+        ("embedding_size", True),
+        ("corpus", 5),
+        ("encoding", 5),
+        ("seed", "1"),
+        ("init_from", [1]),
+        ("clip", "1"),
+        ("clip", 10**400),
+        ("temperatures", ["1"]),
+        ("lowercase", 1),
+    ],
+)
+def test_a_choice_of_the_wrong_type_is_refused(name, value):
+    record = {**Configuration().to_json(), name: value}
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} .* cannot be used: it must be [a-z]"):
+        Configuration.from_json(record)
+
+
+def test_a_whole_number_may_stand_for_a_float():
+    assert Configuration.from_json({**Configuration().to_json(), "clip": 2, "temperatures": [1]}) == Configuration(
+        clip=2.0, temperatures=(1.0,)
+    )
+
+
+def test_only_the_unfinished_files_of_dead_processes_are_removed(unbroken, tmp_path):
+    """Not a user's, nor those that another process, such as a report's, is about to rename."""
+    dead, alive, foreign = f".a.{2**22 + 1}.unfinished", f".b.{os.getppid()}.unfinished", ".notes.2024"
+    for name in (dead, alive, foreign):
+        (tmp_path / name).touch()
+    with hold_folder("--run-dir", tmp_path):
+        assert {path.name for path in tmp_path.glob(".*")} == {alive, foreign}
+
+
+def test_a_folder_that_cannot_be_locked_may_be_held(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    assert not is_held(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with hold_folder("--grid-dir", tmp_path):
+        assert is_held(tmp_path)
+
+
 def test_links_out_of_a_run_are_not_followed(begin, unbroken, tmp_path):
     for name in ("config.json", "metrics.jsonl", "checkpoints", "best"):
         path = tmp_path / name
@@ -357,7 +417,7 @@ def test_links_out_of_a_run_are_not_followed(begin, unbroken, tmp_path):
     victim, outside = tmp_path / "victim", tmp_path / "outside"
     victim.write_text("not ours")
     outside.mkdir()
-    (outside / ".notes.2024").write_text("not ours")
+    (outside / ".notes.2024.unfinished").write_text("not ours")
     path = tmp_path / "run"
     shutil.copytree(unbroken[0], path)
     for name, target in (("lock", victim), ("checkpoints", outside), ("best", outside)):
@@ -365,7 +425,7 @@ def test_links_out_of_a_run_are_not_followed(begin, unbroken, tmp_path):
         (path / name).symlink_to(target)
         ended = begin().wait()
         assert (ended.code, f"{name}' is a link" in ended.errors) == (2, True), ended
-        assert (victim.read_text(), (outside / ".notes.2024").read_text()) == ("not ours", "not ours")
+        assert (victim.read_text(), (outside / ".notes.2024.unfinished").read_text()) == ("not ours", "not ours")
         (path / name).unlink()
         (tmp_path / "kept").rename(path / name)
     (path / "samples.jsonl").rename(tmp_path / "kept")

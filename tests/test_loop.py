@@ -470,7 +470,7 @@ def test_damaged_files_are_named(tiny, tmp_path, file, content, message):
 def test_a_directory_that_an_interrupted_start_left_is_used(tiny, tmp_path):
     path = tmp_path / "run"
     path.mkdir()
-    for name in ("provenance.json", ".config.json.1234"):
+    for name in ("provenance.json", ".config.json.1234.unfinished"):
         (path / name).write_text("{")
     assert len(finish(dataclasses.replace(tiny, epochs=1), path)[0]) == 1
 

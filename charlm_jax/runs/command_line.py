@@ -241,9 +241,19 @@ def mendable(error: Exception) -> str | None:
     return None
 
 
+def _open_standard_streams() -> None:
+    """Open those that this process was started without; otherwise its files would take their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn errors that users can fix into one sentence and an exit code; a bug of ours keeps its traceback."""
+    _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     try:

@@ -85,7 +85,8 @@ class Configuration:
     """Stop after this many epochs without a lower held-out loss; never stop early if not given."""
 
     on_divergence: OnDivergence = "warn"
-    """When training loss rises 0.5 nats above the lowest or a uniform guess's: warn, or return to the best model."""
+    """When training loss rises 0.5 nats above the lowest or a uniform guess's: warn, or return to the best model and
+    its place in the schedule."""
 
     temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 1.2)
     """Softmax temperatures at which to generate text after an epoch."""
@@ -140,12 +141,21 @@ class Configuration:
         """Rebuild a configuration from its JSON object.
 
         Raises:
-            InputError: its fields are not those of this version.
+            InputError: its fields are not those of this version, or a value is of the wrong type.
         """
-        odd = record.keys() ^ {field.name for field in dataclasses.fields(cls)}
-        if odd:
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if odd := record.keys() ^ fields.keys():
             raise InputError(f"its fields are not those of this version: {', '.join(sorted(odd))}")
-        return cls(**{**record, "temperatures": tuple(record["temperatures"])})
+        chosen = {}
+        for name, value in record.items():
+            kind, several = fields[name], name == "temperatures"
+            kinds, values = get_args(kind) or (kind,), tuple(value) if several else (value,)
+            if float in kinds:
+                values = tuple(map(_as_float, values))
+            sound = get_origin(kind) is Literal or all(type(each) in kinds for each in values)
+            require(flag(name), repr(value), sound, str(getattr(kind, "__name__", kind)))
+            chosen[name] = values if several else values[0]
+        return cls(**chosen)
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as a JSON object."""
@@ -155,6 +165,11 @@ class Configuration:
         """Describe, field by field, where another configuration differs."""
         mine, theirs = self.to_json(), other.to_json()
         return [f"{flag(name)} {mine[name]} there, {theirs[name]} here" for name in mine if mine[name] != theirs[name]]
+
+
+def _as_float(value: Any) -> Any:
+    """Return a whole number, which may stand for a float in JSON, as one; anything else as it is."""
+    return float(value) if type(value) is int and abs(value) < 2**53 else value
 
 
 def flag(name: str) -> str:

@@ -23,14 +23,14 @@ LOCK = "lock"
 
 
 def is_held(folder: Path) -> bool:
-    """Return whether a process holds a folder; see `hold_folder`."""
+    """Return whether a process holds a folder, or may hold it where the file system has no locks; see `hold_folder`."""
     try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except FileNotFoundError:
+        return False
+    except OSError:  # held, or on a file system without locks, where nobody can tell
         return True
-    except OSError:
-        pass
     return False
 
 
@@ -55,8 +55,8 @@ def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             tell(f"{str(folder)!r} cannot be locked ({error.strerror}): ensure nobody else writes there")
         for path in (path for each in (folder, *inside) for path in each.glob(".*")):
-            if is_temporary(path) and path.is_file() and not path.is_symlink():
-                path.unlink()
+            if is_temporary(path) and path.is_file() and not path.is_symlink() and not _is_being_written(path):
+                path.unlink(missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -68,7 +68,7 @@ def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file atomically: it is there whole or not at all, whatever happens, and on disk on return."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -92,7 +92,19 @@ def sync_names(folder: Path) -> None:
 
 def is_temporary(path: Path) -> bool:
     """Return whether a name is that of an unfinished `write_atomically`."""
-    return re.fullmatch(r"\..+\.\d+", path.name) is not None
+    return re.fullmatch(r"\..+\.\d+\.unfinished", path.name) is not None
+
+
+def _is_being_written(temporary: Path) -> bool:
+    """Return whether another process of this machine, with the number in the name, exists."""
+    number = int(temporary.suffixes[-2].removeprefix("."))
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return number != os.getpid()
 
 
 def read_json(path: Path) -> dict[str, Any]:
