@@ -213,7 +213,10 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
         (["--gate-activation", "sigmoid", "--corpus", ROOT / "LICENSE"], "knows 9 characters, not the "),
         (["--lowercase"], "--lowercase True cannot be used: it must be given with --corpus"),
         (["--encoding", "latin-1"], "--encoding latin-1 cannot be used: it must be given with --corpus"),
-        (["--checkpoint", "newest"], "--checkpoint newest cannot be used: it must be omitted where a file becomes a run"),
+        (
+            ["--checkpoint", "newest"],
+            "--checkpoint newest cannot be used: it must be omitted where a file becomes a run",
+        ),
     ]:
         assert call(*command, *flags) == 2
         assert words in capsys.readouterr().err
