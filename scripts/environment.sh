@@ -19,7 +19,13 @@ find_python() {
     exit 2
 }
 
+packages() {
+    { ls "$venv"/lib/*/site-packages 2>/dev/null || true; } | cksum
+}
+
 not_installed() {
+    # An installer that changed nothing, such as one without a network, leaves what was there as good as it was.
+    if [ -f "$record.before" ] && [ "$(packages)" = "$had" ]; then mv "$record.before" "$record"; fi
     echo "error: the packages could not be installed (see above); connect to a network, or configure pip's or uv's" \
         "index, and run again" >&2
     exit 2
@@ -52,15 +58,17 @@ is_installed() {
 }
 
 set_up() {
-    local lock=$1 other marks
+    local lock=$1 other marks had
     echo "setting up $venv, once: about 300 MB to download, 0.9 GB on disk, about a minute" >&2
     [ -f "$record" ] || rm -rf "$venv"
     # Another lock stays recorded as installed only while that lock is unchanged.
     marks=$(for other in "$root"/scripts/*.lock; do if is_installed "$other"; then mark_of "$other"; fi; done)
-    rm -f "$record"
+    had=$(packages)
+    if [ -f "$record" ]; then mv "$record" "$record.before"; fi
     install_lock "$lock"
     printf '%s\n' "$marks" "$(mark_of "$lock")" | grep . >"$record.new"
     mv "$record.new" "$record"
+    rm -f "$record.before"
 }
 
 use_environment() {

@@ -124,3 +124,22 @@ def test_a_set_up_that_reaches_no_index_says_what_to_do(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert "0.9 GB on disk" in done.stderr.splitlines()[0]
     assert done.stderr.splitlines()[-1].startswith("error: the packages could not be installed (see above); connect")
+
+
+def test_a_set_up_that_fails_leaves_what_was_installed(tmp_path):
+    """Without a network, the packages of another lock stay in use."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=CACHES)
+    (tmp_path / "scripts" / "none.lock").write_text("# a lock of no packages\n")
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_NO_CACHE": "1"}
+
+    def use(lock):
+        words = ["bash", "-c", f". scripts/environment.sh; use_environment {lock}"]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert use("none.lock").returncode == 0
+    record = tmp_path / ".venv" / "installed"
+    marks = record.read_text()
+    assert marks.startswith("none.lock ")
+    assert use("requirements.lock").returncode == 2
+    assert record.read_text() == marks
+    assert use("none.lock").stderr == "", "nothing is set up again"
