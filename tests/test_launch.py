@@ -1,5 +1,6 @@
 """Grids whose jobs are processes on this machine."""
 
+import os
 import re
 import signal
 import time
@@ -64,10 +65,17 @@ def test_jobs_end_with_who_launched_them(corpus, tmp_path):
         while not all((path / "metrics.jsonl").exists() for path in runs):
             assert launcher.poll() is None, launcher.communicate()
             time.sleep(0.05)
+        jobs, grid = [int((path / "lock").read_text().split()[1]) for path in runs], tmp_path / "grid" / "jobs"
+        for job in jobs:
+            os.kill(job, signal.SIGSTOP)
         launcher.kill()
         # The launcher is not reaped yet: a container's first process may never do that.
-        for path in runs:
-            free(path)
+        free(grid)
+        with hold_folder("--grid-dir", grid):  # as does another launcher, before the jobs have looked
+            for job in jobs:
+                os.kill(job, signal.SIGCONT)
+            for path in runs:
+                free(path)
     assert 0 < len(read_records(open_run(runs[0]).metrics)) < 1000
 
 

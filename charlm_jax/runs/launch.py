@@ -9,14 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from charlm_jax.choices import Launcher
 from charlm_jax.errors import PREEMPTED, DivergedError, InputError, Preempted, optional, require
 from charlm_jax.runs.command_line import mendable, tell
-from charlm_jax.runs.files import is_held
+from charlm_jax.runs.files import hold_folder, is_held
 from charlm_jax.runs.stop import GRACE, StopRequested, stop_requests
 
 _NOTICE = 120  # seconds before its time limit that Slurm tells a job to stop
@@ -69,8 +69,8 @@ def launch(
     Args:
         task: a module's function of an item and `stop_requested`; it raises `Preempted` when it has stopped.
         items: the items, by the names to print.
-        folder: for the jobs' scripts and logs, held by this process (see `hold_folder`): when it no longer is, jobs on
-            this machine stop.
+        folder: for the jobs' scripts and logs. Jobs on this machine stop when this process, which holds a folder of its
+            own in it (see `hold_folder`), ends.
         launcher: `local`, processes on this machine, or `slurm`, one array.
         at_once: how many jobs may run at once; None is all under Slurm, and locally one per GPU, or two on CPUs.
         options: of `sbatch`, as name=value, such as partition=gpu and time=60 (minutes).
@@ -91,7 +91,7 @@ def launch(
     own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # with the time, as process IDs are reused
     waiting, running, endings = dict(items), {}, dict[str, Ending]()
     slots: list[str | None] = _slots(at_once) if launcher == "local" else []
-    queue = None
+    queue, holding = None, nullcontext()
     taken: dict[str, str | None] = {}
     try:
         executor = submitit.AutoExecutor(folder=own, cluster=launcher)
@@ -114,25 +114,28 @@ def launch(
             tell(f"jobs       {', '.join(job.job_id for job in jobs)}; logs in {own}")
         else:
             executor.update_parameters(timeout_min=60 * 24 * 365)  # a limit is required
+            own.mkdir(parents=True, exist_ok=True)
+            holding = hold_folder("--grid-dir", own)
     except (RuntimeError, OSError, ValueError) as error:
         ways = "check the options, and that Slurm can be reached from here, or use --launcher local"
         raise InputError(f"--launcher {launcher} cannot submit: {' '.join(str(error).split())}; {ways}") from error
-    while waiting or running:
-        while waiting and slots:
-            name = next(iter(waiting))
-            taken[name] = slots.pop(0)
-            with _deaf_to_interrupts():
-                running[name] = executor.submit(_job, task, waiting.pop(name), taken[name], folder)
-            tell(f"--- {name}: process {running[name].job_id}, log {running[name].paths.stderr}")
-        if stop_requested():
-            _stop(list(running.values()), launcher)
-        over = queue.over(running) if queue else [name for name, job in running.items() if job.done()]
-        for name in over:
-            job = running.pop(name)
-            slots += [taken.pop(name)] if name in taken else []
-            endings[name] = _ending(job)
-            tell(f"--- {name}: {', '.join(filter(None, endings[name]))}")
-        time.sleep(_POLL)
+    with holding:
+        while waiting or running:
+            while waiting and slots:
+                name = next(iter(waiting))
+                taken[name] = slots.pop(0)
+                with _deaf_to_interrupts():
+                    running[name] = executor.submit(_job, task, waiting.pop(name), taken[name], own)
+                tell(f"--- {name}: process {running[name].job_id}, log {running[name].paths.stderr}")
+            if stop_requested():
+                _stop(list(running.values()), launcher)
+            over = queue.over(running) if queue else [name for name, job in running.items() if job.done()]
+            for name in over:
+                job = running.pop(name)
+                slots += [taken.pop(name)] if name in taken else []
+                endings[name] = _ending(job)
+                tell(f"--- {name}: {', '.join(filter(None, endings[name]))}")
+            time.sleep(_POLL)
     return endings
 
 
