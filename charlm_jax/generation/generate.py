@@ -162,13 +162,13 @@ def generate_pieces(
 
     Args:
         model: to sample from.
-        prompts: encoded prompts, one per stream, of any lengths; they may be empty.
+        prompts: encoded prompts, one per stream, at least one, of any lengths; they may be empty.
         temperatures: one per stream, at least 0.
         keys: an array of keys, one per stream; see `stream_keys`.
         mesh: the devices to split the streams over.
         sampler: windowed or stateful.
         window: characters that windowed generation predicts from.
-        length: characters to generate after each prompt.
+        length: characters to generate after each prompt, at least 1.
         piece: characters in each array but the last.
         top_k: see `draw_character`.
         top_p: see `draw_character`.
