@@ -59,7 +59,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_its_share(p):
     assert kept == brute_force_top_p(np.asarray(softmax(LOGITS), np.float64), p)
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 8, 100])
+@pytest.mark.parametrize("k", [1, 2, 5, 8, 100, 2**40])
 def test_top_k_keeps_the_k_likeliest(k):
     kept = set(np.flatnonzero(keep_top_k(LOGITS, k)).tolist())
     assert kept == set(np.argsort(-LOGITS)[:k].tolist())

@@ -19,7 +19,7 @@ def reweight(logits: Float[Array, " vocab"], temperature: Float[Array, ""]) -> F
 
 def keep_top_k(logits: Float[Array, " vocab"], k: int) -> Bool[Array, " vocab"]:
     """Mark the `k` likeliest characters (Fan et al., 2018); ties go to the smaller ids."""
-    return _ranks(logits) < k
+    return _ranks(logits) < min(k, len(logits))  # in int32
 
 
 def keep_top_p(logits: Float[Array, " vocab"], p: float) -> Bool[Array, " vocab"]:
