@@ -1,5 +1,6 @@
 """Runs converted to files and back by the command, and the files sampled without this package."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +201,7 @@ def test_a_converted_run_is_evaluated_and_started_from_but_not_gone_on_with(made
     assert open_run(tmp_path / "run").vocabulary().characters == CHARACTERS
 
 
-def test_what_no_file_says_the_flags_do(tmp_path, capsys):
+def test_what_no_file_says_the_flags_do(tmp_path, capsys, monkeypatch):
     """The vocabulary is a text's sorted characters, lower-cased on request; gates and window have their own flags."""
     _, parameters = network_and_parameters()
     source, text = tmp_path / "source.safetensors", tmp_path / "text.txt"
@@ -221,7 +223,11 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys):
         assert call(*command, *flags) == 2
         assert words in capsys.readouterr().err
     flags = ["--gate-activation", "sigmoid", "--corpus", text, "--lowercase"]
-    assert call(*command, *flags) == 0
+    with monkeypatch.context() as full:
+        full.setattr(conversion, "save_state", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        assert call(*command, *flags) == 2
+        assert "No space left" in capsys.readouterr().err
+    assert call(*command, *flags) == 0, "the failed attempt left nothing"
     assert "assuming 60 (--window)" in capsys.readouterr().err
     loaded = read_run(open_run(tmp_path / "run"))
     assert loaded.vocabulary.characters == CHARACTERS

@@ -5,6 +5,7 @@ used. It is written with the file, and looked for when a file is read.
 """
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -144,9 +145,15 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         "init_from": None,
         "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
     }
-    with hold_run(target, chosen, provenance) as run:
-        model = Model(make_network(chosen, vocabulary), parameters)
-        save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
+    is_new = not target.exists()
+    try:
+        with hold_run(target, chosen, provenance) as run:
+            model = Model(make_network(chosen, vocabulary), parameters)
+            save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
+    except BaseException:
+        if is_new:  # a run without a model could be neither used nor made again
+            shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:
