@@ -387,7 +387,7 @@ def test_a_whole_number_may_stand_for_a_float():
     )
 
 
-def test_only_the_unfinished_files_of_dead_processes_are_removed(unbroken, tmp_path):
+def test_only_the_unfinished_files_of_dead_processes_are_removed(tmp_path):
     """Not a user's, nor those that another process, such as a report's, is about to rename."""
     dead, alive, foreign = f".a.{2**22 + 1}.unfinished", f".b.{os.getppid()}.unfinished", ".notes.2024"
     for name in (dead, alive, foreign):

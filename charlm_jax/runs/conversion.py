@@ -146,14 +146,14 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
     }
     is_new = not target.exists()
-    try:
-        with hold_run(target, chosen, provenance) as run:
+    with hold_run(target, chosen, provenance) as run:  # outside of `try`: until it is held, it may be another's
+        try:
             model = Model(make_network(chosen, vocabulary), parameters)
             save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
-    except BaseException:
-        if is_new:  # a run without a model could be neither used nor made again
-            shutil.rmtree(target, ignore_errors=True)
-        raise
+        except BaseException:
+            if is_new:  # a run without a model could be neither used nor made again
+                shutil.rmtree(target, ignore_errors=True)
+            raise
 
 
 def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:
