@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from charlm_jax.generation.generate import generate, stream_keys
     from charlm_jax.generation.surprisal import Surprisal, surprisal
     from charlm_jax.learning.evaluation import Evaluation, evaluate, evaluate_stream
-    from charlm_jax.learning.optimizer import make_optimizer
+    from charlm_jax.learning.optimizer import make_optimizer, make_schedule
     from charlm_jax.learning.training import TrainingState, initial_state, make_train_steps
     from charlm_jax.mesh import data_mesh, replica_mesh, replicate
     from charlm_jax.model.initializers import initial_parameters, parameter_count
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022
     "Corpus", "load_corpus", "Vocabulary", "split_held_out", "ParallelStreams", "ShuffledWindows",
     "CharacterLSTM", "Model", "initial_parameters", "parameter_count", "data_mesh", "replica_mesh", "replicate",
-    "make_optimizer", "TrainingState", "initial_state", "make_train_steps",
+    "make_optimizer", "make_schedule", "TrainingState", "initial_state", "make_train_steps",
     "Evaluation", "evaluate", "evaluate_stream", "generate", "stream_keys", "Surprisal", "surprisal", "Reading",
     "PRESETS", "Configuration", "LoadedRun", "Metrics", "load_run", "train_run",
     "InputError", "DamagedError", "DivergedError",
@@ -44,7 +44,7 @@ _PLACES = {
     "generation.generate": ["generate", "stream_keys"],
     "generation.surprisal": ["Surprisal", "surprisal"],
     "learning.evaluation": ["Evaluation", "evaluate", "evaluate_stream"],
-    "learning.optimizer": ["make_optimizer"],
+    "learning.optimizer": ["make_optimizer", "make_schedule"],
     "learning.training": ["TrainingState", "initial_state", "make_train_steps"],
     "mesh": ["data_mesh", "replica_mesh", "replicate"],
     "model.initializers": ["initial_parameters", "parameter_count"],

@@ -514,7 +514,7 @@ def test_json_files_are_whole_or_absent(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("response", ["warn", "rollback"])
 def test_training_that_becomes_unstable(tiny, tmp_path, monkeypatch, capsys, response):
     """The second epoch is judged unstable; the first is the best, and training resumes from it at half the rate."""
-    chosen = dataclasses.replace(tiny, epochs=4, on_divergence=response)
+    chosen = dataclasses.replace(tiny, epochs=4, on_divergence=response, schedule="cosine")
     monkeypatch.setattr(loop, "unstable", lambda losses, size: len(losses) == 2)
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0 + len(list((tmp_path).rglob("*"))), 7))
     unbroken = finish(chosen, tmp_path / "unbroken")
@@ -533,7 +533,7 @@ def test_training_that_becomes_unstable(tiny, tmp_path, monkeypatch, capsys, res
     like = state_shapes(job.network, job.optimizer, job.order, job.mesh)
     first, third = (read_state(state_files(run.checkpoints)[n * steps], like, run.identity()) for n in (1, 3))
     back = first._replace(step=jnp.int32(2 * steps), learning_rate=first.learning_rate / 2)
-    train_steps = make_train_steps(job.optimizer, job.order, chosen.objective, job.mesh)
+    train_steps = make_train_steps(job.optimizer, job.order, chosen.objective, job.mesh, schedule=job.schedule)
     expected = train_steps(
         replicate(back, job.mesh), replicate(jnp.array(job.training_ids), job.mesh), job.key, 3 * steps
     )

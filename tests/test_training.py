@@ -19,7 +19,7 @@ from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, dra
 from charlm_jax.keys import fold_text
 from charlm_jax.learning.evaluation import evaluate, loss_by_position
 from charlm_jax.learning.objective import last_losses, losses_along
-from charlm_jax.learning.optimizer import make_optimizer
+from charlm_jax.learning.optimizer import make_optimizer, make_schedule
 from charlm_jax.learning.training import MAX_SKIPPED, Batches, initial_state, make_train_steps
 from charlm_jax.mesh import data_mesh, local_rows, replica_mesh, replicate, split_columns
 from charlm_jax.model.initializers import initial_parameters
@@ -28,6 +28,7 @@ from charlm_jax.model.network import CharacterLSTM, Dropout, Model
 KEY = jax.random.key(7)
 MESH = data_mesh()
 ORDER = ShuffledWindows(20, stride=3, batch_size=16)
+CONSTANT = make_schedule("constant")
 
 
 def encode(text):
@@ -45,12 +46,13 @@ def start(
     objective: Objective = "last-character",
     hidden=16,
     mesh=MESH,
+    schedule=CONSTANT,
     **options,
 ):
     """Return the train steps and a function that makes the first state, which training donates."""
     network = CharacterLSTM(vocabulary_size, hidden_size=hidden, **options)
     optimizer = make_optimizer(rule)
-    train_steps = make_train_steps(optimizer, order, objective, mesh)
+    train_steps = make_train_steps(optimizer, order, objective, mesh, schedule=schedule)
 
     def first():
         model = Model(network, initial_parameters(network, "keras", KEY))
@@ -415,6 +417,21 @@ def test_steps_that_fail_in_a_row_end_it_with_the_last_good_state(small_text):
     assert state.diverged
     assert int(state.skipped_in_a_row) == MAX_SKIPPED <= int(state.step) < 100
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_the_schedule_goes_by_the_step_whatever_came_before(small_text):
+    """An update at step 6 has the size of step 6 although the optimizer has seen none: they were skipped, or undone."""
+    ids, size = encode(small_text)
+    schedule = make_schedule("cosine", warmup=2, steps=8)
+
+    def after(step, rate, schedule):
+        train_steps, first = start(ids, size, rate=rate, schedule=schedule)
+        state = first()._replace(step=jnp.int32(step))
+        return train_steps(replicate(state, MESH), ids, KEY, step + 1).model.parameters
+
+    for step, factor in (0, 0.0), (1, 0.5), (6, 0.25):
+        scheduled, by_hand = after(step, 0.01, schedule), after(step, 0.01 * factor, CONSTANT)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7), scheduled, by_hand)
 
 
 def test_dropout_is_drawn_anew_at_every_step(small_text):

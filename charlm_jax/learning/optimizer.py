@@ -1,4 +1,4 @@
-"""Optimizers by their familiar names."""
+"""Optimizers and learning-rate schedules by their familiar names."""
 
 import jax
 import optax
@@ -9,9 +9,6 @@ from charlm_jax.choices import OptimizerName, Schedule
 def make_optimizer(
     name: OptimizerName,
     *,
-    schedule: Schedule = "constant",
-    warmup: int = 0,
-    steps: int = 0,
     weight_decay: float = 0.0,
     clip: float | None = None,
 ) -> optax.GradientTransformation:
@@ -23,33 +20,41 @@ def make_optimizer(
 
     Args:
         name: which rule; `adamw` is Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
-        schedule: `constant`, or `cosine`, a decay that would reach zero one step after the last (Loshchilov and Hutter,
-            2017).
-        warmup: steps over which the rate rises linearly from zero; 0 means no warm-up.
-        steps: of the whole run, including warm-up; `cosine` needs it.
         weight_decay: of `adamw`: a step shrinks every matrix by this times the learning rate; biases do not decay.
         clip: bound on the gradient's global norm; None means no clipping.
 
     Raises:
-        ValueError: a weight decay without `adamw`, or a `cosine` with no steps left after the warm-up.
+        ValueError: a weight decay without `adamw`.
     """
     if weight_decay and name != "adamw":
         raise ValueError(f"{name} has no weight decay; use adamw")
-    rate: float | optax.Schedule = 1.0
-    if schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
-    elif warmup:
-        rate = optax.linear_schedule(0.0, 1.0, warmup)
     match name:
         case "adam":
-            rule = optax.adam(rate)
+            rule = optax.adam(1.0)
         case "adamw":
-            rule = optax.adamw(rate, weight_decay=weight_decay, mask=_matrices)
+            rule = optax.adamw(1.0, weight_decay=weight_decay, mask=_matrices)
         case "rmsprop-keras-2":
-            rule = optax.rmsprop(rate, decay=0.9, eps=1e-7, eps_in_sqrt=False)
+            rule = optax.rmsprop(1.0, decay=0.9, eps=1e-7, eps_in_sqrt=False)
         case "rmsprop-keras-3":
-            rule = optax.rmsprop(rate, decay=0.9, eps=1e-7, eps_in_sqrt=True)
+            rule = optax.rmsprop(1.0, decay=0.9, eps=1e-7, eps_in_sqrt=True)
     return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
+
+
+def make_schedule(name: Schedule, *, warmup: int = 0, steps: int = 0) -> optax.Schedule:
+    """Return the factor of the learning rate at each step of a run, counted from 0.
+
+    Args:
+        name: `constant`, or `cosine`, a decay that would reach zero one step after the last (Loshchilov and Hutter,
+            2017).
+        warmup: steps over which the factor rises linearly from zero; 0 means no warm-up.
+        steps: of the whole run, including warm-up; `cosine` needs it.
+
+    Raises:
+        ValueError: a `cosine` with no steps left after the warm-up.
+    """
+    if name == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
+    return optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
 
 
 def _matrices(parameters: optax.Params) -> optax.Params:

@@ -20,6 +20,7 @@ from charlm_jax.model.network import Carry, Dropout, Model, Parameters
 
 MAX_SKIPPED = 10
 """Training stops after this many steps in a row have been skipped."""
+_CONSTANT = optax.constant_schedule(1.0)
 
 
 class EpochSoFar(NamedTuple):
@@ -46,8 +47,8 @@ class TrainingState(NamedTuple):
         carry: each row's state after the previous segments; empty where windows start from the zero state.
         epoch: running statistics of the current epoch.
         skipped_in_a_row: how many steps just before this one were skipped.
-        learning_rate: what the optimizer's updates are multiplied by; the chosen one, unless an epoch's loss rose far
-            above the lowest and training was rolled back.
+        learning_rate: what the schedule's factor and the optimizer's updates are multiplied by; the chosen one, unless
+            an epoch's loss rose far above the lowest and training was rolled back.
     """
 
     step: Int32[Array, ""]
@@ -112,6 +113,7 @@ def make_train_steps(
     objective: Objective,
     mesh: Mesh,
     *,
+    schedule: optax.Schedule = _CONSTANT,
     min_probability: float = 0.0,
 ) -> TrainSteps:
     """Return `train_steps(state, text, key, stop) -> state`, compiled.
@@ -141,6 +143,7 @@ def make_train_steps(
         order: in which an epoch reads the text.
         objective: which characters of a window are learned.
         mesh: the devices.
+        schedule: the factor of the learning rate at each step, whatever came before it; see `make_schedule`.
         min_probability: see `window_losses`.
 
     Raises:
@@ -148,7 +151,7 @@ def make_train_steps(
     """
     if order.consecutive and not targets_of(objective, order.window).consecutive:
         raise ValueError(f"{objective} reads every window from the zero state; give it ShuffledWindows")
-    learner = _Learner(optimizer, order, objective, mesh, min_probability)
+    learner = _Learner(optimizer, schedule, order, objective, mesh, min_probability)
     everywhere, by_rows = PartitionSpec(), PartitionSpec(None, DATA)
     own_steps, each = learner.steps, everywhere
     if REPLICA in mesh.axis_names:
@@ -174,6 +177,7 @@ class _Learner:
     """One device's part in training, for use inside `jax.shard_map`; see `make_train_steps`."""
 
     optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
     order: Order
     objective: Objective
     mesh: Mesh
@@ -234,7 +238,8 @@ class _Learner:
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
             updates, optimizer_state = self.optimizer.update(gradient, state.optimizer_state, parameters)
-        updates = jax.tree.map(lambda update: state.learning_rate * update, updates)
+            factor = jnp.asarray(self.schedule(state.step), jnp.float32)
+        updates = jax.tree.map(lambda update: state.learning_rate * (factor * update), updates)
         # A running mean: a float32 sum would lose the digits of its small terms.
         share = trained / (so_far.windows + trained)
         after = TrainingState(

@@ -17,7 +17,7 @@ from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, spl
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.objective import targets_of
-from charlm_jax.learning.optimizer import make_optimizer
+from charlm_jax.learning.optimizer import make_optimizer, make_schedule
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.model.initializers import initial_parameters, parameter_count, parameter_shapes
 from charlm_jax.model.network import CharacterLSTM, Model
@@ -42,6 +42,7 @@ class Job:
         held_out_ids: its end, to evaluate on; empty if nothing is held out.
         network: the architecture.
         optimizer: the update rule.
+        schedule: the factor of the learning rate at each step.
         key: the run's root key.
         mesh: the devices to run on.
         order: how an epoch goes through the training text.
@@ -55,6 +56,7 @@ class Job:
     held_out_ids: Integer[np.ndarray, " held_out"]
     network: CharacterLSTM
     optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
     key: Key
     mesh: Mesh
     order: Order
@@ -183,14 +185,6 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
             f"--epochs {chosen.epochs} makes {all_steps:,} steps, too many for a 32-bit counter; "
             f"give at most {(2**31 - 1) // steps}"
         )
-    optimizer = make_optimizer(
-        chosen.optimizer,
-        schedule=chosen.schedule,
-        warmup=int(chosen.warmup * all_steps),
-        steps=all_steps,
-        weight_decay=chosen.weight_decay,
-        clip=chosen.clip,
-    )
     return Job(
         configuration=chosen,
         corpus=corpus,
@@ -198,7 +192,8 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
         training_ids=training_ids,
         held_out_ids=held_out_ids,
         network=make_network(chosen, vocabulary),
-        optimizer=optimizer,
+        optimizer=make_optimizer(chosen.optimizer, weight_decay=chosen.weight_decay, clip=chosen.clip),
+        schedule=make_schedule(chosen.schedule, warmup=int(chosen.warmup * all_steps), steps=all_steps),
         key=jax.random.key(chosen.seed),
         mesh=mesh,
         order=order,
@@ -236,6 +231,7 @@ def train_steps_of(job: Job, mesh: Mesh) -> TrainSteps:
         job.order,
         job.configuration.objective,
         mesh,
+        schedule=job.schedule,
         min_probability=job.configuration.min_probability,
     )
 

@@ -85,8 +85,8 @@ class Configuration:
     """Stop after this many epochs without a lower held-out loss; never stop early if not given."""
 
     on_divergence: OnDivergence = "warn"
-    """When training loss rises 0.5 nats above the lowest or a uniform guess's: warn, or return to the best model and
-    its place in the schedule."""
+    """When training loss rises 0.5 nats above the lowest or a uniform guess's: warn, or return to the best model at
+    half the learning rate."""
 
     temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 1.2)
     """Softmax temperatures at which to generate text after an epoch."""
