@@ -58,17 +58,23 @@ is_installed() {
 }
 
 set_up() {
-    local lock=$1 other marks had
+    local lock=$1 other marks had changed=
     echo "setting up $venv, once: about 300 MB to download, 0.9 GB on disk, about a minute" >&2
     [ -f "$record" ] || rm -rf "$venv"
     # Another lock stays recorded as installed only while that lock is unchanged.
     marks=$(for other in "$root"/scripts/*.lock; do if is_installed "$other"; then mark_of "$other"; fi; done)
     had=$(packages)
-    if [ -f "$record" ]; then mv "$record" "$record.before"; fi
+    if [ -f "$record" ]; then
+        if grep -q "^$(basename "$lock") " "$record"; then changed=yes; fi
+        mv "$record" "$record.before"
+    fi
     install_lock "$lock"
     printf '%s\n' "$marks" "$(mark_of "$lock")" | grep . >"$record.new"
     mv "$record.new" "$record"
     rm -f "$record.before"
+    if [ -n "$changed" ]; then
+        echo "the packages of $venv have changed: install extras that you added, such as '.[gpu]', again" >&2
+    fi
 }
 
 use_environment() {

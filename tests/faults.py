@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import importlib
 import io
 import itertools
 import json
@@ -35,7 +36,7 @@ class Outcome:
 
 
 class Command:
-    """text_generation in its own process; its output goes to files whose names end in `name`."""
+    """text_generation, or another command, in its own process; its output goes to files whose names end in `name`."""
 
     def __init__(self, flags, folder, *, name="", **limits):
         self.out, self.errors = folder / f"stdout{name}", folder / f"stderr{name}"
@@ -93,13 +94,25 @@ def begin_together(flags, folder, count, *others, **limits):
     ]
 
 
-def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, devices=None, patience=None):
+def _run(
+    flags,
+    out,
+    errors,
+    *,
+    experiment="text_generation",
+    file_size=None,
+    privileged=True,
+    changes=None,
+    devices=None,
+    patience=None,
+):
     """Become the command, with its output redirected to files.
 
     Args:
         flags: the command line.
         out: file for stdout.
         errors: file for stderr.
+        experiment: the command's name.
         file_size: the most bytes that a file may have.
         privileged: False takes from root the capabilities that let it write where the owner may not.
         changes: how many changes to a run's files it may make; it is killed before the next one.
@@ -122,8 +135,8 @@ def _run(flags, out, errors, *, file_size=None, privileged=True, changes=None, d
 
     from charlm_jax.runs import processes
     from charlm_jax.runs.command_line import exit_codes
-    from experiments.text_generation import main
 
+    main = importlib.import_module(f"experiments.{experiment}").main
     _keep_what_is_compiled()
     if patience is not None:
         processes._START = patience

@@ -223,11 +223,15 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys, monkeypatch):
         assert call(*command, *flags) == 2
         assert words in capsys.readouterr().err
     flags = ["--gate-activation", "sigmoid", "--corpus", text, "--lowercase"]
-    with monkeypatch.context() as full:
-        full.setattr(conversion, "save_state", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-        assert call(*command, *flags) == 2
+    before = sorted(tmp_path.iterdir())
+    for written in range(3):  # the configuration, the provenance and the state are flushed to disk, with their folders
+        no_space = OSError(errno.ENOSPC, "No space left on device")
+        with monkeypatch.context() as full:
+            full.setattr(os, "fsync", Mock(side_effect=[*[None] * (2 * written), no_space]))
+            assert call(*command, *flags) == 2
         assert "No space left" in capsys.readouterr().err
-    assert call(*command, *flags) == 0, "the failed attempt left nothing"
+        assert sorted(tmp_path.iterdir()) == before, "the failed attempt left nothing"
+    assert call(*command, *flags) == 0
     assert "assuming 60 (--window)" in capsys.readouterr().err
     loaded = read_run(open_run(tmp_path / "run"))
     assert loaded.vocabulary.characters == CHARACTERS
@@ -236,6 +240,19 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys, monkeypatch):
     assert read_run(open_run(tmp_path / "other")).configuration.window == 7
     assert call("convert", tmp_path / "run", tmp_path / "model.keras", "--window", 7) == 2
     assert "--window 7 cannot be used: it must be omitted where a run becomes a file" in capsys.readouterr().err
+
+
+def test_a_model_whose_record_cannot_be_written_is_not_left_alone(made, tmp_path, monkeypatch, capsys):
+    """Without its record it could not be read, and the same command would not write it again."""
+    command = ["convert", made[0], tmp_path / "out" / "model.safetensors"]
+    (tmp_path / "out").mkdir()
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", Mock(side_effect=[None, None, no_space]))
+        assert call(*command) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert not [*(tmp_path / "out").iterdir()]
+    assert call(*command) == 0
 
 
 def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):

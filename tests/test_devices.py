@@ -103,6 +103,10 @@ def test_the_least_memory_of_all_groups_counts(monkeypatch, tmp_path):
     (group.parent / "memory.max").write_text(f"{3 * 10**6 * mesh.size}\n")
     (group.parent.parent / "memory.max").write_text(f"{4 * 10**6 * mesh.size}\n")
     assert devices.device_memory(mesh) == 3 * 10**6
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "2")  # in units of 2**20 bytes
+    assert devices.device_memory(mesh) == 2 * 2**20 // mesh.size
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all of the node's
+    assert devices.device_memory(mesh) == 3 * 10**6
 
 
 def test_code_that_differs_has_another_digest(monkeypatch, tmp_path):

@@ -7,8 +7,10 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -34,7 +36,7 @@ from charlm_jax.runs.records import read_records
 from charlm_jax.runs.tracking import points_of
 from charlm_jax.runs.train import train
 from charlm_jax.runs.trained import load_run, read_run, snapshot_shapes
-from charlm_jax.runs.verification import verify
+from charlm_jax.runs.verification import _judge, verify
 
 TINY = [
     "--window", 10, "--batch-size", 4, "--hidden-size", 8, "--epochs", 8, "--sample-every", 2, "--temperatures", 0.5,
@@ -238,6 +240,43 @@ def test_metadata_of_any_kind_is_damage_and_an_error_of_the_disk_is_not(unbroken
     assert untouched(run.checkpoints) == [entry for entry in before if "/checkpoints/" in entry[0]]
 
 
+def test_a_state_that_cannot_be_opened_now_is_not_a_missing_one(unbroken, tmp_path):
+    """safetensors takes every file that it cannot open for a missing one, such as here for want of a descriptor."""
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(unbroken[0], run.path)
+    path, like, identity = max(state_files(run.checkpoints).values()), snapshot_shapes(run), run.identity()
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            read_state(path, like, identity)
+        finding = _judge(path, lambda: read_state(path, like, identity))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (finding.verdict, "Too many open files" in finding.problem) == ("BAD", True)
+    assert _judge(path, lambda: read_state(path, like, identity)).verdict == "ok"
+
+
+def test_files_that_are_listed_and_gone_are_waited_for(unbroken, tmp_path, monkeypatch):
+    """As a network's file system lists those that the training process has just removed."""
+    run, waited = RunDirectory(tmp_path / "run"), list[float]()
+    shutil.copytree(unbroken[0], run.path)
+    real, ghost = state_files, {10**6: run.checkpoints / "1000000.safetensors"}
+    listed = lambda folder: real(folder) | (ghost if folder == run.checkpoints and len(waited) < gone else {})  # noqa: E731
+    monkeypatch.setattr(checkpoints, "state_files", listed)
+    monkeypatch.setattr(checkpoints.time, "sleep", waited.append)
+    restore = lambda: newest_state(run.states, snapshot_shapes(run), run.identity(), lambda *_: None)  # noqa: E731
+    gone = 3
+    restored = restore()
+    assert restored is not None
+    assert (int(restored.step), len(waited)) == (max(real(run.checkpoints)), 3)
+    gone = math.inf
+    with pytest.raises(FileNotFoundError):
+        restore()
+
+
 def test_a_run_without_its_records_does_not_lose_its_best_model(begin, unbroken, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(unbroken[0], path)
@@ -316,7 +355,7 @@ def test_a_directory_that_vanishes_or_cannot_be_written(begin, unbroken, tmp_pat
     (tmp_path / "run" / "lock").chmod(0o444)
     ended = begin(privileged=False).wait()
     assert (ended.code, "Traceback" in ended.errors) == (2, False), ended
-    assert f"--run-dir {str(tmp_path / 'run')!r} cannot be written (Permission denied)" in ended.errors
+    assert f"the directory {str(tmp_path / 'run')!r} cannot be written (Permission denied)" in ended.errors
 
 
 def test_a_rotten_compilation_cache_is_survived(begin, commands, unbroken, tmp_path):

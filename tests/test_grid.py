@@ -148,3 +148,22 @@ def test_runs_with_one_program_are_trained_together(corpus, tmp_path, monkeypatc
     flags = [*corpus, "--vary", "learning_rate=0.01,0.03", "hidden_size=4,8", "--replicas", 3]
     run_grid(*parse(*flags, "--grid-dir", tmp_path / "grid"), lambda: False)
     assert groups == [6, 6]
+
+
+def test_a_grid_goes_on_where_its_text_has_moved(corpus, tmp_path, capsys):
+    flags = ["--vary", "hidden_size=4", "--replicas", 1, "--grid-dir", tmp_path / "grid"]
+    assert call("ablate", *corpus, *flags) == 0
+    before = results(tmp_path / "grid")
+    moved = (tmp_path / "corpus.txt").rename(tmp_path / "moved.txt")
+    assert call("ablate", "--corpus", moved, *SMALL, *flags) == 0, capsys.readouterr().err
+    assert results(tmp_path / "grid") == before
+    moved.write_text(moved.read_text().replace("e", "a"))
+    assert call("ablate", "--corpus", moved, *SMALL, *flags) == 2
+    assert "the text" in capsys.readouterr().err
+
+
+def test_more_devices_than_a_models_rows_split_the_models(corpus, tmp_path):
+    flags = ["--vary", "hidden_size=4", "--replicas", 2, "--grid-dir", tmp_path / "grid", "--batch-size", 1]
+    assert call("ablate", *corpus, *flags, "--devices", 2) == 0
+    run = open_run(tmp_path / "grid" / "hidden_size=4,seed=2")
+    assert (run.provenance()["device_count"], run.provenance()["replicas"]) == (1, 2)

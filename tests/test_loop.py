@@ -157,7 +157,7 @@ def test_nothing_held_out_is_nothing_evaluated(tiny, tmp_path):
 
 @pytest.mark.parametrize("dispatches", [1, 2, 3])
 def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tiny, unbroken, tmp_path, monkeypatch, dispatches):
-    stopped = pytest.raises(Preempted, match=r"the same command with --run-dir .*broken resumes")
+    stopped = pytest.raises(Preempted, match=r"broken was stopped .* the same command resumes if it names")
     assert same(mended(tiny, tmp_path / "broken", monkeypatch, dispatches, terminate, stopped), unbroken)
 
 
@@ -376,7 +376,7 @@ def test_a_directory_that_cannot_hold_a_run(tiny, tmp_path, use):
         (path / "thesis.tex").write_text("")
     else:
         path.write_text("")
-    with pytest.raises(InputError, match="--run-dir"):
+    with pytest.raises(InputError, match=r"the directory '.*taken"):
         finish(tiny, path / "run" if use == "in a file" else path)
 
 
@@ -521,6 +521,7 @@ def test_training_that_becomes_unstable(tiny, tmp_path, monkeypatch, capsys, res
     said = capsys.readouterr().err
     assert "the training loss of epoch 2," in said
     events = [record for record in unbroken[2] if record["event"] == "rollback"]
+    assert ("or --on-divergence rollback" in said) == (response == "warn")
     if response == "warn":
         assert events == []
         return
@@ -551,11 +552,34 @@ def test_a_run_that_was_sent_back_and_stopped_goes_on_bit_for_bit(tiny, tmp_path
     assert same(finish(chosen, tmp_path / "broken"), unbroken)
 
 
+def test_no_rollback_is_advised_where_nothing_is_held_out(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "unstable", lambda losses, size: bool(losses))
+    finish(dataclasses.replace(tiny, epochs=1, held_out_fraction=0.0), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "training has become unstable. Try a smaller --learning-rate, or --clip 1\n" in said
+
+
+def test_records_lost_during_training_do_not_cost_the_best_model(tiny, tmp_path):
+    """Without the losses of earlier epochs, any later model would pass for the best."""
+    path = tmp_path / "run"
+    epochs = train(prepare(dataclasses.replace(tiny, epochs=3), path=path), path)
+    next(epochs)
+    best = RunDirectory(path).best
+    kept = {file.name: file.read_bytes() for file in best.iterdir()}
+    records = RunDirectory(path).metrics.rename(tmp_path / "metrics.jsonl")
+    with pytest.raises(InputError, match="has the held-out losses of 0 epochs, not of the 1 before this one"):
+        next(epochs)
+    assert {file.name: file.read_bytes() for file in best.iterdir()} == kept
+    records.rename(RunDirectory(path).metrics)
+    resumed = train(prepare(dataclasses.replace(tiny, epochs=3), path=path), path)
+    assert [epoch.epoch for epoch in resumed] == [2, 3]
+
+
 def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):
     """Every epoch is judged unstable: after the rate has been halved ten times, training gives up."""
     chosen = dataclasses.replace(tiny, epochs=30, on_divergence="rollback", temperatures=())
     monkeypatch.setattr(loop, "unstable", lambda losses, size: bool(losses))
-    with pytest.raises(DivergedError, match=r"in epoch 11, and rolling back did not help; .* in another --run-dir"):
+    with pytest.raises(DivergedError, match=r"in epoch 11, and rolling back did not help; .* in another directory"):
         finish(chosen, tmp_path / "run")
     rates = [record["rate"] for record in read_records(tmp_path / "run" / "metrics.jsonl") if "rate" in record]
     assert rates == pytest.approx([0.01 / 2**n for n in range(1, 11)], rel=1e-6)

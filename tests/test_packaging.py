@@ -136,7 +136,11 @@ def test_a_set_up_that_fails_leaves_what_was_installed(tmp_path):
         words = ["bash", "-c", f". scripts/environment.sh; use_environment {lock}"]
         return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    assert use("none.lock").returncode == 0
+    first = use("none.lock")
+    assert (first.returncode, "extras" in first.stderr) == (0, False)
+    (tmp_path / "scripts" / "none.lock").write_text("# another lock of no packages\n")
+    second = use("none.lock")
+    assert (second.returncode, "install extras that you added" in second.stderr) == (0, True)
     record = tmp_path / ".venv" / "installed"
     marks = record.read_text()
     assert marks.startswith("none.lock ")

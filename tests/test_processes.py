@@ -7,14 +7,16 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from faults import Command, begin_together, free_address, result
 
 from charlm_jax.errors import InputError
+from charlm_jax.mesh import data_mesh, replica_mesh
 from charlm_jax.runs.checkpoints import state_files
 from charlm_jax.runs.directory import open_run
-from charlm_jax.runs.processes import agreed, everyones, joined, require_alike
+from charlm_jax.runs.processes import agreed, everyones, joined, meeting, require_alike
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.verification import verify
 
@@ -233,16 +235,41 @@ def test_a_kill_in_the_middle_of_a_save(begin, unbroken, tmp_path, sized):
         ("--seed", 7, "seed 1 in process 0, 7 in 1"),
         ("--corpus", "other.txt", "the text's sha256 .* in process 0"),
         ("--text", "streamed", "--text auto in process 0, streamed in 1"),
+        ("--init-from", "source", r"the model to start from \{'step': None, .* in process 0, \{'step': 1"),
     ],
 )
 def test_processes_that_differ_are_refused_with_the_difference(corpus, commands, tmp_path, flag, value, difference):
     (tmp_path / "other.txt").write_text(corpus.read_text().replace("will", "wish"))
     flags = [*TINY, "--corpus", corpus, "--run-dir", tmp_path / "run", "--devices", 2]
-    value = tmp_path / value if flag == "--corpus" else value
+    if flag in ("--corpus", "--init-from"):
+        value = tmp_path / value
+    if flag == "--init-from":
+        assert Command([*flags, "--run-dir", value, "--epochs", 1], tmp_path).wait().code == 0
     ended = [process.wait() for process in begin_together(flags, tmp_path, 2, flag, value, devices=1)]
     assert [end.code for end in ended] == [2, 2], [end.errors for end in ended]
     assert re.search(f"the processes of this job differ: .*{difference}", ended[0].errors)
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_a_grid_that_differ_are_refused_with_the_difference(corpus, commands, tmp_path):
+    flags = [*TINY, "--corpus", corpus, "--vary", "dropout=0.1", "--grid-dir", tmp_path / "grid", "--replicas", 2]
+    started = begin_together(flags, tmp_path, 2, "--replicas", 3, devices=1, experiment="ablate")
+    ended = [process.wait() for process in started]
+    assert [end.code for end in ended] == [2, 2], [end.errors for end in ended]
+    assert re.search(r"differ: the grid's runs .*seed=2'\] in process 0, .*seed=3'\] in 1", ended[0].errors)
+    assert not (tmp_path / "grid").exists()
+
+
+def test_all_devices_of_a_mesh_meet():
+    """The compiler must not compute by itself what they exchange."""
+    two = jax.devices()[:2]
+    for mesh, axes in (
+        (data_mesh(two), "data"),
+        (replica_mesh(two, 2), "replica"),
+        (replica_mesh(two, 2), ("replica", "data")),
+        (replica_mesh(two, 1), ("replica", "data")),
+    ):
+        assert "all-reduce" in str(meeting(mesh, axes).lower().compile().as_text())
 
 
 def test_a_process_that_fails_by_itself_says_so_and_the_others_stop(begin, corpus, commands, tmp_path):

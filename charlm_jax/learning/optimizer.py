@@ -1,9 +1,16 @@
 """Optimizers and learning-rate schedules by their familiar names."""
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int32
 
 from charlm_jax.choices import OptimizerName, Schedule
+
+RateSchedule = Callable[[Int32[Array, ""]], Float[Array, ""]]
+"""Maps a step of a run, counted from 0, to the factor of the learning rate there."""
 
 
 def make_optimizer(
@@ -40,8 +47,8 @@ def make_optimizer(
     return rule if clip is None else optax.chain(optax.clip_by_global_norm(clip), rule)
 
 
-def make_schedule(name: Schedule, *, warmup: int = 0, steps: int = 0) -> optax.Schedule:
-    """Return the factor of the learning rate at each step of a run, counted from 0.
+def make_schedule(name: Schedule, *, warmup: int = 0, steps: int = 0) -> RateSchedule:
+    """Return a schedule of the learning rate by its familiar name.
 
     Args:
         name: `constant`, or `cosine`, a decay that would reach zero one step after the last (Loshchilov and Hutter,
@@ -53,8 +60,15 @@ def make_schedule(name: Schedule, *, warmup: int = 0, steps: int = 0) -> optax.S
         ValueError: a `cosine` with no steps left after the warm-up.
     """
     if name == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
-    return optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
+    else:
+        schedule = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+
+    def factor(step: Int32[Array, ""]) -> Float[Array, ""]:
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
+            return jnp.asarray(schedule(step), jnp.float32)
+
+    return factor
 
 
 def _matrices(parameters: optax.Params) -> optax.Params:

@@ -15,12 +15,13 @@ from charlm_jax.choices import Objective
 from charlm_jax.data.windows import Batch, Order, draw_batch
 from charlm_jax.keys import Key, ReplicaKeys, fold_text
 from charlm_jax.learning.objective import targets_of, window_losses
+from charlm_jax.learning.optimizer import RateSchedule, make_schedule
 from charlm_jax.mesh import DATA, REPLICA, own_rows, replicate
 from charlm_jax.model.network import Carry, Dropout, Model, Parameters
 
 MAX_SKIPPED = 10
 """Training stops after this many steps in a row have been skipped."""
-_CONSTANT = optax.constant_schedule(1.0)
+_CONSTANT = make_schedule("constant")
 
 
 class EpochSoFar(NamedTuple):
@@ -113,7 +114,7 @@ def make_train_steps(
     objective: Objective,
     mesh: Mesh,
     *,
-    schedule: optax.Schedule = _CONSTANT,
+    schedule: RateSchedule = _CONSTANT,
     min_probability: float = 0.0,
 ) -> TrainSteps:
     """Return `train_steps(state, text, key, stop) -> state`, compiled.
@@ -177,7 +178,7 @@ class _Learner:
     """One device's part in training, for use inside `jax.shard_map`; see `make_train_steps`."""
 
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    schedule: RateSchedule
     order: Order
     objective: Objective
     mesh: Mesh
@@ -238,7 +239,7 @@ class _Learner:
         loss, gradient = unflatten(jax.lax.psum(flat, DATA))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which the tests forbid our own code
             updates, optimizer_state = self.optimizer.update(gradient, state.optimizer_state, parameters)
-            factor = jnp.asarray(self.schedule(state.step), jnp.float32)
+        factor = self.schedule(state.step)
         updates = jax.tree.map(lambda update: state.learning_rate * (factor * update), updates)
         # A running mean: a float32 sum would lose the digits of its small terms.
         share = trained / (so_far.windows + trained)

@@ -17,7 +17,7 @@ from charlm_jax.data.windows import Order, ParallelStreams, ShuffledWindows, spl
 from charlm_jax.errors import InputError
 from charlm_jax.keys import Key, fold_text
 from charlm_jax.learning.objective import targets_of
-from charlm_jax.learning.optimizer import make_optimizer, make_schedule
+from charlm_jax.learning.optimizer import RateSchedule, make_optimizer, make_schedule
 from charlm_jax.learning.training import TrainingState, TrainSteps, initial_state, make_train_steps
 from charlm_jax.model.initializers import initial_parameters, parameter_count, parameter_shapes
 from charlm_jax.model.network import CharacterLSTM, Model
@@ -56,7 +56,7 @@ class Job:
     held_out_ids: Integer[np.ndarray, " held_out"]
     network: CharacterLSTM
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    schedule: RateSchedule
     key: Key
     mesh: Mesh
     order: Order
@@ -145,8 +145,14 @@ def prepare(configuration: Configuration, devices: int | None = None, path: Path
     keep_compiled_programs()
     text = open_corpus(chosen.corpus, encoding=chosen.encoding, lowercase=chosen.lowercase)
     source = vocabulary = None
-    if chosen.init_from and path is not None and agreed(lambda: any(map(state_files, RunDirectory(path).states))):
-        vocabulary = Vocabulary(agreed(lambda: open_run(path).vocabulary().characters))
+
+    def resumed() -> str | None:
+        """Return the characters of a run that started from another and has states of its own."""
+        there = chosen.init_from and path and any(map(state_files, RunDirectory(path).states))
+        return open_run(path).vocabulary().characters if there and path else None
+
+    if (characters := agreed(resumed)) is not None:
+        vocabulary = Vocabulary(characters)
     elif chosen.init_from:
         source = _source(Path(chosen.init_from), chosen)
         vocabulary = source.vocabulary

@@ -7,7 +7,9 @@ A file that disagrees with its metadata, or with what the run's configuration ca
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +41,7 @@ class Snapshot(NamedTuple):
 _State = TypeVar("_State", TrainingState, Snapshot)
 SUFFIX = ".safetensors"
 """The suffix of a state's file, which is named for its step."""
+_PATIENCE = 60  # seconds to wait for files that are listed and gone
 QUARANTINED = ".damaged"
 """Added to the name of a damaged file that is set aside."""
 Spoiled = Callable[[Path, DamagedError], None]
@@ -83,6 +86,8 @@ def read_state(path: Path, like: _State, identity: str) -> _State:
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise DamagedError("it is a link, a folder or a device, not a regular file")
+    with path.open("rb"):  # safetensors takes every file that it cannot open for a missing one
+        pass
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -121,7 +126,18 @@ def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: 
 
     Raises:
         InputError: states were saved, but none is intact.
+        OSError: one cannot be read now.
     """
+    for _ in range(_PATIENCE):
+        # One may be removed by the training process, which has written a newer one; a network's file system may list
+        # removed files for a while.
+        with suppress(FileNotFoundError):
+            return _newest_state(folders, like, identity, spoiled)
+        time.sleep(1)
+    return _newest_state(folders, like, identity, spoiled)
+
+
+def _newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: Spoiled) -> _State | None:
     damaged: list[tuple[Path, DamagedError]] = []
     files = [(step, path) for folder in folders for step, path in state_files(folder).items()]
     for _, path in sorted(files, key=lambda file: file[0], reverse=True):
@@ -129,8 +145,6 @@ def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: 
             state = read_state(path, like, identity)
         except DamagedError as error:
             damaged.append((path, error))
-        except FileNotFoundError:  # removed by the training process, which has written a newer one
-            return newest_state(folders, like, identity, spoiled)
         else:
             for spoiled_path, error in damaged:
                 spoiled(spoiled_path, error)
@@ -139,7 +153,7 @@ def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: 
         why = f" ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
         places = " or ".join(repr(str(folder)) for folder in folders)
         raise InputError(
-            f"no intact state is left in {places}{why}; restore a copy, or start again in another --run-dir"
+            f"no intact state is left in {places}{why}; restore a copy, or start again in another directory"
         )
     return None
 

@@ -5,12 +5,12 @@ used. It is written with the file, and looked for when a file is read.
 """
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, get_args
 
@@ -29,7 +29,7 @@ from charlm_jax.runs.command_line import tell
 from charlm_jax.runs.configuration import Configuration
 from charlm_jax.runs.devices import describe_process, open_mesh
 from charlm_jax.runs.directory import hold_run
-from charlm_jax.runs.files import read_json, write_atomically, write_json
+from charlm_jax.runs.files import read_json, sync_names, write_atomically, write_json
 from charlm_jax.runs.trained import LoadedRun, make_network
 
 # The fields of a record, with their types or possible values.
@@ -78,8 +78,12 @@ def write_model(run: LoadedRun, path: Path, ending: str, length: int) -> None:
             parameters = scale_gates(parameters, KERAS_3_SLOPE)
         fixed = chosen.window if chosen.sampler == "windowed" else None
         content = _keras_files().write_keras(ending, to_keras(parameters), chosen.gate_activation, fixed)
-    write_atomically(path, content)  # first, as the larger: if the disk is full, nothing is left
-    write_json(_beside(path), record)
+    write_atomically(path, content)
+    try:
+        write_json(_beside(path), record)
+    except BaseException:
+        path.unlink()  # it could be neither read nor written again
+        raise
 
 
 def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
@@ -92,6 +96,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
 
     Raises:
         InputError: the file or its record is broken or says too little, or they and the flags disagree.
+        OSError: the directory cannot be written; nothing is left there.
     """
     content = source.read_bytes()
     read = _read_torch if source.suffix == ".safetensors" else _read_keras
@@ -145,15 +150,15 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         "init_from": None,
         "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
     }
-    is_new = not target.exists()
-    with hold_run(target, chosen, provenance) as run:  # outside of `try`: until it is held, it may be another's
-        try:
+    # Made beside its place and renamed: it is there whole or not at all.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        whole = Path(folder, target.name)
+        with hold_run(whole, chosen, provenance) as run:
             model = Model(make_network(chosen, vocabulary), parameters)
             save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
-        except BaseException:
-            if is_new:  # a run without a model could be neither used nor made again
-                shutil.rmtree(target, ignore_errors=True)
-            raise
+        whole.rename(target)
+    sync_names(target.parent)
 
 
 def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:

@@ -121,7 +121,9 @@ def device_memory(mesh: Mesh) -> int:
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"]
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([there, *(limit for (limit,) in _limits("memory.max"))]) // len(mesh.local_devices)
+    told = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) << 20  # where control groups of version 1 enforce it
+    limits = [there, *(limit for (limit,) in _limits("memory.max")), *([told] if told else [])]
+    return min(limits) // len(mesh.local_devices)
 
 
 def describe_devices(mesh: Mesh) -> str:

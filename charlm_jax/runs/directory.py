@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -71,7 +72,7 @@ class RunDirectory:
         except (InputError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 f"{str(self.path / 'config.json')!r} is not the configuration of a run of this version ({error}); "
-                "use the version that wrote it, or start again in another --run-dir"
+                "use the version that wrote it, or start again in another directory"
             ) from error
 
     def provenance(self) -> dict[str, Any]:
@@ -149,6 +150,11 @@ def find_runs(*paths: Path) -> list[RunDirectory]:
     return list(found.values())
 
 
+def parent_of(runs: Sequence[RunDirectory]) -> Path:
+    """Return the deepest folder that holds all of some runs; their paths must be absolute."""
+    return Path(os.path.commonpath([run.path.parent for run in runs]))
+
+
 def _runs_at(path: Path) -> list[RunDirectory]:
     def natural(run: Path) -> list[tuple[float, str]]:
         return [(float(part), "") if part.isdecimal() else (0.0, part) for part in re.split(r"(\d+)", str(run))]
@@ -171,7 +177,7 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
     """Create a run's directory, or open an existing one of the same run, and hold it for this process alone.
 
     More epochs extend a run whose learning rate is constant from the start; patience and what to do on divergence may
-    change. The same text may come from another place or in another encoding.
+    change. The same text may come from another place, which is recorded, or in another encoding.
 
     Raises:
         InputError: the directory cannot be written, or holds something else or another run, which is left unchanged; or
@@ -182,14 +188,16 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
         try:
             if path.exists() and not _is_run(path) and any(map(_is_foreign, path.iterdir())):
                 why = _why_no_run(path) if _was_run(path) else "; name an empty or a new directory"
-                raise InputError(f"--run-dir {str(path)!r} holds files but no run{why}")
+                raise InputError(f"the directory {str(path)!r} holds files but no run{why}")
             path.mkdir(parents=True, exist_ok=True)
             run.refuse_links()
-            held.enter_context(hold_folder("--run-dir", path, *run.states))
+            held.enter_context(hold_folder("the directory", path, *run.states))
             if _is_run(path):
                 _check_same(run, configuration, provenance)
                 there = run.configuration()
-                further = dataclasses.replace(there, **{name: getattr(configuration, name) for name in _FREE})
+                # A text that has moved is known by its new place; its encoding is part of what the states are of.
+                changed = (*_FREE, "corpus") if configuration.encoding == there.encoding else _FREE
+                further = dataclasses.replace(there, **{name: getattr(configuration, name) for name in changed})
                 if further != there:
                     run.write_configuration(further)
             else:
@@ -197,7 +205,7 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
                 run.write_configuration(configuration)  # last, as it makes the directory a run's
         except OSError as error:
             raise InputError(
-                f"--run-dir {str(path)!r} cannot be written ({error.strerror or error}); name one that can"
+                f"the directory {str(path)!r} cannot be written ({error.strerror or error}); name one that can"
             ) from error
         yield run
 
@@ -245,10 +253,13 @@ def _check_same(run: RunDirectory, configuration: Configuration, provenance: dic
 
 
 def require_same_choices(path: Path, configuration: Configuration) -> None:
-    """Raise an InputError if a directory holds a run that cannot be resumed with these choices."""
+    """Raise an InputError if a directory holds a run that cannot be resumed with these choices, whatever their text."""
     if _is_run(path):
         run = open_run(path)
-        _refuse(run, _differences(run, configuration))
+        there = run.configuration()
+        # The text itself is compared once it is read.
+        here = dataclasses.replace(configuration, corpus=there.corpus, encoding=there.encoding)
+        _refuse(run, _differences(run, here))
 
 
 def _differences(run: RunDirectory, here: Configuration) -> list[str]:
@@ -269,7 +280,7 @@ def _differences(run: RunDirectory, here: Configuration) -> list[str]:
 def _refuse(run: RunDirectory, differences: list[str]) -> None:
     if differences:
         raise InputError(
-            f"--run-dir {str(run.path)!r} holds another run: {'; '.join(differences)}. "
+            f"the directory {str(run.path)!r} holds another run: {'; '.join(differences)}. "
             "Use its configuration to resume it, or name another directory"
         )
 

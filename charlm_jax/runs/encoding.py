@@ -122,7 +122,9 @@ def _corpus(folder: Path, record: dict[str, Any]) -> EncodedCorpus:
 def require_known(ids: Integer[np.ndarray, "*axes"], vocabulary: Vocabulary) -> None:
     """Raise a DamagedError if some ids stand for no character, as can happen in a damaged encoded corpus."""
     if ids.size and int(ids.max()) >= len(vocabulary):
-        raise DamagedError("the encoded corpus is damaged: it has ids that stand for no character; encode it again")
+        raise DamagedError(
+            "the encoded corpus is damaged: it has ids that stand for no character; remove it and encode the text again"
+        )
 
 
 def verify_encoded(folder: Path) -> None:
@@ -144,11 +146,15 @@ def _check_ids(folder: Path, record: dict[str, Any], stop_requested: StopRequest
             try:
                 text = corpus.vocabulary.decode(block)
             except InputError as error:
-                raise DamagedError(f"{str(path)!r} is damaged: {error}; encode the text again") from error
+                raise DamagedError(
+                    f"{str(path)!r} is damaged: {error}; remove the folder and encode the text again"
+                ) from error
             digest.update(text.encode("utf-8", "surrogatepass"))
             bar.update(len(block))
     if digest.hexdigest() != corpus.sha256:
-        raise DamagedError(f"{str(path)!r} is damaged: its text is not what was encoded; encode the text again")
+        raise DamagedError(
+            f"{str(path)!r} is damaged: its text is not what was encoded; remove the folder and encode it again"
+        )
 
 
 def encode(

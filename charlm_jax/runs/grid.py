@@ -165,10 +165,11 @@ def run_grid(arguments: GridArguments, runs: Sequence[GridRun], stop_requested: 
             the others are written.
     """
     from charlm_jax.runs.directory import require_same_choices
-    from charlm_jax.runs.processes import agreed, joined
+    from charlm_jax.runs.processes import agreed, joined, require_alike
 
     groups = _groups(runs)
     with joined(arguments.distributed):
+        require_alike({"the grid's runs": [run.path.name for run in runs]})
         tell(f"grid       {arguments.grid_dir}: {counted(len(runs), 'run')} in {counted(len(groups), 'program')}")
         agreed(lambda: [require_same_choices(run.path, run.configuration) for run in runs])
         train = _train_in_turn if arguments.launcher == "here" else _train_in_jobs
@@ -243,7 +244,8 @@ def _train(group: Sequence[GridRun], stop_requested: StopRequested, devices: int
 
     rows = len(group) * group[0].configuration.batch_size
     mesh = replica_mesh(list(open_mesh(devices, rows).devices.flat), len(group))
-    jobs = [prepare(run.configuration, devices, run.path) for run in group]
+    own = None if devices is None else min(devices, group[0].configuration.batch_size)
+    jobs = [prepare(run.configuration, own, run.path) for run in group]
     for replica, epoch in train_together(jobs, [run.path for run in group], mesh, stop_requested):
         held_out = "" if epoch.held_out is None else f", held-out {epoch.held_out.loss_nats:.4f}"
         tell(f"{group[replica].path.name} epoch {epoch.epoch}: training {epoch.training_loss:.4f}{held_out}")

@@ -151,7 +151,7 @@ def _tell_where(run: RunDirectory, step: int, job: Job) -> None:
     if recorded and not step:
         raise InputError(
             f"{str(run.path)!r} has records up to step {recorded:,}, but its states are missing; restore checkpoints/ "
-            "or best/ from a copy, or start again in another --run-dir"
+            "or best/ from a copy, or start again in another directory"
         )
     if recorded > step:
         tell(f"the records reach step {recorded:,}, but the state of that step is missing")
@@ -165,7 +165,7 @@ def _roll_back(run: RunDirectory, job: Job, state: TrainingState) -> TrainingSta
     if best is None or float(state.learning_rate) <= _MIN_RATE * job.configuration.learning_rate:
         raise DivergedError(
             f"training became unstable in epoch {int(state.step) // job.steps_per_epoch}, and rolling back did not "
-            f"help; try {_calmer(job)}, in another --run-dir"
+            f"help; try {_calmer(job)}, in another directory"
         )
     halved = state.learning_rate / 2
     back = state._replace(model=best.model, optimizer_state=best.optimizer_state, learning_rate=halved)
@@ -198,6 +198,11 @@ def _finish_epoch(
         if not math.isfinite(held_out.loss_nats):
             raise DivergedError(_diverged(job, step, run.path, "the evaluation after it was not finite"))
     before = agreed(lambda: held_out_losses(run))
+    if held_out is not None and len(before) != epoch - 1:  # a worse model might replace the best
+        raise InputError(
+            f"{str(run.metrics)!r} has the held-out losses of {len(before)} epochs, not of the {epoch - 1} before this "
+            "one: it was changed during training. The state is saved; restore a copy, and resume"
+        )
     losses = [] if held_out is None else [*before, held_out.loss_nats]
     last = epoch == chosen.epochs or out_of_patience(chosen.patience, losses)
     done = Epoch(
@@ -250,8 +255,8 @@ def _train_epoch(
                 unsaved = 0.0
             if stopped:
                 raise Preempted(
-                    f"stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, and the same command "
-                    f"with --run-dir {run.path} resumes"
+                    f"{run.path} was stopped by a signal at step {step:,} of {job.steps:,}; the state is saved, and "
+                    "the same command resumes if it names the directory (--run-dir, or --grid-dir)"
                 )
             # The same program runs any number of steps, so the dispatch grows to a good length as we go.
             steps = max(1, min(4 * steps, int(taken * _DISPATCH_SECONDS / seconds)))
@@ -262,16 +267,18 @@ def _diverged(job: Job, step: int, path: Path, what: str) -> str:
     epoch = -(-step // job.steps_per_epoch)
     return (
         f"training diverged in {path}: in epoch {epoch}, up to step {step:,}, {what}; the last good state is "
-        f"saved. Try {_calmer(job)}, in another --run-dir"
+        f"saved. Try {_calmer(job)}, in another directory"
     )
 
 
 def _unstable(job: Job, losses: list[float], path: Path) -> str:
     uniform = math.log(len(job.vocabulary))
+    can_roll_back = job.configuration.on_divergence == "warn" and len(job.held_out_ids)
+    rollback = ", or --on-divergence rollback" if can_roll_back else ""
     reference = f"the lowest, {min(losses):.4f}" if min(losses) < uniform else f"a uniform guess's, {uniform:.4f}"
     return (
         f"warning: in {path} the training loss of epoch {len(losses)}, {losses[-1]:.4f} nats, is more than {FAR_ABOVE} "
-        f"above {reference}; training has become unstable. Try {_calmer(job)}, or --on-divergence rollback"
+        f"above {reference}; training has become unstable. Try {_calmer(job)}{rollback}"
     )
 
 

@@ -22,7 +22,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 from charlm_jax.errors import ABORTED, DivergedError, InputError, Preempted, require
-from charlm_jax.mesh import DATA
 from charlm_jax.runs.command_line import Watcher, exit_codes, tell
 from charlm_jax.runs.devices import use_every_core
 
@@ -121,9 +120,18 @@ def meet(mesh: Mesh) -> None:
     may that compiles or reads a file for longer; later exchanges wait.
     """
     if jax.distributed.is_initialized():
-        for axes in (DATA, mesh.axis_names):
-            count = jax.shard_map(lambda: jax.lax.psum(1.0, axes), mesh=mesh, in_specs=(), out_specs=PartitionSpec())  # noqa: B023
-            jax.block_until_ready(jax.jit(count)())
+        for axes in [*mesh.axis_names, mesh.axis_names]:
+            jax.block_until_ready(meeting(mesh, axes)())
+
+
+def meeting(mesh: Mesh, axes: str | tuple[str, ...]) -> jax.stages.Wrapped:
+    """Return a compiled exchange between the devices along some axes of a mesh."""
+
+    def exchange() -> jax.Array:
+        # Of what differs between devices: a sum of constants is computed without an exchange.
+        return jax.lax.psum(jax.lax.axis_index(mesh.axis_names).astype(jnp.float32), axes)
+
+    return jax.jit(jax.shard_map(exchange, mesh=mesh, in_specs=(), out_specs=PartitionSpec(), check_vma=False))
 
 
 def _part() -> None:

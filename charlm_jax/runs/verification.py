@@ -32,7 +32,9 @@ class Finding:
 
 
 def verify(run: RunDirectory) -> Iterator[Finding]:
-    """Check every file of a run, each array of each state by its SHA-256, and that the recorded states and texts exist.
+    """Check a run's configuration, provenance, records and states, each array of a state by its SHA-256.
+
+    States and texts that are recorded but missing are found, too.
 
     Only the newest and the best state have to exist; others are checked if they do.
     """
@@ -77,7 +79,9 @@ def ways_out(run: RunDirectory, findings: Sequence[Finding]) -> str:
 def _judge(path: Path, check: Callable[[], object]) -> Finding:
     try:
         check()
-    except InputError as error:
+    except FileNotFoundError:
+        raise  # it has been removed since it was listed
+    except (InputError, OSError) as error:
         return Finding(path, "BAD", str(error) if path.exists() or path.is_symlink() else "it is missing")
     return Finding(path, "ok")
 
