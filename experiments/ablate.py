@@ -10,7 +10,7 @@ Prints a row per combination, with means and 95 % intervals over the replicas (S
 its gap to the same model's loss on as much training text, parameters, and the characters that each model read per
 second. results.csv also has the gap's interval, floating-point operations per character of training, and how many
 models were trained together; a figure, with the speed of all models together, goes to results.svg and .png. After that,
-`scripts/run report GRID` makes a page of it, and `scripts/run temperature GRID/*` measures the texts of each run.
+`scripts/run report GRID` makes a page of it, and `scripts/run temperature GRID` measures the texts of each run.
 """
 
 from collections.abc import Sequence

@@ -58,29 +58,26 @@ class Course(NamedTuple):
 
     Attributes:
         run: its directory.
+        name: of the run, among those compared.
         seconds: of training up to the end of each epoch; nan from the first epoch whose own are unknown.
         losses: held-out losses after each epoch, in nats per character.
     """
 
     run: "RunDirectory"
+    name: str
     seconds: "np.ndarray"
     losses: "np.ndarray"
-
-    @property
-    def name(self) -> str:
-        """The name of the run's directory."""
-        return self.run.path.resolve().name
 
     def clock(self, places: Sequence[int]) -> str:
         """Return the seconds up to the first of some epochs as text; empty if there is none or they are unknown."""
         return "".join(f"{each:.1f}" for each in self.seconds[places[:1]] if not math.isnan(each))
 
 
-def read_course(run: "RunDirectory") -> Course:
-    """Read the course of a run's held-out loss.
+def read_course(run: "RunDirectory", name: str) -> Course:
+    """Read the course of the held-out loss of a run, which the table and the figure call `name`.
 
     Raises:
-        InputError: it has no held-out loss yet.
+        InputError: it has no held-out loss.
     """
     import numpy as np
 
@@ -89,9 +86,11 @@ def read_course(run: "RunDirectory") -> Course:
     losses = {record["step"]: record["held_out_loss"] for record in read_records(run.metrics, "evaluation")}
     epochs = [record for record in read_records(run.metrics, "epoch") if record["step"] in losses]
     if not epochs:
-        raise InputError(f"the run {str(run.path)!r} has no held-out loss yet; let it finish an epoch with one")
+        held_out = run.configuration().held_out_fraction
+        way = "let it finish an epoch" if held_out else "none is held out; train another with --held-out-fraction 0.1"
+        raise InputError(f"the run {str(run.path)!r} has no held-out loss: {way}")
     seconds = np.cumsum(np.array([record["seconds"] for record in epochs], float))  # None becomes nan
-    return Course(run, seconds, np.array([losses[record["step"]] for record in epochs]))
+    return Course(run, name, seconds, np.array([losses[record["step"]] for record in epochs]))
 
 
 def main(flags: Sequence[str]) -> None:
@@ -100,10 +99,12 @@ def main(flags: Sequence[str]) -> None:
 
     import numpy as np
 
-    from charlm_jax.runs.directory import choices_that_differ, open_run
+    from charlm_jax.runs.directory import choices_that_differ, open_run, parent_of
     from charlm_jax.runs.files import write_table
 
-    courses = make_each(read_course, [open_run(path) for path in arguments.runs])
+    named = [open_run(path.resolve()) for path in arguments.runs]
+    parent = parent_of(named)
+    courses = make_each(lambda run: read_course(run, str(run.path.relative_to(parent))), named)
     runs = [course.run for course in courses]
     target = courses[0].losses.min() if arguments.target is None else arguments.target
     differing = choices_that_differ(runs)
@@ -137,12 +138,13 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
     """Draw held-out loss against seconds of training, on a logarithmic axis of time."""
     from matplotlib.ticker import FuncFormatter
 
-    from charlm_jax.analysis.figures import mark_logarithms, new_figure
+    from charlm_jax.analysis.figures import line_style, mark_logarithms, new_figure
     from charlm_jax.runs.files import save_picture
 
     figure, axes = new_figure(7.0, 4.0)
-    for course in courses:
-        axes.plot(course.seconds, course.losses, "o-", ms=3, lw=1.5, label=course.name)
+    for number, course in enumerate(courses):
+        label = f" {course.name}"  # matplotlib hides a label that begins with _
+        axes.plot(course.seconds, course.losses, marker="o", ms=3, lw=1.5, label=label, **line_style(number).options)
     axes.axhline(target, color="0.6", lw=0.8, zorder=0)
     axes.annotate(
         f"{target:.3f}", (0.01, target), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.35"
@@ -151,7 +153,8 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
     mark_logarithms(axes.xaxis, FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("seconds of training (logarithmic)")
     axes.set_ylabel("held-out loss (nats per character)")
-    axes.legend(frameon=False)
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
     save_picture(figure, path)
 
 

@@ -5,7 +5,7 @@
 Takes steps of the preset's job at every combination, in turns, and prints the medians, in nanoseconds per character,
 beside the predictions of a model fitted to all the others; then the model itself: the seconds of each term of its sum.
 --predict gives the time of a step at sizes that were not measured, and that need not fit here. The other flags are
-those of `text_generation`. Takes about four minutes on two otherwise idle cores.
+those of `text_generation`, but for --hidden-size and --batch-size. Takes about four minutes on two idle cores.
 """
 
 import dataclasses
@@ -32,7 +32,6 @@ from charlm_jax.runs.command_line import (
 from charlm_jax.runs.configuration import Configuration, flag
 
 if TYPE_CHECKING:
-    from charlm_jax.analysis.cost_model import Step
     from charlm_jax.runs.assembly import Job
 
 _SECONDS = 0.25  # of work in a measurement
@@ -74,27 +73,39 @@ def main(flags: Sequence[str]) -> None:
     preset, base, flags = named_preset(flags, "quick")
     program = f"scripts/run cost_model {preset}"
     arguments = tyro.cli(Arguments, prog=program, description=folded(__doc__), args=flags, default=Arguments(base))
+    for name in ("hidden_size", "batch_size"):
+        value = getattr(arguments.configuration, name)
+        require(flag(name), value, value == getattr(base, name), f"given as {flag(name)}s")
 
-    from charlm_jax.analysis.cost_model import TERMS, fit_costs, left_out, plot_costs, predict
+    from charlm_jax.analysis.cost_model import TERMS, Step, fit_costs, left_out, plot_costs, predict
     from charlm_jax.runs.assembly import prepare
     from charlm_jax.runs.devices import describe_process, open_mesh
     from charlm_jax.runs.files import save_picture, write_table
+    from charlm_jax.runs.trained import make_network
 
     there = open_mesh(None, rows=2**30).size
     counts = arguments.device_counts or tuple(2**power for power in range(there.bit_length()))
+    for count in counts:
+        require("--device-counts", count, count <= there, f"at most {there}, the devices there are")
+    combinations = itertools.product(arguments.hidden_sizes, arguments.batch_sizes, counts)
+    measurable = [sizes for sizes in combinations if sizes[1] >= sizes[2]]
 
-    def job_of(hidden_size: int, batch_size: int, devices: int) -> "Job":
-        sizes = {"hidden_size": hidden_size, "batch_size": batch_size}
-        return prepare(dataclasses.replace(arguments.configuration, **sizes), devices)
+    def with_sizes(hidden_size: int, batch_size: int) -> Configuration:
+        return dataclasses.replace(arguments.configuration, hidden_size=hidden_size, batch_size=batch_size)
 
-    combinations = [*itertools.product(arguments.hidden_sizes, arguments.batch_sizes, counts)]
-    jobs = [job_of(*sizes) for sizes in combinations if sizes[1] >= sizes[2]]
-    steps = [step_of(job, job.configuration.batch_size, job.mesh.size) for job in jobs]
+    def step_of(hidden_size: int, batch_size: int, devices: int) -> Step:
+        chosen = with_sizes(hidden_size, batch_size)
+        network, sizes = make_network(chosen, jobs[0].vocabulary), {"batch_size": batch_size, "devices": devices}
+        return Step.of(network, chosen.objective, window=chosen.window, **sizes)
+
+    jobs = [prepare(with_sizes(*sizes), devices) for *sizes, devices in measurable]
+    steps = [step_of(*sizes) for sizes in measurable]
     for sizes in arguments.predict if len(counts) == 1 else ():
         told = int(sizes.split("x")[2]) == counts[0]
         require("--predict", sizes, told, f"for the only number of devices measured, {counts[0]}; see --device-counts")
     if len(steps) <= len(TERMS):
         raise InputError(f"{len(steps)} combinations are too few to fit {len(TERMS)} terms; give more sizes")
+    to_predict = [step_of(*map(int, sizes.split("x"))) for sizes in arguments.predict]
     measured = measure(jobs, arguments.rounds)
     costs = fit_costs(steps, measured)
     header = ["hidden_size", "batch_size", "devices", "ns_per_character", "from_the_others", "error"]
@@ -108,27 +119,21 @@ def main(flags: Sequence[str]) -> None:
     print(f"a combination is predicted from the others with an error of {error}")
     for name, each in zip(TERMS.values(), costs, strict=True):
         print(f"{each:8.2e} s  {name}")
-    for hidden_size, batch_size, devices in (map(int, sizes.split("x")) for sizes in arguments.predict):
-        step = step_of(job_of(hidden_size, batch_size, 1), batch_size, devices)
+    for step in to_predict:
         seconds = predict(costs, step)
         shown = f"{1e3 * seconds:.3g} ms a step, {1e9 * seconds / step.characters:.3g} ns a character"
-        print(f"predicted for {hidden_size} units, {batch_size} windows, {devices} devices: {shown}")
+        print(f"predicted for {step.hidden_size} units, {step.batch_size} windows, {step.devices} devices: {shown}")
     if arguments.figure is not None:
         made = describe_process(arguments.configuration.precision, jobs[-1].mesh, 1)
         where = f"{made['device_kind']}, {made['precision']}, jax {made['versions']['jax']}"
-        title = f"{preset}, {where}: dots measured, lines fitted\nerror of a prediction from the others: {error}"
+        by_default, chosen = base.to_json(), arguments.configuration.to_json()
+        changed = [f"{flag(name)} {value}" for name, value in chosen.items() if value != by_default[name]]
+        job = " ".join([preset, *changed])
+        title = f"{job}, {where}: dots measured, lines fitted\nerror of a prediction from the others: {error}"
         save_picture(plot_costs(steps, measured, costs, title=title), arguments.figure)
         table = arguments.figure.with_suffix(".csv")
-        write_table(table, header, rows, [f"{where}, {made['cpu_cores']} cores, commit {made['commit']}"])
+        write_table(table, header, rows, [f"{job}, {where}, {made['cpu_cores']} cores, commit {made['commit']}"])
         tell(f"figure: {arguments.figure}; table: {table}")
-
-
-def step_of(job: "Job", batch_size: int, devices: int) -> "Step":
-    """Return the size of a job's step at a batch size and a number of devices."""
-    from charlm_jax.analysis.cost_model import Step
-
-    sizes = {"window": job.order.window, "batch_size": batch_size, "devices": devices}
-    return Step.of(job.network, job.configuration.objective, **sizes)
 
 
 def measure(jobs: Sequence["Job"], rounds: int) -> list[float]:

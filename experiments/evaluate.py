@@ -72,7 +72,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture
-    from charlm_jax.runs.trained import load_text, read_run
+    from charlm_jax.runs.trained import load_text, read_run, require_prediction
 
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
     loaded = read_run(run, arguments.checkpoint)
@@ -102,6 +102,7 @@ def main(flags: Sequence[str]) -> None:
     require_known(text, loaded.vocabulary)
     ids, windows = jnp.array(text), {"window": window, "stride": stride}
     windowed = evaluate(loaded.model, ids, mesh, **windows)
+    require_prediction(loaded, windowed.loss_nats)
     stream = evaluate_stream(loaded.model, text)
     positions = loss_by_position(loaded.model, ids, mesh, **windows)
     calibration = calibrate(loaded.model, ids, mesh, window=window, stride=stride)
@@ -129,7 +130,7 @@ def main(flags: Sequence[str]) -> None:
         },
         "loss_by_position": positions.tolist(),
     }
-    print(json.dumps(result), flush=True)
+    print(json.dumps(result, allow_nan=False), flush=True)
     if arguments.figure is not None:
         subject = "held-out text" if arguments.text is None else Path(arguments.text).name
         title = f"{run.path.resolve().name}, step {loaded.step:,}: {subject}"

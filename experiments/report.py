@@ -10,7 +10,6 @@ Prints the page's path. A page has room for 100,000 characters of text and 600 k
 out.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ def main(flags: Sequence[str]) -> None:
     """Gather, lay out and write."""
     arguments = tyro.cli(Arguments, prog="scripts/run report", description=folded(__doc__), args=flags)
 
-    from charlm_jax.runs.directory import find_runs, open_run
+    from charlm_jax.runs.directory import find_runs, open_run, parent_of
 
     # Before JAX is loaded, so that a wrong name fails at once.
     runs = [open_run(run.path.resolve()) for run in find_runs(*arguments.runs)]
@@ -50,7 +49,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.files import write_atomically
     from charlm_jax.runs.gathering import gather, pictures_of
 
-    parent = Path(os.path.commonpath([run.path.parent for run in runs]))
+    parent = parent_of(runs)
     # A grid's own picture of all its runs lies beside them.
     notes: list[str] = []
     own = pictures_of(parent.glob("results.svg"), _PICTURE_BYTES, notes) if len(runs) > 1 else []

@@ -27,7 +27,7 @@ _TOLERANCE = 0.01  # nats; the first epoch's loss has a standard deviation of 0.
 def _differences(configuration: Configuration, windows: int) -> list[str]:
     """Return where a configuration differs from what the published runs share, in the choices that affect the loss."""
     notebook = PRESETS["keras-2.2" if configuration.gate_activation == "hard_sigmoid" else "tf-keras-2.5"]
-    free = ("corpus", "encoding", "epochs", "seed", "precision")
+    free = ("corpus", "encoding", "epochs", "seed", "recurrence")
     free += ("temperatures", "sample_every", "sample_length", "carry", "sampler", "prompt_start", "continuation")
     compared = dataclasses.replace(notebook, **{name: getattr(configuration, name) for name in free})
     differences = compared.differences(configuration)

@@ -6,7 +6,8 @@ Takes prompts from the held-out text, at even distances, and lets the model cont
 the same random numbers. What really follows a prompt is the human text. Measures each text's words, what it copies, how
 it repeats itself, and how rich and how likely it is, and prints a page: which of the notebooks' claims about
 temperature hold; for each measure its human value, the temperature that comes nearest, and those that it does not tell
-from human text; and the beginning of a text at each temperature. Intervals are 95 %, from a bootstrap over prompts.
+from human text; and the beginning of a text at each temperature. Intervals are 95 %, from a bootstrap over prompts. Of
+a long training text, the last 4,000,000 characters are compared with.
 
 The page (temperature.md), its figure (temperature.svg, .png), every mean with its interval (temperature.csv) and all
 texts (temperature_samples.jsonl) go into the run's figures/, or into --output.
@@ -22,7 +23,7 @@ import tyro
 
 from charlm_jax.choices import MAX_EVALUATED, Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
-from charlm_jax.runs.command_line import folded, run_command, tell
+from charlm_jax.runs.command_line import folded, make_each, run_command, tell
 
 if TYPE_CHECKING:  # what --help can do without
     import numpy as np
@@ -79,8 +80,7 @@ def main(flags: Sequence[str]) -> None:
 
     runs = find_runs(*arguments.runs)
     require("--output", str(arguments.output), arguments.output is None or len(runs) == 1, "omitted with several runs")
-    for run in runs:
-        _measure(run, arguments)
+    make_each(lambda run: _measure(run, arguments), runs)
 
 
 def _measure(run: "RunDirectory", arguments: Arguments) -> None:
@@ -88,6 +88,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     import jax.numpy as jnp
     import numpy as np
 
+    from charlm_jax.analysis.baselines import LIMIT
     from charlm_jax.analysis.calibration import calibrate
     from charlm_jax.analysis.temperature_page import plot_sweep, sweep_page, sweep_table
     from charlm_jax.analysis.temperature_sweep import Sweep
@@ -95,7 +96,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_pictures, write_atomically, write_table
-    from charlm_jax.runs.trained import load_text, read_run
+    from charlm_jax.runs.trained import load_text, read_run, require_prediction
 
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
     loaded = read_run(run, arguments.checkpoint)
@@ -109,14 +110,13 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     require_known(human, vocabulary)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
+    if len(training) > LIMIT:
+        training = training[-LIMIT:]
+        note += f" Texts are compared with the last {LIMIT:,} characters of the training text."
     scored = jnp.array(human[:MAX_EVALUATED])
     calibration = calibrate(loaded.model, scored, mesh, window=window, stride=1)
     loss, uniform = calibration.losses[calibration.at_one], np.log(len(vocabulary))
-    if not np.isfinite(loss):
-        raise InputError(
-            f"the model of {str(run.path)!r}, at step {loaded.step:,}, predicts no text (its loss on the human text is "
-            f"{loss:g}), as training diverged; train again with a smaller --learning-rate or with --clip 1"
-        )
+    require_prediction(loaded, float(loss))
     if loss > uniform:
         tell(
             f"warning: in {run.path} the human text costs {loss:.4g} nats per character, more than uniform guessing "
@@ -191,15 +191,15 @@ def _measures(
     """Return every measure of the texts, a number each: their statistics, and how likely they are."""
     import numpy as np
 
-    from charlm_jax.analysis.baselines import LIMIT, ORDER, KneserNey
+    from charlm_jax.analysis.baselines import ORDER, KneserNey
     from charlm_jax.analysis.text_statistics import Reference, text_statistics
     from charlm_jax.generation.surprisal import surprisal
 
-    vocabulary, window, recent = loaded.vocabulary, loaded.configuration.window, training[-LIMIT:]
-    measured = text_statistics(Reference.of(vocabulary.decode(recent)), [vocabulary.decode(row) for row in ids])
+    vocabulary, window = loaded.vocabulary, loaded.configuration.window
+    measured = text_statistics(Reference.of(vocabulary.decode(training)), [vocabulary.decode(row) for row in ids])
     likely = surprisal(loaded.model, prompts, ids, top=1, sampler=sampler, window=window)
     measured["model_nats"] = likely.nats.mean(axis=1, dtype=float)
-    ngram = KneserNey.fit(recent, len(vocabulary), ORDER)
+    ngram = KneserNey.fit(training, len(vocabulary), ORDER)
     measured["ngram_nats"] = np.array(
         [ngram.losses(np.concatenate([prompt, row]))[window:].mean() for prompt, row in zip(prompts, ids, strict=True)]
     )

@@ -3,10 +3,10 @@
     scripts/run verify RUN
     scripts/run verify FOLDER
 
-Reads every file of the run, and compares each array of each saved state with the SHA-256, shape and type that it was
-saved with. Prints a line per file: ok; BAD and why; set aside, for a damaged one that training has renamed and done
-without; or unchecked, for a state that cannot be judged because config.json or provenance.json is bad. Exits with 2 if
-a file is bad, else with 0. Nothing is changed.
+Reads the run's configuration, provenance, records and states, and compares each array of each saved state with the
+SHA-256, shape and type that it was saved with. Prints a line per file: ok; BAD and why; set aside, for a damaged one
+that training has renamed and done without; or unchecked, for a state that cannot be judged because config.json or
+provenance.json is bad. Exits with 2 if a file is bad, else with 0. Nothing is changed.
 For an encoded corpus, compares the text that its ids stand for with the SHA-256 of the text that it was made from.
 """
 

@@ -81,6 +81,7 @@ def test_the_command(corpus, tmp_path, capsys):
     )
     assert figure.stat().st_size > 10_000
     rows = list(csv.DictReader(figure.with_suffix(".csv").read_text().splitlines()[1:]))
+    assert figure.with_suffix(".csv").read_text().startswith("# quick --corpus ")
     assert [row["hidden_size"] for row in rows] == ["4"] * 4 + ["8"] * 4
 
 
@@ -90,6 +91,9 @@ def test_the_command(corpus, tmp_path, capsys):
         (["--hidden-sizes", "8"], "3 combinations are too few to fit 6 terms; give more sizes"),
         (["--predict", "8x8"], "--predict 8x8 cannot be used: it must be three numbers, such as 1024x256x8"),
         (["--batch-sizes", "0"], "--batch-sizes 0"),
+        (["--batch-size", "8"], "--batch-size 8 cannot be used: it must be given as --batch-sizes"),
+        (["--hidden-size", "8"], "--hidden-size 8 cannot be used: it must be given as --hidden-sizes"),
+        (["--device-counts", "64"], "--device-counts 64 cannot be used: it must be at most"),
         (
             ["--predict", "8x8x2"],
             "--predict 8x8x2 cannot be used: it must be for the only number of devices measured, 1;",

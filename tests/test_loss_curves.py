@@ -35,3 +35,10 @@ def test_a_run_that_diverges_leaves_the_picture():
     top = figure.axes[0].get_ylim()[1]
     assert top < 2.1
     assert [axes.get_ylabel() != "" for axes in figure.axes] == [True, True]
+
+
+@pytest.mark.parametrize(("epochs", "marker"), [(1, "o"), (2, "none")])
+def test_published_losses_of_one_epoch_are_dots(epochs, marker):
+    ours = dict.fromkeys(range(1, epochs + 1), 2.0)
+    figure = plot_comparison(ours, HARD, compare(ours, HARD), title="title", tolerance=0.01)
+    assert [line.get_marker() for line in figure.axes[0].lines[:4]] == [marker] * 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from charlm_jax.analysis.calibration import Calibration
-from charlm_jax.analysis.temperature_page import sweep_page, sweep_table
+from charlm_jax.analysis.temperature_page import plot_sweep, sweep_page, sweep_table
 from charlm_jax.analysis.temperature_sweep import MEASURES, Sweep, estimate, verdicts
 
 TEMPERATURES = np.array([0.2, 0.5, 0.8, 1.0, 1.2])
@@ -112,6 +112,18 @@ def test_what_does_not_differ_is_seldom_decided():
     assert len(found) - found.count("not decided") < 0.08 * 360 + 22
 
 
+def test_a_temperature_is_not_ruled_out_by_many_that_are_as_good():
+    """Of 81 equal temperatures each is the nearest in few resamples; 0.5 does not hold once it is another."""
+    temperatures = np.linspace(0.46, 0.54, 81).round(3)
+    human = {name: 0.3 * RANDOM.normal(size=20) for name in MEASURES}
+    equal = {name: 0.3 * RANDOM.normal(size=(81, 20)) for name in MEASURES}
+    (verdict,) = verdicts(Sweep(temperatures, equal, human))
+    assert verdict.answer == "not decided"
+    other = {name: values + (temperatures == 0.5)[:, None] for name, values in equal.items()}
+    (verdict,) = verdicts(Sweep(temperatures, other, human))
+    assert verdict.answer == "does not hold"
+
+
 def test_claims_about_temperatures_that_were_not_tried_are_left_out():
     sweep = sweep_of([0.1, 0.5, 0.3, 0.05, 0.02])
     some = Sweep(TEMPERATURES[2:4], {name: values[2:4] for name, values in sweep.samples.items()}, sweep.human)
@@ -120,8 +132,8 @@ def test_claims_about_temperatures_that_were_not_tried_are_left_out():
 
 def test_the_page_and_the_table_say_what_was_found():
     sweep = sweep_of([0.1, 0.5, 0.3, 0.05, 0.02])
-    none = np.zeros((2, 1))
-    calibration = Calibration(np.array([0.9, 1.1]), np.array([1.5, 1.25]), none, none, none)
+    none = np.zeros((3, 1))
+    calibration = Calibration(np.array([0.9, 1.1, 1.3]), np.array([1.5, 1.25, 1.4]), none, none, none)
     page = sweep_page(sweep, calibration, ["a `b` | c\n<script>"] * 5, title="run")
     assert "human text is likeliest at temperature 1.10 (1.2500 nats per character)" in page
     assert "texts at **0.5** are the nearest" in page
@@ -133,6 +145,9 @@ def test_the_page_and_the_table_say_what_was_found():
     one = Sweep(TEMPERATURES[:1], {name: values[:1] for name, values in sweep.samples.items()}, sweep.human)
     page = sweep_page(one, calibration, ["text"], title="run")
     assert page.splitlines()[2].startswith("Human text is likeliest at temperature 1.10")
+    edge = Calibration(calibration.temperatures[:2], calibration.losses[:2], none[:2], none[:2], none[:2])
+    page = sweep_page(sweep, edge, ["text"] * 5, title="run")
+    assert "human text is likeliest at temperature 1.10, the edge of those tried (1.2500" in page
     header, rows = sweep_table(sweep)
     assert len(rows) == len(MEASURES) * 6
     row = dict(zip(header, next(row for row in rows if row[:2] == ["entropy", "0.5"]), strict=True))
@@ -140,3 +155,16 @@ def test_the_page_and_the_table_say_what_was_found():
     assert float(row["low"]) < float(row["mean"]) < float(row["high"])
     difference = sweep.samples["entropy"][1] - sweep.human["entropy"]
     assert float(row["difference"]) == pytest.approx(difference.mean(), rel=1e-3, abs=1e-6)
+
+
+def test_a_sweep_of_one_temperature_is_drawn():
+    """As a dot with its interval; a line of one point would be invisible."""
+    none = np.zeros((3, 1))
+    calibration = Calibration(np.array([0.9, 1.0, 1.3]), np.array([1.5, 1.25, 1.4]), none, none, none)
+    sweep = sweep_of([0.1, 0.5, 0.3, 0.05, 0.02])
+    for tried, marker in ((slice(3, 4), "o"), (slice(None), "none")):
+        some = {name: values[tried] for name, values in sweep.samples.items()}
+        figure = plot_sweep(Sweep(TEMPERATURES[tried], some, sweep.human), calibration, title="run")
+        drawn = [line for axes in figure.axes[: len(MEASURES)] for line in axes.lines]
+        curves = [line for line in drawn if line.get_label() == "generated text"]
+        assert [line.get_marker() for line in curves] == [marker] * len(MEASURES)

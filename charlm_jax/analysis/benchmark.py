@@ -161,7 +161,8 @@ def _describe_own(benchmark: Benchmark, precision: Precision) -> Iterator[str]:
         ):
             yield f"  {timing.title:<38} {in_words(timing.median):>8}{timing.speed}"
     share = ours[Title.CHECKPOINT] / (EPOCH_STEPS * training)
-    yield f"a state saved and verified after each epoch of {EPOCH_STEPS:,} steps costs {share:.2%} of training"
+    saved = here(f"a state saved and verified after each epoch of {EPOCH_STEPS:,} steps")
+    yield f"{saved} costs {share:.2%} of training"
 
 
 def in_words(seconds: float) -> str:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from charlm_jax.analysis.calibration import BINS, Calibration
-from charlm_jax.analysis.figures import BLUE, VERMILION, new_figure
+from charlm_jax.analysis.figures import BLUE, VERMILION, marker, new_figure
 
 
 def plot_evaluation(
@@ -30,7 +30,8 @@ def plot_evaluation(
     figure, (context, temperature, reliability) = new_figure(11.0, 3.6, columns=3, title=title)
 
     given = np.arange(1, len(by_position) + 1)
-    context.plot(given, by_position, color=VERMILION, lw=2, label="model, fresh state")
+    line = {"color": VERMILION, "lw": 2, "marker": marker(len(given))}
+    context.plot(given, by_position, label="model, fresh state", **line)
     context.axhline(stream_loss, color=VERMILION, ls="--", lw=1.2, label="model, one stream")
     top = max(by_position[:2].max(), stream_loss * 1.3)
     for number, (name, loss) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):

@@ -62,6 +62,11 @@ def new_figure(
         return figure, figure.subplots(rows, columns, **options)
 
 
+def marker(points: int) -> str:
+    """Return the marker of a curve, as matplotlib names it: none, but for a single point, which would be invisible."""
+    return "o" if points == 1 else "none"
+
+
 def mark_logarithms(axis: Axis, formatter: Formatter) -> None:
     """Label 1, 2 and 5 times each power of ten on a logarithmic axis, and nothing in between."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from charlm_jax.analysis.figures import VERMILION, line_style, new_figure
+from charlm_jax.analysis.figures import VERMILION, line_style, marker, new_figure
 from charlm_jax.choices import GateActivation
 
 Curve = Mapping[int, float]  # nats per character by epoch, from 1
@@ -64,7 +64,8 @@ def plot_comparison(
     for number, (run, curve) in zip(numbers, published.items(), strict=False):
         epochs = [epoch for epoch in sorted(curve) if epoch <= last]
         losses = [curve[epoch] for epoch in epochs]
-        curves.plot(epochs, losses, label=f"published run {run}", lw=1.5, **line_style(number).options)
+        style = {"marker": marker(len(epochs)), "lw": 1.5, **line_style(number).options}
+        curves.plot(epochs, losses, label=f"published run {run}", **style)
     curves.plot(list(ours), list(ours.values()), "o", color=VERMILION, label="this run", ms=4, zorder=3)
     top = max(loss for curve in (ours, *published.values()) for epoch, loss in curve.items() if epoch <= min(last, 3))
     bottom = min(comparison.lowest for comparison in comparisons)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from charlm_jax.analysis.calibration import Calibration
-from charlm_jax.analysis.figures import BLUE, VERMILION, new_figure
+from charlm_jax.analysis.figures import BLUE, VERMILION, marker, new_figure
 from charlm_jax.analysis.temperature_sweep import MEASURES, Sweep, estimate, verdicts
 
 _COLUMNS = 4
@@ -23,28 +23,34 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
     panels = len(MEASURES) + 2
     rows = -(-panels // _COLUMNS)
     figure, axes = new_figure(3.4 * _COLUMNS, 2.5 * rows, rows, _COLUMNS, title=title, sharex=True)
-    places = list(axes.flat)
+    places, several = list(axes.flat), len(sweep.temperatures) > 1
+    line = {"color": VERMILION, "lw": 2, "marker": marker(len(sweep.temperatures))}
     for place, (name, measure) in zip(places, MEASURES.items(), strict=False):
         samples, human = estimate(sweep.samples[name]), estimate(sweep.human[name])
         place.axhspan(float(human.low), float(human.high), color=BLUE, alpha=0.25, lw=0)
         place.axhline(float(human.mean), color=BLUE, lw=1.5, label="human text")
+        if not several:
+            place.vlines(sweep.temperatures, samples.low, samples.high, color=VERMILION, lw=2)
         place.fill_between(sweep.temperatures, samples.low, samples.high, color=VERMILION, alpha=0.25, lw=0)
-        place.plot(sweep.temperatures, samples.mean, color=VERMILION, lw=2, label="generated text")
-        for temperature in sweep.nearest(name)[:1]:  # the lowest of a tie
+        place.plot(sweep.temperatures, samples.mean, label="generated text", **line)
+        for temperature in sweep.nearest(name)[:several]:  # the lowest of a tie
             _mark(place, temperature, "nearest to human text")
         place.set_title(measure.label, fontsize=9)
     over_all, held_out = places[len(MEASURES) : panels]
     distances = sweep.distances()
-    over_all.plot(sweep.temperatures, distances, color=VERMILION, lw=2)
-    _mark(over_all, sweep.temperatures[np.argmin(distances)], "nearest to human text")
+    over_all.plot(sweep.temperatures, distances, **line)
+    if several:
+        _mark(over_all, sweep.temperatures[np.argmin(distances)], "nearest to human text")
     over_all.set_title("distance from human text, all measures", fontsize=9)
     over_all.set_ylim(0, 1.02)
     tried = calibration.temperatures
     shown = (sweep.temperatures[0] <= tried) & (tried <= sweep.temperatures[-1])
-    held_out.plot(tried[shown], calibration.losses[shown], color=VERMILION, lw=2)
-    _mark(held_out, calibration.temperatures[calibration.best], "lowest")
-    held_out.set_title("loss on human text (nats/character)", fontsize=9)
-    for place in places[panels:]:
+    held_out.plot(tried[shown], calibration.losses[shown], **line | {"marker": marker(int(shown.sum()))})
+    if shown[calibration.best]:
+        _mark(held_out, tried[calibration.best], "lowest")
+    if shown.any():
+        held_out.set_title("loss on human text (nats/character)", fontsize=9)
+    for place in places[panels if shown.any() else panels - 1 :]:
         place.set_axis_off()
     for place in axes[-1]:
         place.set_xlabel("softmax temperature")
@@ -76,8 +82,9 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
     """
     distances = sweep.distances()
     best, closest = calibration.temperatures[calibration.best], sweep.temperatures[np.argmin(distances)]
+    edge = ", the edge of those tried" if calibration.best_at_edge else ""
     summary = (
-        f"human text is likeliest at temperature {best:.2f} ({calibration.losses[calibration.best]:.4f} nats per "
+        f"human text is likeliest at temperature {best:.2f}{edge} ({calibration.losses[calibration.best]:.4f} nats per "
         f"character). Intervals: 95 %, over prompts.{note}"
     )
     if len(distances) > 1:

@@ -240,7 +240,7 @@ def _bytes_of(name: str, source: Download) -> bytes:
     if found != source.sha256:
         raise InputError(
             f"{str(path)!r} is not the published {name} (SHA-256 {found}, not {source.sha256}); "
-            "replace it, or name your own text with --corpus FILE"
+            "replace it, or name a file of your own instead"
         )
     return content
 
@@ -258,14 +258,14 @@ def _downloaded(name: str, source: Download) -> Path:
         return Path(pooch.retrieve(source.url, f"sha256:{sha256}", fname=served, path=cache, progressbar=True))
     except ValueError as error:  # how pooch reports a wrong hash
         raise InputError(
-            f"{source.url} does not serve the published {name} (SHA-256 {sha256}); name your own text with "
-            f"--corpus FILE, or put {source.file} into a folder that ${DATA_FOLDER_VARIABLE} names"
+            f"{source.url} does not serve the published {name} (SHA-256 {sha256}); name a file of "
+            f"your own instead, or put {source.file} into a folder that ${DATA_FOLDER_VARIABLE} names"
         ) from error
     except Exception as error:  # requests, urllib3 and the disk each fail in their own way
         folder = os.environ.get(DATA_FOLDER_VARIABLE) or "not set"
         raise InputError(
             f"the corpus {name} is neither in ${DATA_FOLDER_VARIABLE} ({folder}) nor in {str(cache)!r}, "
             f"and {source.url} could not be fetched ({type(error).__name__}); connect and run again, or put "
-            f"{source.file} into a folder that ${DATA_FOLDER_VARIABLE} names, or train on another text with "
-            f"--corpus FILE or --corpus {PYTHON_DOCS}"
+            f"{source.file} into a folder that ${DATA_FOLDER_VARIABLE} names, or name a file of your own, or "
+            f"{PYTHON_DOCS}, instead"
         ) from error

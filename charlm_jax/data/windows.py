@@ -213,7 +213,7 @@ def shuffled(key: Key, positions: Integer[Array, " batch"], count: int) -> Integ
 
 
 def _mix(word: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
-    """Scramble 32 bits (the finaliser of MurmurHash3; Appleby, 2008)."""
+    """Scramble 32 bits (the finaliser of MurmurHash3; Appleby, 2011)."""
     word = (word ^ word >> 16) * jnp.uint32(0x85EBCA6B)
     word = (word ^ word >> 13) * jnp.uint32(0xC2B2AE35)
     return word ^ word >> 16

@@ -237,7 +237,7 @@ def mendable(error: Exception) -> str | None:
         place = "standard output, or a file" if error.filename is None else repr(str(error.filename))
         return f"{place}: {error.strerror or error}; name another place, or fix this one"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-        return "the device's memory is too small for this; try a smaller --batch-size, --hidden-size or --window"
+        return "the device's memory is too small for this; try a smaller batch, model or window, or fewer texts"
     return None
 
 

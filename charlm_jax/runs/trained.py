@@ -1,5 +1,6 @@
 """What a run leaves behind: a model that writes and scores text, its measurements, and the text it learned from."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -182,6 +183,15 @@ def read_run(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     if saved is None:
         raise InputError(f"the run {str(run.path)!r} has no checkpoint yet; let it finish an epoch first")
     return LoadedRun(run.path, configuration, saved.model, vocabulary, int(saved.step))
+
+
+def require_prediction(run: LoadedRun, loss: float) -> None:
+    """Raise an InputError unless a model's loss on a text, in nats per character, is finite."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the model of {str(run.path)!r}, at step {run.step:,}, predicts no text (its loss is {loss:g} nats per "
+            "character), as training diverged; train again with a smaller --learning-rate or with --clip 1"
+        )
 
 
 def snapshot_shapes(run: RunDirectory) -> Snapshot:
