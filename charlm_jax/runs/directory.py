@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from charlm_jax.data.corpus import NAMES
 from charlm_jax.data.vocabulary import Vocabulary
 from charlm_jax.errors import InputError
 from charlm_jax.runs.configuration import Configuration
@@ -177,7 +178,7 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
     """Create a run's directory, or open an existing one of the same run, and hold it for this process alone.
 
     More epochs extend a run whose learning rate is constant from the start; patience and what to do on divergence may
-    change. The same text may come from another place, which is recorded, or in another encoding.
+    change. The same text may come from another place, which is recorded if it has left its own, or in another encoding.
 
     Raises:
         InputError: the directory cannot be written, or holds something else or another run, which is left unchanged; or
@@ -195,8 +196,9 @@ def hold_run(path: Path, configuration: Configuration, provenance: dict[str, Any
             if _is_run(path):
                 _check_same(run, configuration, provenance)
                 there = run.configuration()
-                # A text that has moved is known by its new place; its encoding is part of what the states are of.
-                changed = (*_FREE, "corpus") if configuration.encoding == there.encoding else _FREE
+                gone = there.corpus not in NAMES and not Path(there.corpus).exists()
+                # The encoding stays, as it is part of the run's identity.
+                changed = (*_FREE, "corpus") if gone and configuration.encoding == there.encoding else _FREE
                 further = dataclasses.replace(there, **{name: getattr(configuration, name) for name in changed})
                 if further != there:
                     run.write_configuration(further)
