@@ -19,6 +19,8 @@ TextPlace = Literal["auto", "resident", "streamed"]
 
 MAX_EVALUATED = 10_000_000
 """How many characters of a long text are scored by default: its beginning, which every device holds."""
+MIN_TEXTS = 8
+"""Fewer texts give no interval: a bootstrap's would be too narrow."""
 MODEL_FILES = ".keras", ".weights.h5", ".h5", ".safetensors", ".jax"
 """File endings that models can be converted to; all but the last can also be converted from."""
 

@@ -37,7 +37,7 @@ class Arguments:
     """The flags."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs, in the order of the table."""
+    """Directories of runs, or directories that hold runs and grids, in the order of the table."""
     target: float | None = None
     """Held-out loss to time each run to, in nats per character; the first run's lowest if not given."""
     table: Path | None = None
@@ -60,12 +60,14 @@ class Course(NamedTuple):
         run: its directory.
         name: of the run, among those compared.
         seconds: of training up to the end of each epoch; nan from the first epoch whose own are unknown.
+        epochs: their numbers.
         losses: held-out losses after each epoch, in nats per character.
     """
 
     run: "RunDirectory"
     name: str
     seconds: "np.ndarray"
+    epochs: list[int]
     losses: "np.ndarray"
 
     def clock(self, places: Sequence[int]) -> str:
@@ -90,7 +92,8 @@ def read_course(run: "RunDirectory", name: str) -> Course:
         way = "let it finish an epoch" if held_out else "none is held out; train another with --held-out-fraction 0.1"
         raise InputError(f"the run {str(run.path)!r} has no held-out loss: {way}")
     seconds = np.cumsum(np.array([record["seconds"] for record in epochs], float))  # None becomes nan
-    return Course(run, name, seconds, np.array([losses[record["step"]] for record in epochs]))
+    numbers = [record["epoch"] for record in epochs]
+    return Course(run, name, seconds, numbers, np.array([losses[record["step"]] for record in epochs]))
 
 
 def main(flags: Sequence[str]) -> None:
@@ -99,10 +102,10 @@ def main(flags: Sequence[str]) -> None:
 
     import numpy as np
 
-    from charlm_jax.runs.directory import choices_that_differ, open_run, parent_of
+    from charlm_jax.runs.directory import choices_that_differ, find_runs, open_run, parent_of
     from charlm_jax.runs.files import write_table
 
-    named = [open_run(path.resolve()) for path in arguments.runs]
+    named = [open_run(run.path.resolve()) for run in find_runs(*arguments.runs)]
     parent = parent_of(named)
     courses = make_each(lambda run: read_course(run, str(run.path.relative_to(parent))), named)
     runs = [course.run for course in courses]
@@ -119,7 +122,7 @@ def main(flags: Sequence[str]) -> None:
     rows = []
     for course in courses:
         configuration, best = course.run.configuration().to_json(), int(course.losses.argmin())
-        lowest = [f"{course.losses[best]:.4f}", str(best + 1), course.clock([best])]
+        lowest = [f"{course.losses[best]:.4f}", str(course.epochs[best]), course.clock([best])]
         reached = course.clock(np.flatnonzero(course.losses <= target).tolist())
         rows.append([course.name, *(str(configuration[name]) for name in choices), *lowest, reached])
     print_table([header, *rows])
@@ -141,7 +144,7 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
     from charlm_jax.analysis.figures import line_style, mark_logarithms, new_figure
     from charlm_jax.runs.files import save_picture
 
-    figure, axes = new_figure(7.0, 4.0)
+    figure, axes = new_figure(8.0, 4.0)
     for number, course in enumerate(courses):
         label = f" {course.name}"  # matplotlib hides a label that begins with _
         axes.plot(course.seconds, course.losses, marker="o", ms=3, lw=1.5, label=label, **line_style(number).options)
@@ -153,7 +156,7 @@ def _draw(courses: Sequence[Course], target: float, path: Path) -> None:
     mark_logarithms(axes.xaxis, FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("seconds of training (logarithmic)")
     axes.set_ylabel("held-out loss (nats per character)")
-    for text in axes.legend(frameon=False).get_texts():
+    for text in figure.legend(loc="outside right upper", frameon=False).get_texts():
         text.set_parse_math(False)
     save_picture(figure, path)
 

@@ -63,6 +63,7 @@ class Arguments:
         for name in ("encoding", "lowercase"):
             value = getattr(self, name)
             require(flag(name), value, not value or self.corpus is not None, "given with --corpus")
+        require("TARGET", self.target, self.target.name != "", "the name of a new file or directory")
         for place in (self.target, self.target.with_name(f"{self.target.name}.json")):
             require("TARGET", place, not place.exists(), "new, as nothing is overwritten")
         file, readable = self.target if writes else self.source, MODEL_FILES

@@ -61,9 +61,13 @@ class Arguments:
             require(flag(name), "without a number", values != () or name == "device_counts", "followed by one")
             for value in values:
                 require_count(flag(name), value)
+            words = " ".join(map(str, values))
+            require(flag(name), words, len(set(values)) == len(values), "numbers that all differ")
         for sizes in self.predict:
             there = [part.isdecimal() and int(part) > 0 for part in sizes.split("x")]
             require("--predict", sizes, there == [True] * 3, "three numbers, such as 1024x256x8")
+            _, batch_size, devices = map(int, sizes.split("x"))
+            require("--predict", sizes, batch_size >= devices, "of at least as many windows as devices")
         require_count("--rounds", self.rounds)
         require_file("--figure", self.figure, ".svg", ".png")
 

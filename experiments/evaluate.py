@@ -72,7 +72,7 @@ def main(flags: Sequence[str]) -> None:
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_picture
-    from charlm_jax.runs.trained import load_text, read_run, require_prediction
+    from charlm_jax.runs.trained import load_text, read_run, require_held_out, require_prediction
 
     mesh = open_mesh(arguments.devices, rows=BATCH_SIZE)
     loaded = read_run(run, arguments.checkpoint)
@@ -81,8 +81,7 @@ def main(flags: Sequence[str]) -> None:
     training = None
     if arguments.text is None:
         training, text = load_text(run)
-        if not len(text):
-            raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
+        require_held_out(run, text)
     else:
         lowercase = loaded.configuration.lowercase
         text = open_corpus(arguments.text, encoding=arguments.encoding, lowercase=lowercase)

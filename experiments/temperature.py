@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from charlm_jax.choices import MAX_EVALUATED, Checkpoint, Sampler
+from charlm_jax.choices import MAX_EVALUATED, MIN_TEXTS, Checkpoint, Sampler
 from charlm_jax.errors import InputError, require, require_count, require_seed, require_temperatures
 from charlm_jax.runs.command_line import folded, make_each, run_command, tell
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:  # what --help can do without
 
     from charlm_jax.runs.directory import RunDirectory
     from charlm_jax.runs.trained import LoadedRun
-
-_MIN_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ class Arguments:
         require_temperatures("--temperatures", self.temperatures)
         require("--encoding", self.encoding, not self.encoding or self.text is not None, "given with --text")
         require_count("--prompts", self.prompts)
-        least = f"at least {_MIN_PROMPTS}, since bootstrap intervals over fewer are too narrow"
-        require("--prompts", self.prompts, self.prompts >= _MIN_PROMPTS, least)
+        least = f"at least {MIN_TEXTS}, since bootstrap intervals over fewer are too narrow"
+        require("--prompts", self.prompts, self.prompts >= MIN_TEXTS, least)
         require_count("--length", self.length)
         require_count("--devices", self.devices)
         require_seed(self.seed)
@@ -96,7 +94,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     from charlm_jax.runs.devices import keep_compiled_programs, open_mesh
     from charlm_jax.runs.encoding import encoded, open_corpus, require_known
     from charlm_jax.runs.files import save_pictures, write_atomically, write_table
-    from charlm_jax.runs.trained import load_text, read_run, require_prediction
+    from charlm_jax.runs.trained import load_text, read_run, require_held_out, require_prediction
 
     mesh = open_mesh(arguments.devices, rows=arguments.prompts * len(arguments.temperatures))
     loaded = read_run(run, arguments.checkpoint)
@@ -108,6 +106,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
             open_corpus(arguments.text, encoding=arguments.encoding, lowercase=chosen.lowercase), vocabulary
         ).ids
     require_known(human, vocabulary)
+    require_held_out(run, human)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
     if len(training) > LIMIT:
@@ -157,7 +156,7 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     save_pictures(plot_sweep(sweep, calibration, title=title), folder, "temperature")
     write_atomically(folder / "temperature.md", f"{page}\n![Measures against temperature](temperature.svg)\n".encode())
     header, rows = sweep_table(sweep)
-    write_table(folder / "temperature.csv", header, rows, [title + note])
+    write_table(folder / "temperature.csv", header, rows, [f"{title}. Intervals: 95 %, over prompts.{note}"])
     drawn = {"epoch": _epoch(run, loaded.step), "step": loaded.step, "sampler": sampler}
     places = [(float(temperature), name) for temperature in sweep.temperatures for name in names]
     lines = [
@@ -180,7 +179,7 @@ def _places(characters: int, window: int, length: int, count: int) -> tuple["np.
         )
     note = ""
     if last < (count - 1) * (window + length):
-        fewer = "fewer --prompts, or " if count > _MIN_PROMPTS else ""
+        fewer = "fewer --prompts, or " if count > MIN_TEXTS else ""
         note = f" They are too narrow, because the human texts overlap: give {fewer}a longer --text."
     return np.linspace(0, last, count).astype(int), note
 

@@ -103,6 +103,9 @@ def test_a_run_that_failed_is_no_divergence_and_says_why():
 def test_any_grid_can_be_drawn(grid):
     """Numbers, a single run, or words: a mean for every combination and a dot for every run."""
     figure = plot_outcomes(grid, title="grid")
+    speed = figure.axes[3]
+    drawn = np.concatenate([line.get_ydata() for line in speed.lines])
+    assert speed.get_ylim()[1] > 1.03 * np.nanmax(drawn), "there is room above the highest"
     loss = figure.axes[0]
     dots = sum(np.size(line.get_xdata()) for line in loss.lines if line.get_alpha() == 0.5)
     assert dots == len(grid)

@@ -229,7 +229,7 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys, monkeypatch):
         with monkeypatch.context() as full:
             full.setattr(os, "fsync", Mock(side_effect=[*[None] * (2 * written), no_space]))
             assert call(*command, *flags) == 2
-        assert "No space left" in capsys.readouterr().err
+        assert f"{str(tmp_path / 'run')!r} cannot be written (No space left" in capsys.readouterr().err
         assert sorted(tmp_path.iterdir()) == before, "the failed attempt left nothing"
     assert call(*command, *flags) == 0
     assert "assuming 60 (--window)" in capsys.readouterr().err
@@ -253,6 +253,8 @@ def test_a_model_whose_record_cannot_be_written_is_not_left_alone(made, tmp_path
     assert "No space left" in capsys.readouterr().err
     assert not [*(tmp_path / "out").iterdir()]
     assert call(*command) == 0
+    assert call("convert", tmp_path / "out" / "model.safetensors", ".") == 2
+    assert "TARGET . cannot be used: it must be the name of a new file or directory" in capsys.readouterr().err
 
 
 def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):

@@ -94,7 +94,14 @@ def tiny_download(tmp_path, monkeypatch):
 def test_offline_says_what_was_tried_and_the_ways_out(tiny_download):
     with pytest.raises(InputError) as caught:
         load_corpus("tiny")
-    for part in ("cache", "http://127.0.0.1:9/tiny.txt", "connect", "CHARLM_JAX_DATA", "--corpus FILE", "python-docs"):
+    for part in (
+        "cache",
+        "http://127.0.0.1:9/tiny.txt",
+        "connect",
+        "CHARLM_JAX_DATA",
+        "a file of your own",
+        "python-docs",
+    ):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -91,6 +91,8 @@ def test_the_command(corpus, tmp_path, capsys):
         (["--hidden-sizes", "8"], "3 combinations are too few to fit 6 terms; give more sizes"),
         (["--predict", "8x8"], "--predict 8x8 cannot be used: it must be three numbers, such as 1024x256x8"),
         (["--batch-sizes", "0"], "--batch-sizes 0"),
+        (["--predict", "64x2x4"], "--predict 64x2x4 cannot be used: it must be of at least as many windows as devices"),
+        (["--hidden-sizes", "16", "16"], "--hidden-sizes 16 16 cannot be used: it must be numbers that all differ"),
         (["--batch-size", "8"], "--batch-size 8 cannot be used: it must be given as --batch-sizes"),
         (["--hidden-size", "8"], "--hidden-size 8 cannot be used: it must be given as --hidden-sizes"),
         (["--device-counts", "64"], "--device-counts 64 cannot be used: it must be at most"),

@@ -367,7 +367,7 @@ def test_temperature_says_that_a_model_predicts_nothing(corpus, tmp_path, capsys
 
 
 def test_temperature_says_what_texts_are_compared_with(trained, tmp_path, capsys, monkeypatch):
-    """Of a training text too long for it, the end; the page, the table and the figure's title say so."""
+    """Of a training text too long for it, the end; the page and the table say so."""
     monkeypatch.setattr("charlm_jax.analysis.baselines.LIMIT", 500)
     flags = ["--prompts", 8, "--length", 30, "--temperatures", 1, "--output", tmp_path]
     assert call("temperature", trained[0], *flags) == 0
@@ -435,7 +435,7 @@ def test_compare_lays_runs_side_by_side(corpus, trained, tmp_path, capsys):
     for bad, message in [
         ([elsewhere], "error: the run "),
         ([], "no run is named; give directories"),
-        ([tmp_path], "is not a run directory"),
+        ([tmp_path / "nothing"], "is not a run directory"),
         ([other, "--figure", "x.txt"], "ends in .svg or .png"),
         ([other, "--table", "x.txt"], "ends in .csv"),
         ([other, "--target", "nan"], "--target nan cannot be used"),
@@ -449,18 +449,21 @@ def test_compare_tells_runs_of_the_same_name_apart(trained, tmp_path, capsys):
     for grid in ("one", "_two"):
         shutil.copytree(trained[0], tmp_path / grid / "$_^$")
     figure = tmp_path / "figure.svg"
-    assert call("compare", *tmp_path.glob("*/*"), "--figure", figure) == 0
+    assert call("compare", tmp_path / "one", tmp_path / "_two", "--figure", figure) == 0
     _, *rows = capsys.readouterr().out.splitlines()
-    assert {row.split()[0] for row in rows} == {"one/$_^$", "_two/$_^$"}
+    assert [row.split()[0] for row in rows] == ["one/$_^$", "_two/$_^$"]
     drawn = figure.read_text()
     assert all(name in drawn for name in ("one/$_^$", "_two/$_^$"))
 
 
-def test_compare_says_why_a_run_has_no_held_out_loss(corpus, tmp_path, capsys):
+def test_commands_say_why_a_run_has_no_held_out_loss(corpus, tmp_path, capsys):
     flags = ["--corpus", corpus, *TINY, "--held-out-fraction", 0, "--run-dir", tmp_path / "run"]
     assert call("text_generation", *flags, "--epochs", 1) == 0
     assert call("compare", tmp_path / "run") == 2
     assert "has no held-out loss: none is held out; train another with --held-out-fr" in capsys.readouterr().err
+    for experiment in ("temperature", "evaluate"):
+        assert call(experiment, tmp_path / "run") == 2
+        assert "held out no text; name one with --text FILE" in capsys.readouterr().err
 
 
 def test_verify_names_what_is_bad(trained, tmp_path, capsys):

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -356,6 +357,33 @@ def test_a_directory_that_vanishes_or_cannot_be_written(begin, unbroken, tmp_pat
     ended = begin(privileged=False).wait()
     assert (ended.code, "Traceback" in ended.errors) == (2, False), ended
     assert f"the directory {str(tmp_path / 'run')!r} cannot be written (Permission denied)" in ended.errors
+
+
+def test_folders_that_cannot_be_read_are_not_empty_ones(begin, unbroken, tmp_path, monkeypatch):
+    """Neither a text's, part of which would be left out, nor one of states, the newest of which would be missed."""
+    text = tmp_path / "text"
+    (text / "part").mkdir(parents=True)
+    (text / "whole.txt").write_text("words of a text " * 100)
+    (text / "part").chmod(0)
+    ended = begin("--corpus", text, privileged=False).wait()
+    assert (ended.code, f"error: {str(text / 'part')!r} cannot be read: Permission denied" in ended.errors) == (2, True)
+    run = tmp_path / "run"
+    shutil.copytree(unbroken[0], run)
+    (run / "checkpoints").chmod(0)
+    ended = begin(privileged=False).wait()
+    assert (ended.code, "Permission denied" in ended.errors) == (2, True), ended
+    (run / "checkpoints").chmod(0o755)
+    listed = Path.iterdir
+
+    def forbidden(self):
+        if self == run / "best":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    verdicts = {finding.path: (finding.verdict, finding.problem) for finding in verify(RunDirectory(run))}
+    assert verdicts.pop(run / "best") == ("BAD", "it cannot be read (Permission denied)")
+    assert {verdict for verdict, _ in verdicts.values()} == {"ok"}
 
 
 def test_a_rotten_compilation_cache_is_survived(begin, commands, unbroken, tmp_path):

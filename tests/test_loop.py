@@ -29,6 +29,7 @@ from charlm_jax.runs.samples import _prompt
 from charlm_jax.runs.stop import stop_requests
 from charlm_jax.runs.train import train, train_together
 from charlm_jax.runs.trained import load_text, read_run
+from charlm_jax.runs.verification import verify
 
 TINY = Configuration(
     lowercase=True, window=10, stride=2, batch_size=16, hidden_size=8, epochs=2, sample_length=20, seed=3
@@ -573,6 +574,20 @@ def test_records_lost_during_training_do_not_cost_the_best_model(tiny, tmp_path)
     records.rename(RunDirectory(path).metrics)
     resumed = train(prepare(dataclasses.replace(tiny, epochs=3), path=path), path)
     assert [epoch.epoch for epoch in resumed] == [2, 3]
+
+
+def test_a_run_without_the_loss_of_an_epoch_is_not_resumed(tiny, tmp_path):
+    """The lowest may be the one that is missing, and a worse model would take the best one's place."""
+    run = RunDirectory(tmp_path / "run")
+    finish(tiny, run.path)
+    lines = run.metrics.read_text().splitlines(keepends=True)
+    assert '"evaluation", "epoch": 1' in lines[0]
+    run.metrics.write_text("".join(lines[1:]))
+    assert [finding.problem for finding in verify(run) if finding.path == run.metrics] == [
+        "it does not hold the held-out loss of every epoch once"
+    ]
+    with pytest.raises(InputError, match=r"does not hold each epoch up to step \d+ once \(missing: \[1\]\)"):
+        finish(dataclasses.replace(tiny, epochs=3), run.path)
 
 
 def test_going_back_has_an_end(tiny, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from faults import Command, begin_together, free_address, result
 
 from charlm_jax.errors import InputError
 from charlm_jax.mesh import data_mesh, replica_mesh
+from charlm_jax.runs import processes
 from charlm_jax.runs.checkpoints import state_files
 from charlm_jax.runs.directory import open_run
 from charlm_jax.runs.processes import agreed, everyones, joined, meeting, require_alike
@@ -270,6 +271,14 @@ def test_all_devices_of_a_mesh_meet():
         (replica_mesh(two, 1), ("replica", "data")),
     ):
         assert "all-reduce" in str(meeting(mesh, axes).lower().compile().as_text())
+
+
+def test_the_devices_along_every_axis_meet(monkeypatch):
+    met, mesh = list[object](), replica_mesh(jax.devices()[:2], 2)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "meeting", lambda _, axes: lambda: met.append(axes))
+    processes.meet(mesh)
+    assert met == ["replica", "data", ("replica", "data")]
 
 
 def test_a_process_that_fails_by_itself_says_so_and_the_others_stop(begin, corpus, commands, tmp_path):

@@ -44,5 +44,5 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     append_record(path, epoch(5))
     with path.open("a", errors="surrogateescape") as file:
         file.write(line + "\n")
-    with pytest.raises(InputError, match=r"metrics.jsonl' line 2 is not a record of a run; remove the line"):
+    with pytest.raises(InputError, match=r"metrics.jsonl' line 2 is not a record of a run; restore a copy"):
         read_records(path)

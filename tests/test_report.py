@@ -494,7 +494,7 @@ def test_odd_records_are_told_in_a_sentence_or_shown_as_they_are(copy):
     append_record(copy.metrics, {**odd, "epoch": 3, "seconds": 0})
     make_report("title", [gather(copy, "name", characters=10_000, picture_bytes=1000)])
     for changes, words in (
-        ({"epoch": 10**300, "seconds": 1}, "line 6 is not a record of a run; remove the line"),
+        ({"epoch": 10**300, "seconds": 1}, "line 6 is not a record of a run; restore a copy"),
         ({"epoch": 4, "seconds": -1}, "has an epoch .*; remove its line"),
     ):
         append_record(copy.metrics, {**odd, **changes})

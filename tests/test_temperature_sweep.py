@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
 from charlm_jax.analysis.calibration import Calibration
 from charlm_jax.analysis.temperature_page import plot_sweep, sweep_page, sweep_table
@@ -48,11 +49,27 @@ def test_a_difference_is_paired():
 
 
 def test_texts_without_a_statistic_are_left_out():
-    values = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])
+    """Of eight or more there is an interval, of fewer only a mean."""
+    values = np.full((3, 12), np.nan)
+    values[0, ::2] = values[1, ::2] = [1, 3, 1, 3, 1, 3]
+    values[0, 1:5:2] = [1, 3]
     mean, low, high = estimate(values)
-    np.testing.assert_array_equal(mean, [2, np.nan])
-    assert 1 <= low[0] <= 2 <= high[0] <= 3
-    assert np.isnan([low[1], high[1]]).all()
+    np.testing.assert_array_equal(mean, [2, 2, np.nan])
+    assert 1 <= low[0] < 2 < high[0] <= 3
+    assert np.isnan([low[1:], high[1:]]).all()
+
+
+def test_nothing_is_decided_by_a_few_texts():
+    """At 0.2 and 0.5 only seven texts have a word; they are told from no others, and are the nearest to none."""
+    sweep = sweep_of([0.5, 0.5, 0.3, 0.9, 0.05])
+    sweep.samples["known_words"][:2, 7:] = np.nan
+    assert [verdict.answer for verdict in verdicts(sweep)][2:4] == ["not decided"] * 2
+    evidence = "known words at 0.2 minus human text's: only 7 of 20 texts have both"
+    assert evidence in [verdict.evidence for verdict in verdicts(sweep)]
+    assert list(sweep.nearest("known_words")) == [0.8]
+    assert not set(sweep.alike("known_words")) & {0.2, 0.5}
+    sweep.samples["known_words"][:, 7:] = np.nan
+    assert not len(sweep.nearest("known_words"))
 
 
 def test_the_nearest_and_those_that_are_not_told_apart():
@@ -61,7 +78,8 @@ def test_the_nearest_and_those_that_are_not_told_apart():
     assert nearest in (0.8, 1.0)
     assert set(sweep.alike("entropy")) <= {0.8, 1.0}
     assert len(sweep.alike("entropy"))
-    tied = Sweep(TEMPERATURES, {"looped": np.array([[0.5], [0], [0], [0], [1.0]])}, {"looped": np.zeros(1)})
+    looped = np.tile([[0.5], [0], [0], [0], [1.0]], 8)
+    tied = Sweep(TEMPERATURES, {"looped": looped}, {"looped": np.zeros(8)})
     np.testing.assert_array_equal(tied.nearest("looped"), [0.5, 0.8, 1.0])
     nothing = Sweep(TEMPERATURES, {"looped": np.full((5, 1), np.nan)}, {"looped": np.zeros(1)})
     assert not len(nothing.nearest("looped"))
@@ -168,3 +186,6 @@ def test_a_sweep_of_one_temperature_is_drawn():
         drawn = [line for axes in figure.axes[: len(MEASURES)] for line in axes.lines]
         curves = [line for line in drawn if line.get_label() == "generated text"]
         assert [line.get_marker() for line in curves] == [marker] * len(MEASURES)
+        intervals = [drawn for axes in figure.axes for drawn in axes.collections if isinstance(drawn, LineCollection)]
+        assert len(intervals) == (len(MEASURES) if marker == "o" else 0)
+        assert figure.axes[len(MEASURES) + 1].get_visible(), "1.0 was tried"

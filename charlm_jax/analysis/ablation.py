@@ -163,6 +163,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, title: str) -> Figure:
     gap.set_ylabel("held-out minus training loss\n(nats per character)")
     cost.set_ylabel("parameters; FLOPs")
     speed.set_ylabel("characters read per second,\nall models trained together")
+    speed.axhline(0, lw=0)  # with the room that a figure leaves above what it shows
     speed.set_ylim(bottom=0)
     speed.yaxis.set_major_formatter(EngFormatter(sep=""))
     if not all(math.isnan(outcome.parameters) for outcome in outcomes):

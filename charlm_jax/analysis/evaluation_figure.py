@@ -44,7 +44,7 @@ def plot_evaluation(
             )  # fmt: skip
     shown = [*by_position, stream_loss, *(loss for loss in baselines.values() if loss < top)]
     context.set_ylim(min(shown) - 0.1 * (max(shown) - min(shown)))  # room for a name under the lowest line
-    context.xaxis.get_major_locator().set_params(integer=True)
+    context.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     context.set_xlabel("characters of context")
     context.set_ylabel("nats per character")
     context.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper right")  # hides the lines behind it

@@ -78,12 +78,13 @@ def plot_comparison(
     epochs = [comparison.epoch for comparison in comparisons]
     distances.plot(epochs, [1000 * each.distance for each in comparisons], "o-", color=VERMILION, ms=4, lw=1)
     widest = max(2 * tolerance, *(1.2 * abs(comparison.distance) for comparison in comparisons))
-    widest = min(widest, 4 * tolerance)  # cuts off this run too, if it diverged
+    if len(comparisons) > 1:
+        widest = min(widest, 4 * tolerance)  # cuts off this run too, if it diverged
     distances.set_ylim(-1000 * widest, 1000 * widest)
     distances.set_ylabel("distance from the\npublished band\n(0.001 nats)")
     distances.set_xlabel("epoch")
     distances.legend(frameon=False, loc="lower left", borderpad=0)
-    distances.xaxis.get_major_locator().set_params(integer=True)
+    distances.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure
 
 
@@ -115,6 +116,6 @@ def plot_losses(curves: Mapping[int, Curve], *, limits: tuple[float, float], lab
     axes.set_ylim(limits)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(axis="y", color=ink, alpha=0.15, lw=0.6)
     return figure

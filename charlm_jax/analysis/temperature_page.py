@@ -33,8 +33,9 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
             place.vlines(sweep.temperatures, samples.low, samples.high, color=VERMILION, lw=2)
         place.fill_between(sweep.temperatures, samples.low, samples.high, color=VERMILION, alpha=0.25, lw=0)
         place.plot(sweep.temperatures, samples.mean, label="generated text", **line)
-        for temperature in sweep.nearest(name)[:several]:  # the lowest of a tie
-            _mark(place, temperature, "nearest to human text")
+        nearest = sweep.nearest(name)
+        if several and len(nearest):
+            _mark(place, nearest[0], "nearest to human text")  # the lowest of a tie
         place.set_title(measure.label, fontsize=9)
     over_all, held_out = places[len(MEASURES) : panels]
     distances = sweep.distances()
@@ -44,14 +45,15 @@ def plot_sweep(sweep: Sweep, calibration: Calibration, *, title: str) -> Figure:
     over_all.set_title("distance from human text, all measures", fontsize=9)
     over_all.set_ylim(0, 1.02)
     tried = calibration.temperatures
-    shown = (sweep.temperatures[0] <= tried) & (tried <= sweep.temperatures[-1])
+    # Those tried are 3 % apart: one is near any temperature between them.
+    shown = (sweep.temperatures[0] <= 1.02 * tried) & (tried <= 1.02 * sweep.temperatures[-1])
     held_out.plot(tried[shown], calibration.losses[shown], **line | {"marker": marker(int(shown.sum()))})
     if shown[calibration.best]:
         _mark(held_out, tried[calibration.best], "lowest")
-    if shown.any():
-        held_out.set_title("loss on human text (nats/character)", fontsize=9)
-    for place in places[panels if shown.any() else panels - 1 :]:
+    held_out.set_title("loss on human text (nats/character)", fontsize=9)
+    for place in places[panels:]:
         place.set_axis_off()
+    held_out.set_visible(bool(shown.any()))
     for place in axes[-1]:
         place.set_xlabel("softmax temperature")
     for place in places:
@@ -113,8 +115,8 @@ def sweep_page(sweep: Sweep, calibration: Calibration, texts: Sequence[str], *, 
             "",
             summary[0].upper() + summary[1:],
             "",
-            *_markdown_table(["what the notebooks say", "", "evidence"], claims),
-            "",
+            *(_markdown_table(["what the notebooks say", "", "evidence"], claims) if claims else []),
+            *([""] if claims else []),
             *_markdown_table(["measure", "human text", "nearest at", "there", "not told from human at"], measures),
             "",
             *(f"- {measure.label}: {measure.definition}" for measure in MEASURES.values()),

@@ -11,6 +11,7 @@ from scipy.stats import bootstrap
 
 from charlm_jax.analysis.baselines import ORDER
 from charlm_jax.analysis.text_statistics import STATISTICS, Statistic
+from charlm_jax.choices import MIN_TEXTS
 
 MEASURES = {
     **STATISTICS,
@@ -40,11 +41,13 @@ def estimate(values: Float[np.ndarray, "*axes prompt"]) -> Estimate:
     """Return the mean over prompts, with a percentile bootstrap's interval (Efron and Tibshirani, 1993).
 
     All rows share the same resamples of prompts. If the values are differences between two texts after the same prompt,
-    the interval is paired. Texts that lack a statistic (nan) are left out; if all lack it, the estimate is nan.
+    the interval is paired. Texts that lack a statistic (nan) are left out; if fewer than `MIN_TEXTS` have it, there is
+    no interval (nan), and if none has, no mean either.
     """
+    few = np.sum(~np.isnan(values), axis=-1) < MIN_TEXTS
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # means of nothing are nan
         mean = np.nanmean(values, axis=-1)
-        if values.shape[-1] < 2:
+        if np.all(few):
             return Estimate(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
         found = bootstrap(
             (values,),
@@ -57,7 +60,7 @@ def estimate(values: Float[np.ndarray, "*axes prompt"]) -> Estimate:
         )
         # Not the interval that `found` has, which is nan if any resample has nothing but nan.
         low, high = np.nanpercentile(found.bootstrap_distribution, _INTERVAL, axis=-1)
-    return Estimate(mean, low, high)
+    return Estimate(mean, *(np.where(few, np.nan, bound) for bound in (low, high)))
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,16 @@ class Sweep:
         return self.samples[name] - self.human[name]
 
     def nearest(self, name: str) -> Float[np.ndarray, " nearest"]:
-        """Return the temperature at which the mean of a measure is nearest to human text's; all of a tie."""
+        """Return the temperature at which the mean of a measure is nearest to human text's; all of a tie.
+
+        Only those count at which at least `MIN_TEXTS` texts have the measure.
+        """
+        enough = np.sum(~np.isnan(self.differences(name)), axis=1) >= MIN_TEXTS
+        if not enough.any():
+            return self.temperatures[enough]
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # means of nothing are nan
             apart = np.abs(np.nanmean(self.samples[name], axis=1) - np.nanmean(self.human[name]))
+            apart = np.where(enough, apart, np.nan)
             return self.temperatures[np.isclose(apart, np.nanmin(apart), rtol=0, atol=1e-9)]
 
     def alike(self, name: str) -> Float[np.ndarray, " alike"]:
@@ -118,7 +128,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         claim: in words.
-        answer: `holds`, `does not hold`, or `not decided` if the interval allows both.
+        answer: `holds`, `does not hold`, or `not decided` if the interval allows both or texts lack the measure.
         evidence: in numbers.
     """
 
@@ -141,6 +151,9 @@ def verdicts(sweep: Sweep) -> list[Verdict]:
 
     def judge(claim: str, words: str, differences: np.ndarray, sign: int, margin: float = 0.0) -> None:
         if not differences.size:
+            return
+        if (known := np.sum(~np.isnan(differences))) < MIN_TEXTS:
+            found.append(Verdict(claim, "not decided", f"{words}: only {known} of {differences.size} texts have both"))
             return
         mean, low, high = (float(numbers[0]) for numbers in estimate(differences))
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
@@ -180,7 +193,8 @@ def _most_human(sweep: Sweep, place: int) -> Verdict:
     rivals = len(distances) - 1
     loses = float(np.mean(resampled[:, place] > resampled[:, best]))
     nearest = f"{sweep.temperatures[best]:g} is the nearest, at {distances[best]:.2f} (0: alike, 1: no overlap)"
-    own = f"{temperature:g} is at {distances[place]:.2f}; of resamples, it is nearest in {wins:.0%}"
+    own = f"{temperature:g} is at {distances[place]:.2f}; " if best != place else ""
+    own += f"of resamples, {temperature:g} is nearest in {wins:.0%}"
     own += f", and further than {sweep.temperatures[best]:g} in {loses:.0%}" if best != place else ""
     return Verdict(
         f"{temperature:g} is the most interesting temperature, if that means the most human.",

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from charlm_jax.errors import InputError, meant
 
@@ -130,7 +131,7 @@ def text_files(name: str) -> list[Path]:
     """Return the files of a text: the path itself, or all files of a folder that are not hidden, sorted by path.
 
     Raises:
-        InputError: the path does not exist, or its folder has no files or holds an encoded corpus.
+        InputError: the path does not exist, or its folder has no files, cannot be read or holds an encoded corpus.
     """
     path = Path(name)
     if not name or not path.exists():
@@ -145,8 +146,11 @@ def text_files(name: str) -> list[Path]:
             f"the folder {name!r} holds {IDS_FILE}, an encoded corpus that is unfinished or used where text is needed; "
             "run the same encode command again, or name the text it was made from"
         )
-    inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    files = [path / file for file in sorted(inside) if not any(part.startswith(".") for part in file.parts)]
+    inside = []
+    for folder, folders, names in os.walk(path, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside += [Path(folder, name).relative_to(path) for name in names if not name.startswith(".")]
+    files = [path / file for file in sorted(inside) if (path / file).is_file()]
     if not files:
         raise InputError(f"the folder {str(path)!r} has no text files; name another")
     return files
@@ -160,7 +164,11 @@ def _contents(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"{str(error.filename)!r} cannot be read: {error.strerror}") from error
 
 
 def _decode(content: bytes, encoding: str, source: str) -> str:

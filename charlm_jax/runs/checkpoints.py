@@ -9,7 +9,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -48,8 +47,12 @@ Spoiled = Callable[[Path, DamagedError], None]
 
 
 def state_files(folder: Path) -> dict[int, Path]:
-    """Return a folder's state files by step, the newest last."""
-    names = {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")}
+    """Return a folder's state files by step, the newest last; none if there is no such folder."""
+    try:
+        inside = [path.name for path in folder.iterdir()]  # `glob` takes a folder that cannot be read for an empty one
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    names = {name.removesuffix(SUFFIX): folder / name for name in inside if name.endswith(SUFFIX)}
     steps = sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
     return {step: names[str(step)] for step in steps}
 
@@ -128,13 +131,17 @@ def newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: 
         InputError: states were saved, but none is intact.
         OSError: one cannot be read now.
     """
-    for _ in range(_PATIENCE):
-        # One may be removed by the training process, which has written a newer one; a network's file system may list
-        # removed files for a while.
-        with suppress(FileNotFoundError):
+    waited = 0
+    while True:
+        try:
             return _newest_state(folders, like, identity, spoiled)
+        except FileNotFoundError:
+            # The training process has removed it, and written a newer one; a network's file system may list removed
+            # files for a while.
+            if waited == _PATIENCE:
+                raise
         time.sleep(1)
-    return _newest_state(folders, like, identity, spoiled)
+        waited += 1
 
 
 def _newest_state(folders: Sequence[Path], like: _State, identity: str, spoiled: Spoiled) -> _State | None:

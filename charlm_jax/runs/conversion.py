@@ -96,7 +96,7 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
 
     Raises:
         InputError: the file or its record is broken or says too little, or they and the flags disagree.
-        OSError: the directory cannot be written; nothing is left there.
+            Or the directory cannot be written; nothing is left there.
     """
     content = source.read_bytes()
     read = _read_torch if source.suffix == ".safetensors" else _read_keras
@@ -151,14 +151,18 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
     }
     # Made beside its place and renamed: it is there whole or not at all.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        whole = Path(folder, target.name)
-        with hold_run(whole, chosen, provenance) as run:
-            model = Model(make_network(chosen, vocabulary), parameters)
-            save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
-        whole.rename(target)
-    sync_names(target.parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            whole = Path(folder, target.name)
+            with hold_run(whole, chosen, provenance) as run:
+                model = Model(make_network(chosen, vocabulary), parameters)
+                save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
+            whole.rename(target)
+        sync_names(target.parent)
+    except (OSError, InputError) as error:
+        why = getattr(error.__cause__ or error, "strerror", error)
+        raise InputError(f"{str(target)!r} cannot be written ({why}); name another place") from error
 
 
 def _read_keras(content: bytes) -> tuple[Layers, GateActivation | None, int | None, bool | None]:

@@ -42,7 +42,7 @@ def read_records(path: Path, event: str | None = None) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         record = _record(line)
         if record is None:
-            raise InputError(f"{str(path)!r} line {number} is not a record of a run; remove the line")
+            raise InputError(f"{str(path)!r} line {number} is not a record of a run; restore a copy of the file")
         records.append(record)
     return records if event is None else [record for record in records if record.get("event") == event]
 

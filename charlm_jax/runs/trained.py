@@ -185,6 +185,12 @@ def read_run(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
     return LoadedRun(run.path, configuration, saved.model, vocabulary, int(saved.step))
 
 
+def require_held_out(run: RunDirectory, text: Integer[np.ndarray, " held_out"]) -> None:
+    """Raise an InputError if a run held out no text, or another is empty."""
+    if not len(text):
+        raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
+
+
 def require_prediction(run: LoadedRun, loss: float) -> None:
     """Raise an InputError unless a model's loss on a text, in nats per character, is finite."""
     if not math.isfinite(loss):

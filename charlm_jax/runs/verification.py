@@ -40,7 +40,8 @@ def verify(run: RunDirectory) -> Iterator[Finding]:
     """
     configuration = _judge(run.path / "config.json", run.configuration)
     provenance = _judge(run.path / "provenance.json", run.provenance)
-    metrics = _judge(run.metrics, lambda: _require_epochs(run))
+    held_out = not configuration.problem and run.configuration().held_out_fraction > 0
+    metrics = _judge(run.metrics, lambda: _require_epochs(run, held_out=held_out))
     recorded = not (configuration.problem or metrics.problem)
     samples = _judge(run.samples, lambda: _require_texts(run) if recorded else read_records(run.samples))
     for finding in (configuration, provenance, metrics, samples):
@@ -48,6 +49,9 @@ def verify(run: RunDirectory) -> Iterator[Finding]:
             yield finding
     known = not (configuration.problem or provenance.problem)
     for folder in run.states:
+        if (there := _judge(folder, lambda folder=folder: state_files(folder))).problem:
+            yield there
+            continue
         for path in state_files(folder).values():
             with suppress(FileNotFoundError):  # removed in the meantime by the process that trains
                 if known:
@@ -81,18 +85,34 @@ def _judge(path: Path, check: Callable[[], object]) -> Finding:
         check()
     except FileNotFoundError:
         raise  # it has been removed since it was listed
-    except (InputError, OSError) as error:
+    except OSError as error:
+        return Finding(path, "BAD", f"it cannot be read ({error.strerror})")
+    except InputError as error:
         return Finding(path, "BAD", str(error) if path.exists() or path.is_symlink() else "it is missing")
     return Finding(path, "ok")
 
 
-def _require_epochs(run: RunDirectory) -> None:
-    """Raise an InputError unless every epoch is recorded once; one that ends at the newest state may be missing."""
-    newest = max(state_files(run.checkpoints), default=0)
+def _require_epochs(run: RunDirectory, *, held_out: bool) -> None:
+    """Raise an InputError unless every epoch is recorded once; one that ends at the newest state may be missing.
+
+    If text is held out, each must have been evaluated, too.
+    """
+    newest = max(_listed(run.checkpoints) or {}, default=0)
     records = read_records(run.metrics, "epoch")
-    due = (newest - 1) // max(1, records[0]["step"]) if records else bool(state_files(run.best)) or run.samples.exists()
+    due = (newest - 1) // max(1, records[0]["step"]) if records else bool(_listed(run.best)) or run.samples.exists()
     if len(records) < due or [record["epoch"] for record in records] != list(range(1, len(records) + 1)):
         raise InputError("it does not hold every epoch once")
+    evaluated = [record["epoch"] for record in read_records(run.metrics, "evaluation")][: len(records)]
+    if held_out and evaluated != [record["epoch"] for record in records]:
+        raise InputError("it does not hold the held-out loss of every epoch once")
+
+
+def _listed(folder: Path) -> dict[int, Path] | None:
+    """Return a folder's state files, or None if it cannot be read, which is a finding by itself."""
+    try:
+        return state_files(folder)
+    except OSError:
+        return None
 
 
 def _require_texts(run: RunDirectory) -> None:
@@ -111,5 +131,6 @@ def _missing_states(run: RunDirectory) -> Iterator[Finding]:
     if losses:
         wanted.append((run.best, steps[losses.index(min(losses))]))
     for folder, step in wanted:
-        if max(state_files(folder), default=-1) < step:
+        listed = _listed(folder)
+        if listed is not None and max(listed, default=-1) < step:
             yield Finding(folder / f"{step}{SUFFIX}", "BAD", "it is recorded but missing")
