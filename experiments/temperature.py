@@ -101,12 +101,13 @@ def _measure(run: "RunDirectory", arguments: Arguments) -> None:
     chosen, vocabulary = loaded.configuration, loaded.vocabulary
     keep_compiled_programs()
     training, human = load_text(run)
-    if arguments.text is not None:
+    if arguments.text is None:
+        require_held_out(run, human)
+    else:
         human = encoded(
             open_corpus(arguments.text, encoding=arguments.encoding, lowercase=chosen.lowercase), vocabulary
         ).ids
     require_known(human, vocabulary)
-    require_held_out(run, human)
     window, length, count = chosen.window, arguments.length, arguments.prompts
     starts, note = _places(len(human), window, length, count)
     if len(training) > LIMIT:

@@ -95,8 +95,8 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         flags: the user's values for fields of the record, by name.
 
     Raises:
-        InputError: the file or its record is broken or says too little, or they and the flags disagree.
-            Or the directory cannot be written; nothing is left there.
+        InputError: the file or its record is broken or says too little, or they and the flags disagree; or the
+            directory cannot be written, and nothing is left there.
     """
     content = source.read_bytes()
     read = _read_torch if source.suffix == ".safetensors" else _read_keras

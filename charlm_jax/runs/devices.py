@@ -121,8 +121,10 @@ def device_memory(mesh: Mesh) -> int:
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"]
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    told = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) << 20  # where control groups of version 1 enforce it
-    limits = [there, *(limit for (limit,) in _limits("memory.max")), *([told] if told else [])]
+    limits = [there, *(limit for (limit,) in _limits("memory.max"))]
+    told = os.environ.get("SLURM_MEM_PER_NODE", "")  # in MiB; enforced by control groups of version 1, if not of 2
+    if told.isdecimal() and int(told):
+        limits.append(int(told) << 20)
     return min(limits) // len(mesh.local_devices)
 
 

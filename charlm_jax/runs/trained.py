@@ -186,7 +186,7 @@ def read_run(run: RunDirectory, checkpoint: Checkpoint = "best") -> LoadedRun:
 
 
 def require_held_out(run: RunDirectory, text: Integer[np.ndarray, " held_out"]) -> None:
-    """Raise an InputError if a run held out no text, or another is empty."""
+    """Raise an InputError if a run held out no text."""
     if not len(text):
         raise InputError(f"the run {str(run.path)!r} held out no text; name one with --text FILE")
 
