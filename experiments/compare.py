@@ -102,12 +102,12 @@ def main(flags: Sequence[str]) -> None:
 
     import numpy as np
 
-    from charlm_jax.runs.directory import choices_that_differ, find_runs, open_run, parent_of
+    from charlm_jax.runs.directory import choices_that_differ, find_runs, parent_of
     from charlm_jax.runs.files import write_table
 
-    named = [open_run(run.path.resolve()) for run in find_runs(*arguments.runs)]
+    named = find_runs(*arguments.runs)
     parent = parent_of(named)
-    courses = make_each(lambda run: read_course(run, str(run.path.relative_to(parent))), named)
+    courses = make_each(lambda run: read_course(run, str(run.path.resolve().relative_to(parent))), named)
     runs = [course.run for course in courses]
     target = courses[0].losses.min() if arguments.target is None else arguments.target
     differing = choices_that_differ(runs)

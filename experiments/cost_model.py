@@ -97,12 +97,13 @@ def main(flags: Sequence[str]) -> None:
     def with_sizes(hidden_size: int, batch_size: int) -> Configuration:
         return dataclasses.replace(arguments.configuration, hidden_size=hidden_size, batch_size=batch_size)
 
+    jobs = [prepare(with_sizes(*sizes), devices) for *sizes, devices in measurable]
+
     def step_of(hidden_size: int, batch_size: int, devices: int) -> Step:
         chosen = with_sizes(hidden_size, batch_size)
         network, sizes = make_network(chosen, jobs[0].vocabulary), {"batch_size": batch_size, "devices": devices}
         return Step.of(network, chosen.objective, window=chosen.window, **sizes)
 
-    jobs = [prepare(with_sizes(*sizes), devices) for *sizes, devices in measurable]
     steps = [step_of(*sizes) for sizes in measurable]
     for sizes in arguments.predict if len(counts) == 1 else ():
         told = int(sizes.split("x")[2]) == counts[0]

@@ -238,6 +238,8 @@ def test_what_no_file_says_the_flags_do(tmp_path, capsys, monkeypatch):
     assert (loaded.configuration.lowercase, loaded.configuration.window) == (True, 60)
     assert call(*command[:2], tmp_path / "other", *flags, "--window", 7) == 0
     assert read_run(open_run(tmp_path / "other")).configuration.window == 7
+    assert call("convert", source, ".") == 2
+    assert "TARGET . cannot be used: it must be the name of a new file or directory" in capsys.readouterr().err
     assert call("convert", tmp_path / "run", tmp_path / "model.keras", "--window", 7) == 2
     assert "--window 7 cannot be used: it must be omitted where a run becomes a file" in capsys.readouterr().err
 
@@ -253,8 +255,6 @@ def test_a_model_whose_record_cannot_be_written_is_not_left_alone(made, tmp_path
     assert "No space left" in capsys.readouterr().err
     assert not [*(tmp_path / "out").iterdir()]
     assert call(*command) == 0
-    assert call("convert", tmp_path / "out" / "model.safetensors", ".") == 2
-    assert "TARGET . cannot be used: it must be the name of a new file or directory" in capsys.readouterr().err
 
 
 def test_weights_that_may_be_of_either_keras_are_refused_where_that_matters(tmp_path, capsys):

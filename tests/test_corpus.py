@@ -1,4 +1,7 @@
+import errno
 import hashlib
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -73,6 +76,15 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch, name, options, mess
     (tmp_path / "text.txt").write_text("text")
     with pytest.raises(InputError, match=message):
         load_corpus(name, **options)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_named(tmp_path, monkeypatch):
+    """The error of a failing disk, unlike that of a missing file, does not say which it was."""
+    path = tmp_path / "a.txt"
+    path.touch()
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(InputError, match=r"a.txt' cannot be read: Input/output error"):
+        load_corpus(str(path))
 
 
 def test_a_folder_without_text(tmp_path):

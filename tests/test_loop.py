@@ -23,7 +23,7 @@ from charlm_jax.runs import train as training
 from charlm_jax.runs.assembly import prepare, state_shapes
 from charlm_jax.runs.checkpoints import outdated, read_state, state_files
 from charlm_jax.runs.configuration import Configuration
-from charlm_jax.runs.directory import RunDirectory, open_run
+from charlm_jax.runs.directory import RunDirectory, find_runs, open_run
 from charlm_jax.runs.records import read_records
 from charlm_jax.runs.samples import _prompt
 from charlm_jax.runs.stop import stop_requests
@@ -363,6 +363,11 @@ def test_what_is_no_run_is_named_for_what_it_is(tiny, tmp_path):
         open_run(path.parent)
     with pytest.raises(InputError, match="it does not exist; name one"):
         open_run(tmp_path / "nowhere")
+    assert [run.path for run in find_runs(path.parent)] == [path]
+    hidden = path.rename(path.parent / ".run.unfinished")
+    with pytest.raises(InputError, match="and holds none"):
+        find_runs(path.parent)
+    hidden.rename(path)
     (path / "config.json").unlink()
     for use in (open_run, lambda path: finish(tiny, path)):
         with pytest.raises(InputError, match=r"it was one, but its config.json is missing; restore a copy"):

@@ -164,11 +164,11 @@ def _contents(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        _refuse(error)
+        _refuse(error, file)
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise InputError(f"{str(error.filename)!r} cannot be read: {error.strerror}") from error
+def _refuse(error: OSError, place: Path | None = None) -> NoReturn:
+    raise InputError(f"{str(place or error.filename)!r} cannot be read: {error.strerror}") from error
 
 
 def _decode(content: bytes, encoding: str, source: str) -> str:

@@ -150,13 +150,13 @@ def make_run(source: Path, target: Path, flags: Mapping[str, Any]) -> None:
         "init_from": None,
         "converted_from": {"file": str(source.resolve()), "sha256": hashlib.sha256(content).hexdigest()},
     }
+    model = Model(make_network(chosen, vocabulary), parameters)
     # Made beside its place and renamed: it is there whole or not at all.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             whole = Path(folder, target.name)
             with hold_run(whole, chosen, provenance) as run:
-                model = Model(make_network(chosen, vocabulary), parameters)
                 save_state(run.checkpoints, Snapshot(jnp.int32(0), model), run.identity())
             whole.rename(target)
         sync_names(target.parent)

@@ -139,8 +139,8 @@ def open_run(path: Path) -> RunDirectory:
 def find_runs(*paths: Path) -> list[RunDirectory]:
     """Open the runs at some paths, each of which is a run or a directory of runs and grids.
 
-    The runs of a directory are in natural order (2 before 10). A run that is found twice is returned once. Links in a
-    directory are not followed.
+    The runs of a directory are in natural order (2 before 10). A run that is found twice is returned once. Links and
+    hidden folders in a directory, such as an unfinished conversion's, are not followed.
 
     Raises:
         InputError: no path is given, or there is no run at one.
@@ -152,8 +152,8 @@ def find_runs(*paths: Path) -> list[RunDirectory]:
 
 
 def parent_of(runs: Sequence[RunDirectory]) -> Path:
-    """Return the deepest folder that holds all of some runs; their paths must be absolute."""
-    return Path(os.path.commonpath([run.path.parent for run in runs]))
+    """Return the deepest folder that holds all of some runs, as an absolute path."""
+    return Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
 
 
 def _runs_at(path: Path) -> list[RunDirectory]:
@@ -170,7 +170,8 @@ def _runs_in(path: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return [inside for inside in path.iterdir() if inside.is_dir() and not inside.is_symlink()]
+    inside = [each for each in path.iterdir() if each.is_dir() and not each.is_symlink()]
+    return [each for each in inside if not each.name.startswith(".")]
 
 
 @contextmanager

@@ -35,13 +35,18 @@ def is_held(folder: Path) -> bool:
 
 
 @contextmanager
-def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
+def hold_folder(what: str, folder: Path, *inside: Path) -> Iterator[None]:
     """Lock a folder for this process, and remove what dead processes left unfinished there or in the folders `inside`.
 
     The lock ends with the process, however that ends, so it is never stale; its file names the process.
 
+    Args:
+        what: what a message calls the folder, such as its flag.
+        folder: to lock.
+        inside: folders in it.
+
     Raises:
-        InputError: another process holds it; the message names that process, and the flag.
+        InputError: another process holds it; the message names that process.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     with os.fdopen(descriptor, "r+") as file:
@@ -49,7 +54,7 @@ def hold_folder(flag: str, folder: Path, *inside: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{flag} {str(folder)!r} is being written by {file.read() or 'another process'}; "
+                f"{what} {str(folder)!r} is being written by {file.read() or 'another process'}; "
                 "wait until it ends, stop it, or name another directory"
             ) from error
         except OSError as error:  # a file system without locks

@@ -62,7 +62,7 @@ def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) 
     """Drop the records that a restored step makes obsolete; return whether the epoch that ends at it lacks its own.
 
     Raises:
-        InputError: an earlier epoch's record is missing or duplicated; nothing is dropped.
+        InputError: an earlier epoch's record or held-out loss is missing or duplicated; nothing is dropped.
     """
     held_out = run.configuration().held_out_fraction > 0
     ends_epoch = step > 0 and step % steps_per_epoch == 0
@@ -71,9 +71,10 @@ def drop_unfinished_records(run: RunDirectory, step: int, steps_per_epoch: int) 
     epochs = [record["epoch"] for record in records if record["step"] <= step]
     due = list(range(1, step // steps_per_epoch + 1 - unrecorded))
     evaluated = [record["epoch"] for record in read_records(run.metrics, "evaluation") if record["epoch"] in due]
-    if epochs != due or (held_out and evaluated != due):
+    recorded = [epochs, evaluated] if held_out else [epochs]
+    if any(each != due for each in recorded):
         # The lowest loss decides which model is the best: if one were missing, a worse model might replace it.
-        missing = sorted(set(due) - (set(epochs) & set(evaluated) if held_out else set(epochs))) or "none"
+        missing = sorted(set(due).difference(set.intersection(*map(set, recorded)))) or "none"
         raise InputError(
             f"{str(run.metrics)!r} does not hold each epoch up to step {step} once (missing: {missing}); restore a "
             f"copy, or start another run from this one's model: --init-from {run.path} --run-dir OTHER"

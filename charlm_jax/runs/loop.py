@@ -273,7 +273,7 @@ def _diverged(job: Job, step: int, path: Path, what: str) -> str:
 
 def _unstable(job: Job, losses: list[float], path: Path) -> str:
     uniform = math.log(len(job.vocabulary))
-    can_roll_back = job.configuration.on_divergence == "warn" and len(job.held_out_ids)
+    can_roll_back = job.configuration.on_divergence == "warn" and len(job.held_out_ids) > 0
     rollback = ", or --on-divergence rollback" if can_roll_back else ""
     reference = f"the lowest, {min(losses):.4f}" if min(losses) < uniform else f"a uniform guess's, {uniform:.4f}"
     return (

@@ -34,9 +34,8 @@ class Finding:
 def verify(run: RunDirectory) -> Iterator[Finding]:
     """Check a run's configuration, provenance, records and states, each array of a state by its SHA-256.
 
-    States and texts that are recorded but missing are found, too.
-
-    Only the newest and the best state have to exist; others are checked if they do.
+    States and texts that are recorded but missing are found, too. Only the newest and the best state have to exist;
+    others are checked if they do.
     """
     configuration = _judge(run.path / "config.json", run.configuration)
     provenance = _judge(run.path / "provenance.json", run.provenance)
